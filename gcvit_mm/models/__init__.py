@@ -1,0 +1,5 @@
+"""The backbone and its parts."""
+
+from .gcvit import ARCHS, GCViT
+
+__all__ = ['ARCHS', 'GCViT']

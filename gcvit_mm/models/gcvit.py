@@ -1,0 +1,443 @@
+"""GC ViT, the Global Context Vision Transformer, as a backbone (https://arxiv.org/abs/2206.09959).
+
+Maps are channels-last, (B, H, W, C), inside the stages; convolutions see (B, C, H, W) views of them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as cp
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+
+from .attention import WindowAttention, resolve_attention
+from .windows import relative_position_index
+
+_TINY = dict(
+    dim=64,
+    depths=(3, 4, 19, 5),
+    num_heads=(2, 4, 8, 16),
+    mlp_ratio=3,
+    layer_scale=None,
+    drop_path_rate=0.2,
+)
+_SMALL = dict(
+    dim=96,
+    depths=(3, 4, 19, 5),
+    num_heads=(3, 6, 12, 24),
+    mlp_ratio=2,
+    layer_scale=1e-5,
+    drop_path_rate=0.3,
+)
+ARCHS = {
+    'xxtiny': {**_TINY, 'depths': (2, 2, 6, 2)},
+    'xtiny': {**_TINY, 'depths': (3, 4, 6, 5)},
+    'tiny': _TINY,
+    'tiny2': {**_TINY, 'depths': (3, 4, 29, 5), 'drop_path_rate': 0.25},
+    'small': _SMALL,
+    'small2': {**_SMALL, 'depths': (3, 4, 23, 5), 'mlp_ratio': 3, 'drop_path_rate': 0.35},
+    'base': {**_SMALL, 'dim': 128, 'num_heads': (4, 8, 16, 32), 'drop_path_rate': 0.5},
+    'large': {**_SMALL, 'dim': 192, 'num_heads': (6, 12, 24, 48), 'drop_path_rate': 0.5},
+}
+"""The published variants; ``drop_path_rate`` is the one of their ImageNet training."""
+
+STRIDES = (4, 8, 16, 32)
+
+
+class SqueezeExcite(nn.Module):
+    """Channel gate from the map's mean: linear, GELU, linear, sigmoid; no biases."""
+
+    def __init__(self, dim: int, ratio: float = 0.25) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, int(dim * ratio), bias=False)
+        self.fc2 = nn.Linear(int(dim * ratio), dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        gate = self.fc2(F.gelu(self.fc1(x.mean(dim=(2, 3))))).sigmoid()
+        return x * gate[:, :, None, None]
+
+
+class MBConv(nn.Module):
+    """Residual depthwise 3x3, GELU, squeeze-excite, pointwise 1x1; no biases, no norms."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv_dw = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.se = SqueezeExcite(dim)
+        self.conv_pw = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
+        return x + self.conv_pw(self.se(F.gelu(self.conv_dw(x))))
+
+
+class Downsample(nn.Module):
+    """Halve a map, (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), out_dim)."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.conv = MBConv(dim)
+        self.reduction = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, bias=False)
+        self.norm2 = nn.LayerNorm(out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x).permute(0, 3, 1, 2)
+        return self.norm2(self.reduction(self.conv(x)).permute(0, 2, 3, 1))
+
+
+class Stem(nn.Module):
+    """Image to the first map, (B, in_channels, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, dim, 3, stride=2, padding=1)
+        self.down = Downsample(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.conv(x).permute(0, 2, 3, 1))
+
+
+class GlobalQuery(nn.Module):
+    """The query that all windows of an image share, from the stage's input map.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads.
+        window_size: Side of a window, in cells.
+        pools: One MBConv per entry; True where a 3x3 max-pool of stride 2 follows it.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, pools: Sequence[bool]) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.pools = tuple(pools)
+        self.convs = nn.ModuleList(MBConv(dim) for _ in self.pools)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, heads, N, C / heads), N = window_size ** 2."""
+        x = x.permute(0, 3, 1, 2)
+        for conv, pool in zip(self.convs, self.pools, strict=True):
+            x = conv(x)
+            if pool:
+                x = F.max_pool2d(x, 3, stride=2, padding=1)
+        if x.shape[2:] != (self.window_size, self.window_size):
+            size = (self.window_size, self.window_size)
+            x = F.interpolate(x, size, mode='bicubic', align_corners=False)
+        return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Drop the residual branch of whole items of a batch, at random, while training."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask / keep
+
+
+class Block(nn.Module):
+    """Attention and MLP, each normalised before, optionally scaled, and added."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        global_query: bool,
+        mlp_ratio: float,
+        layer_scale: float | None,
+        drop_path: float,
+        attn_impl: str,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = WindowAttention(dim, num_heads, window_size, global_query, attn_impl)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        gamma = None if layer_scale is None else torch.full((2, dim), float(layer_scale))
+        self.gamma1, self.gamma2 = (
+            (None, None) if gamma is None else (nn.Parameter(g.clone()) for g in gamma)
+        )
+
+    def forward(self, x: Tensor, index: Tensor, q_global: Tensor | None) -> Tensor:
+        x = x + self.drop_path(_scale(self.attn(self.norm1(x), index, q_global), self.gamma1))
+        return x + self.drop_path(_scale(self.mlp(self.norm2(x)), self.gamma2))
+
+
+def _scale(x: Tensor, gamma: Tensor | None) -> Tensor:
+    return x if gamma is None else x * gamma
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution: even ones attend locally, odd ones with the global query."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int,
+        pools: Sequence[bool],
+        drop_paths: Sequence[float],
+        mlp_ratio: float,
+        layer_scale: float | None,
+        attn_impl: str,
+        with_cp: bool,
+        downsample: bool,
+    ) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        # One index for the stage, and none in checkpoints, which then fit any window.
+        self.register_buffer('index', relative_position_index(window_size), persistent=False)
+        # A stage of one block has no global attention to ask for the query.
+        has_global = len(drop_paths) > 1
+        self.global_query = GlobalQuery(dim, num_heads, window_size, pools) if has_global else None
+        self.blocks = nn.ModuleList(
+            Block(
+                dim,
+                num_heads,
+                window_size,
+                global_query=i % 2 == 1,
+                mlp_ratio=mlp_ratio,
+                layer_scale=layer_scale,
+                drop_path=rate,
+                attn_impl=attn_impl,
+            )
+            for i, rate in enumerate(drop_paths)
+        )
+        self.downsample = Downsample(dim, 2 * dim) if downsample else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); the caller downsamples, after it took its output."""
+        q_global = self.global_query(x) if self.global_query else None
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = cp.checkpoint(block, x, self.index, q_global, use_reentrant=False)
+            else:
+                x = block(x, self.index, q_global)
+        return x
+
+
+@MODELS.register_module()
+class GCViT(BaseModule):
+    """Global Context Vision Transformer, a backbone with a feature pyramid for images of any size.
+
+    Args:
+        arch: A key of ``ARCHS``, or a dict with exactly the keys dim, depths, num_heads, mlp_ratio,
+            layer_scale and drop_path_rate.
+        window_size: Side of the windows in cells, for all stages or one per stage. None is the
+            ImageNet setting of 224 pixels: 7, 7, 14, 7.
+        out_indices: Stages whose maps are returned, ascending. Stages behind the last one are not
+            built.
+        pretrain_size: Side in pixels of the images that the weights were trained on. It decides
+            whether the third stage's global query is pooled (no parameter tells).
+        drop_path_rate: Rate of the last block, rising linearly from 0 at the first; None takes the
+            arch's.
+        frozen_stages: 0 freezes the stem, i > 0 also the first i stages with their output norms;
+            -1 freezes nothing.
+        norm_eval: Keep norm layers in evaluation mode while training. GC ViT's own are LayerNorms,
+            which compute the same in both modes.
+        with_cp: Recompute the blocks' activations in the backward pass to save memory.
+        attn_impl: 'auto', 'eager' or 'sdpa'.
+        in_channels: Channels of the images.
+        init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=FILE)`` takes
+            official, timm's and this package's files; see ``gcvit_mm.checkpoint.load_pretrained``
+            for its options.
+
+    Attributes:
+        out_channels: Channels of each returned map.
+        out_strides: Input pixels per cell of each returned map.
+
+    Raises:
+        ValueError: An argument is none of the valid choices, which the message lists.
+
+    Examples:
+        >>> model = GCViT('xxtiny').eval()
+        >>> [tuple(x.shape) for x in model(torch.zeros(1, 3, 250, 333))]
+        [(1, 64, 63, 84), (1, 128, 32, 42), (1, 256, 16, 21), (1, 512, 8, 11)]
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping,
+        *,
+        window_size: int | Sequence[int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        pretrain_size: int = 224,
+        drop_path_rate: float | None = None,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        attn_impl: str = 'auto',
+        in_channels: int = 3,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        settings = _arch_settings(arch)
+        windows = _window_sizes(window_size)
+        self.out_indices = _check_out_indices(out_indices)
+        if frozen_stages not in range(-1, 5):
+            raise ValueError(
+                f'frozen_stages={frozen_stages} is unknown: choose -1, 0, 1, 2, 3 or 4'
+            )
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.attn_impl = resolve_attention(attn_impl)
+
+        rate = settings['drop_path_rate'] if drop_path_rate is None else drop_path_rate
+        if not 0 <= rate < 1:
+            raise ValueError(f'drop_path_rate={rate} is not in [0, 1)')
+        depths = settings['depths']
+        rates = iter(torch.linspace(0, rate, sum(depths)).tolist())
+        drop_paths = [[next(rates) for _ in range(depth)] for depth in depths]
+        # The third stage's query keeps its size where it is window-sized on the images of the
+        # pre-training, by the window alone.
+        pools = ([True] * 3, [True] * 2, [windows[2] != pretrain_size // 16], [False])
+
+        dim, last = settings['dim'], self.out_indices[-1]
+        dims = [dim * 2**i for i in range(4)]
+        self.stem = Stem(in_channels, dim)
+        self.stages = nn.ModuleList(
+            Stage(
+                dims[i],
+                settings['num_heads'][i],
+                windows[i],
+                pools[i],
+                drop_paths[i],
+                mlp_ratio=settings['mlp_ratio'],
+                layer_scale=settings['layer_scale'],
+                attn_impl=self.attn_impl,
+                with_cp=with_cp,
+                downsample=i < last,
+            )
+            for i in range(last + 1)
+        )
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
+        self.out_channels = tuple(dims[i] for i in self.out_indices)
+        self.out_strides = tuple(STRIDES[i] for i in self.out_indices)
+
+        self.apply(_init_module)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+
+    def init_weights(self) -> None:
+        """Load ``init_cfg``'s checkpoint, of whatever naming and windows, and report on every key.
+
+        Raises:
+            gcvit_mm.errors.UserError: The file is missing, damaged, or not of this model.
+        """
+        if isinstance(self.init_cfg, Mapping) and self.init_cfg['type'] == 'Pretrained':
+            from ..checkpoint import load_pretrained
+
+            options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
+            load_pretrained(self, **options)
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature pyramid.
+
+        Args:
+            x: Images of shape (B, in_channels, H, W), any H and W of at least one pixel.
+
+        Returns:
+            A map of shape (B, out_channels[j], ceil(H / s), ceil(W / s)), s = out_strides[j], for
+            each entry j of ``out_indices``.
+        """
+        outs = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                out = self.get_submodule(f'norm{i}')(x)
+                outs.append(out.permute(0, 3, 1, 2).contiguous())
+            if stage.downsample is not None:
+                x = stage.downsample(x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> 'GCViT':
+        """Set the mode; frozen parts, and norms with ``norm_eval``, stay in evaluation mode."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._NormBase):
+                    module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        norms = [self.get_submodule(f'norm{i}') for i in self.out_indices if i < self.frozen_stages]
+        return [self.stem, *self.stages[: self.frozen_stages], *norms]
+
+
+def _init_module(module: nn.Module) -> None:
+    """Initialise as the paper's authors do; convolutions keep PyTorch's default."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, WindowAttention):
+        nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+
+
+def _arch_settings(arch: str | Mapping) -> Mapping:
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ValueError(f'arch={arch!r} is unknown: choose one of {list(ARCHS)}')
+        return ARCHS[arch]
+    keys = set(_TINY)
+    if not isinstance(arch, Mapping) or set(arch) != keys:
+        given = sorted(arch) if isinstance(arch, Mapping) else arch
+        raise ValueError(
+            f'arch is one of {list(ARCHS)} or a dict with exactly the keys {sorted(keys)}, '
+            f'not {given}'
+        )
+    for key in ('depths', 'num_heads'):
+        if len(arch[key]) != 4 or min(arch[key]) < 1:
+            raise ValueError(f'arch[{key!r}] must hold 4 positive numbers, not {arch[key]}')
+    for i, heads in enumerate(arch['num_heads']):
+        if arch['dim'] * 2**i % heads:
+            raise ValueError(f'stage {i} has {arch["dim"] * 2**i} channels for {heads} heads')
+    return arch
+
+
+def _window_sizes(window_size: int | Sequence[int] | None) -> tuple[int, ...]:
+    if window_size is None:
+        return 7, 7, 14, 7
+    windows = (window_size,) * 4 if isinstance(window_size, int) else tuple(window_size)
+    if len(windows) != 4 or min(windows) < 1:
+        raise ValueError(f'window_size must be a positive int or 4 of them, not {window_size}')
+    return windows
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    indices = tuple(out_indices)
+    if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(4)):
+        raise ValueError(f'out_indices must be ascending numbers out of 0, 1, 2, 3, not {indices}')
+    return indices
