@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from .windows import partition, unpartition
 
 
@@ -42,12 +43,12 @@ def resolve_attention(name: str) -> str:
     """The implementation that ``name`` stands for; 'auto' is the fastest that is available.
 
     Raises:
-        ValueError: ``name`` is not 'auto' or a key of ``ATTENTION``.
+        ArgumentError: ``name`` is not 'auto' or a key of ``ATTENTION``.
     """
     if name == 'auto':
         return 'sdpa'
     if name not in ATTENTION:
-        raise ValueError(f'attn_impl={name!r} is unknown: choose one of {["auto", *ATTENTION]}')
+        raise ArgumentError(f'attn_impl={name!r} is unknown: choose one of {["auto", *ATTENTION]}')
     return name
 
 

@@ -1,6 +1,6 @@
 """GC ViT, the Global Context Vision Transformer, as a backbone (https://arxiv.org/abs/2206.09959).
 
-Maps are channels-last, (B, H, W, C), inside the stages; convolutions see (B, C, H, W) views of them.
+Inside the stages maps are channels-last, (B, H, W, C); convolutions see (B, C, H, W) views.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
 from .attention import WindowAttention, resolve_attention
 from .windows import relative_position_index
 
@@ -270,7 +271,7 @@ class GCViT(BaseModule):
         out_strides: Input pixels per cell of each returned map.
 
     Raises:
-        ValueError: An argument is none of the valid choices, which the message lists.
+        ArgumentError: An argument is none of the valid choices; also a ValueError.
 
     Examples:
         >>> model = GCViT('xxtiny').eval()
@@ -298,7 +299,7 @@ class GCViT(BaseModule):
         windows = _window_sizes(window_size)
         self.out_indices = _check_out_indices(out_indices)
         if frozen_stages not in range(-1, 5):
-            raise ValueError(
+            raise ArgumentError(
                 f'frozen_stages={frozen_stages} is unknown: choose -1, 0, 1, 2, 3 or 4'
             )
         self.frozen_stages = frozen_stages
@@ -307,7 +308,7 @@ class GCViT(BaseModule):
 
         rate = settings['drop_path_rate'] if drop_path_rate is None else drop_path_rate
         if not 0 <= rate < 1:
-            raise ValueError(f'drop_path_rate={rate} is not in [0, 1)')
+            raise ArgumentError(f'drop_path_rate={rate} is not in [0, 1)')
         depths = settings['depths']
         rates = iter(torch.linspace(0, rate, sum(depths)).tolist())
         drop_paths = [[next(rates) for _ in range(depth)] for depth in depths]
@@ -409,21 +410,21 @@ def _init_module(module: nn.Module) -> None:
 def _arch_settings(arch: str | Mapping) -> Mapping:
     if isinstance(arch, str):
         if arch not in ARCHS:
-            raise ValueError(f'arch={arch!r} is unknown: choose one of {list(ARCHS)}')
+            raise ArgumentError(f'arch={arch!r} is unknown: choose one of {list(ARCHS)}')
         return ARCHS[arch]
     keys = set(_TINY)
     if not isinstance(arch, Mapping) or set(arch) != keys:
         given = sorted(arch) if isinstance(arch, Mapping) else arch
-        raise ValueError(
+        raise ArgumentError(
             f'arch is one of {list(ARCHS)} or a dict with exactly the keys {sorted(keys)}, '
             f'not {given}'
         )
     for key in ('depths', 'num_heads'):
         if len(arch[key]) != 4 or min(arch[key]) < 1:
-            raise ValueError(f'arch[{key!r}] must hold 4 positive numbers, not {arch[key]}')
+            raise ArgumentError(f'arch[{key!r}] must hold 4 positive numbers, not {arch[key]}')
     for i, heads in enumerate(arch['num_heads']):
         if arch['dim'] * 2**i % heads:
-            raise ValueError(f'stage {i} has {arch["dim"] * 2**i} channels for {heads} heads')
+            raise ArgumentError(f'stage {i} has {arch["dim"] * 2**i} channels for {heads} heads')
     return arch
 
 
@@ -432,12 +433,12 @@ def _window_sizes(window_size: int | Sequence[int] | None) -> tuple[int, ...]:
         return 7, 7, 14, 7
     windows = (window_size,) * 4 if isinstance(window_size, int) else tuple(window_size)
     if len(windows) != 4 or min(windows) < 1:
-        raise ValueError(f'window_size must be a positive int or 4 of them, not {window_size}')
+        raise ArgumentError(f'window_size must be a positive int or 4 of them, not {window_size}')
     return windows
 
 
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     indices = tuple(out_indices)
     if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(4)):
-        raise ValueError(f'out_indices must be ascending numbers out of 0, 1, 2, 3, not {indices}')
+        raise ArgumentError(f'out_indices must ascend within 0, 1, 2, 3, not {indices}')
     return indices

@@ -1,0 +1,71 @@
+# `make demo` and `make test` do all the set-up they need, in the active virtual environment or
+# else in .venv. To use another Python: `make demo PYTHONS=/path/to/python3.12`.
+PYTHONS = python3 python3.12 python3.11
+PYTEST_ARGS = -q
+
+ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
+ENV := $(or $(ACTIVE),$(CURDIR)/.venv)
+PY := "$(ENV)/bin/python"
+
+# The stamp of a finished set-up names what it was made from, the path too: the install is editable.
+STAMP := $(ENV)/.gcvit_mm-$(shell { pwd; cat setup.py constraints.txt; } | cksum | cut -d' ' -f1)
+
+# The versions that constraints.txt is tested with.
+IS_TESTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))
+
+# The only packages without a wheel; they are pure Python. Everything else must come as a wheel.
+SOURCES := onedl-mmcv,onedl-mmdetection,onedl-mmpretrain,onedl-mmsegmentation
+
+.PHONY: setup install env demo test lint
+
+setup:
+	@test -e "$(STAMP)" || $(MAKE) --no-print-directory install
+
+demo: setup
+	$(PY) tools/demo.py
+
+test: setup
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+# The environments that pip builds packages in are pinned too, and must not see torch: mmcv compiles
+# its operators where it finds torch.
+install: export PIP_CONSTRAINT = constraints.txt
+install: export PIP_BUILD_CONSTRAINT = constraints.txt
+unexport PIP_NO_BUILD_ISOLATION
+
+install: env
+	@if $(PY) -m pip show mmengine mmcv mmcv-lite mmdet mmsegmentation mmpretrain 2>/dev/null \
+	        | grep '^Name:'; then \
+	    echo "$(ENV) holds these packages of OpenMMLab, which the onedl packages would overwrite:" \
+	        'deactivate it (.venv is made then) or activate another environment.' >&2; exit 1; \
+	fi
+	@echo 'Installing into $(ENV): several minutes, 3.5 GB to download and 6.5 GB on disk the first time.'
+	$(PY) -m pip install --only-binary :all: --no-binary $(SOURCES) -c constraints.txt -e '.[mm,test]'
+# Two of the packages fill the same cv2 folder, and the one that is written last may be the one that
+# needs a desktop's libraries.
+	@$(PY) -c 'import cv2' 2>/dev/null || $(PY) -m pip install --force-reinstall --no-deps \
+	    "$$(grep '^opencv-python-headless==' constraints.txt)"
+	@$(PY) -c 'import cv2'
+	@rm -f "$(ENV)"/.gcvit_mm-* && touch "$(STAMP)"
+
+# Each Python is run, not just looked up: a shim on the path may have nothing behind it.
+env:
+ifeq ($(ACTIVE),)
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	    for python in $(PYTHONS); do \
+	        if $$python -c 'import ensurepip, venv; $(IS_TESTED)' 2>/dev/null; then \
+	            echo "Creating .venv with $$($$python --version)"; exec $$python -m venv .venv; \
+	        fi; \
+	    done; \
+	    echo 'None of "$(PYTHONS)" is a Python 3.11 or 3.12 with venv and pip. On Debian and' \
+	        'Ubuntu: apt install python3-venv. Or name one: make PYTHONS=/path/to/python' >&2; \
+	    exit 1; \
+	fi
+endif
+	@$(PY) -c 'import pip; $(IS_TESTED)' 2>/dev/null || { \
+	    echo '$(ENV) has no Python 3.11 or 3.12 with pip: remove or deactivate it.' >&2; exit 1; }

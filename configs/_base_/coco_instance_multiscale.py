@@ -1,0 +1,53 @@
+"""COCO 2017 instances under ``data/coco``, with DETR's multi-scale augmentation.
+
+Batches of 2 an image process: 16 with 8 GPUs, the paper's total. Evaluation keeps the COCO API's
+own limits of 1, 10 and 100 detections an image.
+"""
+
+_base_ = 'mmdet::_base_/datasets/coco_instance.py'
+
+load_image = dict(type='LoadWholeImage')
+short_sides = [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
+resize = dict(
+    type='RandomChoiceResize', scales=[(1333, side) for side in short_sides], keep_ratio=True
+)
+train_pipeline = [
+    load_image,
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5),
+    dict(
+        type='RandomChoice',
+        transforms=[
+            [resize],
+            [
+                dict(
+                    type='RandomChoiceResize',
+                    scales=[(1333, side) for side in (400, 500, 600)],
+                    keep_ratio=True,
+                ),
+                dict(
+                    type='RandomCrop',
+                    crop_type='absolute_range',
+                    crop_size=(384, 600),
+                    allow_negative_crop=True,
+                ),
+                resize,
+            ],
+        ],
+    ),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    load_image,
+    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(
+        type='PackDetInputs',
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
+]
+train_dataloader = dict(num_workers=4, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(num_workers=4, dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(proposal_nums=(1, 10, 100))
+test_evaluator = val_evaluator

@@ -1,0 +1,15 @@
+"""mmdet's Mask R-CNN on GC ViT-T with windows of 24, as the paper's detectors have them."""
+
+_base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
+
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='GCViT',
+        arch='tiny',
+        window_size=24,
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/gcvit_1k_tiny.pth.tar'),
+    ),
+    neck=dict(in_channels=[64, 128, 256, 512]),
+)

@@ -1,0 +1,77 @@
+"""Loading of images that notices damage."""
+
+import logging
+from typing import Literal
+
+import numpy as np
+from mmcv.transforms import LoadImageFromFile
+from mmengine.logging import print_log
+from mmengine.registry import TRANSFORMS
+from PIL import Image
+
+from ..errors import UserError
+
+
+@TRANSFORMS.register_module()
+class LoadWholeImage(LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile`` that refuses an image of which a part is missing.
+
+    OpenCV fills what is missing of a JPEG with grey and says nothing; Pillow raises.
+
+    Args:
+        on_bad: What an unreadable image does. 'raise' stops with its name; 'skip' leaves it out,
+            the data set then draws another one; 'blank' puts a black image in its place, for
+            evaluation, where its objects count as missed.
+        bad_images_file: Where the paths of unreadable images are appended, one a line.
+        to_float32: Return float32 instead of uint8.
+        color_type: mmcv's ``imfrombytes`` flag.
+        backend_args: mmengine's file backend.
+    """
+
+    def __init__(
+        self,
+        on_bad: Literal['raise', 'skip', 'blank'] = 'raise',
+        bad_images_file: str | None = None,
+        to_float32: bool = False,
+        color_type: str = 'color',
+        backend_args: dict | None = None,
+    ) -> None:
+        super().__init__(
+            to_float32=to_float32,
+            color_type=color_type,
+            imdecode_backend='pillow',
+            backend_args=backend_args,
+        )
+        self.on_bad = on_bad
+        self.bad_images_file = bad_images_file
+
+    def transform(self, results: dict) -> dict | None:
+        """Read ``results['img_path']`` into ``img``, ``img_shape`` and ``ori_shape``.
+
+        Raises:
+            UserError: The image cannot be read and ``on_bad`` is 'raise'.
+        """
+        try:
+            return super().transform(results)
+        except (OSError, ValueError, SyntaxError, AssertionError) as error:
+            path = results['img_path']
+            if self.on_bad == 'raise':
+                raise UserError(
+                    f'image {path} cannot be read ({error}): replace it, or pass '
+                    '--skip-bad-images to go on without such images'
+                ) from error
+        print_log(f'bad image {path} is passed over', logger='current', level=logging.WARNING)
+        if self.bad_images_file:
+            with open(self.bad_images_file, 'a') as file:
+                file.write(f'{path}\n')
+        return None if self.on_bad == 'skip' else self._blank(results)
+
+    def _blank(self, results: dict) -> dict:
+        if 'height' in results:
+            shape = results['height'], results['width']
+        else:
+            with Image.open(results['img_path']) as image:
+                shape = image.size[::-1]
+        results['img'] = np.zeros((*shape, 3), np.float32 if self.to_float32 else np.uint8)
+        results['img_shape'] = results['ori_shape'] = shape
+        return results

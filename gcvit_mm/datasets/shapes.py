@@ -1,0 +1,392 @@
+"""A small made-up data set of textured shapes, for demonstrations and tests without a download.
+
+One folder serves detection and segmentation: the same images carry COCO instances and ADE-style
+semantic maps, both read off the same z-buffer::
+
+    ROOT/images/{training,validation}/000000.jpg
+    ROOT/annotations/{training,validation}/000000.png    0 is background, 1..3 are CLASSES
+    ROOT/annotations/instances_{training,validation}.json
+    ROOT/request.json    written first: what this folder is being filled with
+    ROOT/shapes.json     written last: the folder is complete
+"""
+
+import json
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from gcvit_mm.errors import UserError
+
+CLASSES = ('disk', 'box', 'star')
+PALETTE = [[220, 60, 60], [60, 160, 240], [250, 200, 40]]
+SPLITS = ('training', 'validation')
+
+# Raise it with every change that alters a written byte: folders of another version are refused.
+VERSION = 1
+# By index and not by chance, so that a split of 20 images has both kinds.
+CYCLE, CROWD_TURN, EMPTY_TURN = 25, 7, 19
+MAX_OBJECTS = 6
+MIN_VISIBLE_FRACTION, MIN_VISIBLE_PIXELS = 0.3, 40
+SUPERSAMPLE = 4
+
+
+@dataclass
+class Thing:
+    """One object of a scene, or one crowd region.
+
+    Attributes:
+        label: Index into ``CLASSES``.
+        outlines: Closed polygons, each (points, 2) as x, y in pixels; a crowd has many.
+        coverage: (size, size) float32, how much of each pixel the thing covers, 0 to 1.
+        visible: (size, size) bool, the pixels that are this thing's in the z-buffer.
+    """
+
+    label: int
+    outlines: list[np.ndarray]
+    coverage: np.ndarray
+    visible: np.ndarray
+
+    @property
+    def is_crowd(self) -> bool:
+        return len(self.outlines) > 1
+
+
+def make_shapes(
+    root: str | Path, *, train: int = 800, val: int = 120, size: int = 128, seed: int = 0
+) -> Path:
+    """Write the data set to a folder, or find it there.
+
+    A finished folder is left as it is. An interrupted one is finished, with the same bytes as if
+    it had never been interrupted. Several processes may call this at once for one folder.
+
+    Args:
+        root: Folder to fill; made if absent.
+        train: Number of training images.
+        val: Number of validation images.
+        size: Height and width of the images in pixels.
+        seed: Scenes of different seeds differ.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: A number is out of range, the folder cannot be written, or it holds something
+            else than this very data set.
+    """
+    root = Path(root)
+    for name, value, low, high in (
+        ('train', train, 1, 10**6),
+        ('val', val, 1, 10**6),
+        ('size', size, 64, 4096),
+        ('seed', seed, 0, 2**63),
+    ):
+        if not low <= value <= high:
+            raise UserError(f'{name} is {value}, but must be from {low} to {high}')
+    request = {'version': VERSION, 'train': train, 'val': val, 'size': size, 'seed': seed}
+    counts = dict(zip(SPLITS, (train, val), strict=True))
+    try:
+        if _claim(root, request) and _count_files(root) == counts:
+            return root
+        with tqdm(total=train + val, desc='shapes', unit='image', disable=None) as bar:
+            for split, count in counts.items():
+                _write_split(root, split, count, size, seed, bar)
+        if _count_files(root) != counts:
+            raise UserError(f'{root} holds images from elsewhere: delete it and run again')
+        _write(root / 'shapes.json', _json_bytes({**request, 'images': counts}))
+    except OSError as error:
+        raise UserError(f'cannot write the shapes to {root}: {error.strerror or error}') from error
+    return root
+
+
+def _claim(root: Path, request: dict) -> bool:
+    """Make sure that the folder is for this request; say whether it was once finished."""
+    if root.exists() and not root.is_dir():
+        raise UserError(f'{root} is a file: name a folder')
+    root.mkdir(parents=True, exist_ok=True)
+    claim = root / 'request.json'
+    if not claim.exists():
+        # Hidden names are the temporary files of a process that claims it at this moment.
+        foreign = [p.name for p in root.iterdir() if p.name[0] != '.' and p.name != claim.name]
+        # The second look is for a process that has claimed it and gone on since the first.
+        if foreign and not claim.exists():
+            raise UserError(
+                f'{root} is in use for something else ({foreign[0]}): name a new folder'
+            )
+        _write(claim, _json_bytes(request))
+    try:
+        found = json.loads(claim.read_bytes())
+    except ValueError:
+        found = None
+    if found != request:
+        raise UserError(
+            f'{root} was made with other settings ({_brief(found)}; asked for: {_brief(request)}): '
+            'name another folder or delete this one'
+        )
+    return (root / 'shapes.json').exists()
+
+
+def _brief(request: dict | None) -> str:
+    return ', '.join(f'{k} {v}' for k, v in request.items()) if request else 'unreadable'
+
+
+def _count_files(root: Path) -> dict[str, int]:
+    """Count the complete images of each split; -1 where images, maps and instances disagree."""
+    counts = {}
+    for split in SPLITS:
+        images = {p.stem for p in (root / 'images' / split).glob('[!.]*')}
+        maps = {p.stem for p in (root / 'annotations' / split).glob('[!.]*')}
+        instances = root / 'annotations' / f'instances_{split}.json'
+        counts[split] = len(images) if images == maps and instances.exists() else -1
+    return counts
+
+
+def _write_split(root: Path, split: str, count: int, size: int, seed: int, bar: tqdm) -> None:
+    """Write what is missing of one split, and its instances."""
+    image_folder, map_folder = root / 'images' / split, root / 'annotations' / split
+    image_folder.mkdir(parents=True, exist_ok=True)
+    map_folder.mkdir(parents=True, exist_ok=True)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for index in range(count):
+        # Each image has its own generator: its bytes do not depend on which were drawn before.
+        rng = np.random.default_rng([seed, SPLITS.index(split), index])
+        things = lay_out(rng, size, index)
+        image_file = image_folder / f'{index:06d}.jpg'
+        map_file = map_folder / f'{index:06d}.png'
+        if not image_file.exists():
+            picture = paint(rng, things, size)
+            _write(image_file, _encode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 95]))
+        if not map_file.exists():
+            _write(map_file, _encode('.png', semantic_map(things, size), []))
+        images.append({'id': index, 'file_name': image_file.name, 'height': size, 'width': size})
+        for thing in things:
+            # From 1, because COCO's evaluation takes the id 0 for "no match".
+            ids = {'id': len(annotations) + 1, 'image_id': index}
+            annotations.append({**ids, **_annotation(thing)})
+        bar.update()
+    coco = {
+        'info': {'description': f'shapes, {split}, seed {seed}', 'version': str(VERSION)},
+        'licenses': [],
+        'images': images,
+        'annotations': annotations,
+        'categories': [{'id': i + 1, 'name': name} for i, name in enumerate(CLASSES)],
+    }
+    _write(root / 'annotations' / f'instances_{split}.json', _json_bytes(coco))
+
+
+def _json_bytes(value: dict) -> bytes:
+    return (json.dumps(value, separators=(',', ':')) + '\n').encode()
+
+
+def _encode(suffix: str, picture: np.ndarray, options: list[int]) -> bytes:
+    return cv2.imencode(suffix, picture, options)[1].tobytes()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file so that its name only ever stands for all of it."""
+    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# The scene: where things are.
+
+
+def lay_out(rng: np.random.Generator, size: int, index: int) -> list[Thing]:
+    """Place the things of one scene, from back to front.
+
+    What would be hidden almost wholly, by others or by the border, is left out of the scene, so
+    that every pixel that shows a thing is labelled.
+
+    Args:
+        rng: The image's own generator.
+        size: Height and width in pixels.
+        index: The image's number in its split; decides whether it is empty or has a crowd.
+
+    Returns:
+        The things; their ``visible`` masks are disjoint.
+    """
+    if index % CYCLE == EMPTY_TURN:
+        return []
+    proposals = [_random_shape(rng, size) for _ in range(rng.integers(1, MAX_OBJECTS + 1))]
+    if index % CYCLE == CROWD_TURN:
+        proposals.insert(0, (CLASSES.index('disk'), _random_crowd(rng, size)))
+    # From front to back, since only what is in front decides how much of a thing shows.
+    things = []
+    free = np.ones((size, size), bool)
+    for label, outlines in proposals:
+        coverage = _coverage(outlines, size)
+        mask = coverage >= 0.5
+        visible = mask & free
+        whole = mask.sum() if len(outlines) > 1 else cv2.contourArea(outlines[0])
+        if visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * whole):
+            things.append(Thing(label, outlines, coverage, visible))
+            free &= ~mask
+    return things[::-1]
+
+
+def _random_shape(rng: np.random.Generator, size: int) -> tuple[int, list[np.ndarray]]:
+    """Draw a class and one outline of it, 1/8 to 1/2 of the image wide, centred inside it."""
+    label = int(rng.integers(len(CLASSES)))
+    if CLASSES[label] == 'disk':
+        points = _unit_circle(48) * (1, rng.uniform(0.65, 1))
+    elif CLASSES[label] == 'box':
+        points = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * (0.8, 0.8 * rng.uniform(0.5, 1))
+    else:
+        tips = int(rng.integers(5, 7))
+        points = _unit_circle(2 * tips)
+        points[1::2] *= rng.uniform(0.4, 0.55)
+    angle = rng.uniform(0, 2 * np.pi)
+    cos, sin = np.cos(angle), np.sin(angle)
+    radius = size / 16 * 4 ** rng.uniform()
+    outline = points @ np.array([(cos, sin), (-sin, cos)]) * radius + rng.uniform(0, size, 2)
+    return label, [outline.astype(np.float32)]
+
+
+def _random_crowd(rng: np.random.Generator, size: int) -> list[np.ndarray]:
+    """Draw the outlines of a cluster of tiny disks."""
+    count = int(rng.integers(25, 45))
+    centres = rng.uniform(0.2, 0.8, 2) * size + rng.normal(0, size / 14, (count, 2))
+    radii = rng.uniform(2, 3, count) * size / 128
+    circle = _unit_circle(16)
+    return [(c + r * circle).astype(np.float32) for c, r in zip(centres, radii, strict=True)]
+
+
+def _unit_circle(points: int) -> np.ndarray:
+    angles = np.arange(points) * (2 * np.pi / points)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
+    """Rasterise outlines, which may overlap, with smooth edges: (size, size) float32, 0 to 1."""
+    fine = np.zeros((size * SUPERSAMPLE, size * SUPERSAMPLE), np.uint8)
+    for outline in outlines:
+        # OpenCV's integer coordinates are pixel centres; `shift` keeps 4 fractional bits.
+        points = np.rint((outline * SUPERSAMPLE - 0.5) * 16).astype(np.int32)
+        cv2.fillPoly(fine, [points], 255, shift=4)
+    return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+
+
+# The picture: how things look.
+
+
+def paint(rng: np.random.Generator, things: list[Thing], size: int) -> np.ndarray:
+    """Draw the scene; colours and textures tell nothing about the class.
+
+    Args:
+        rng: The image's own generator, as ``lay_out`` left it.
+        things: From back to front.
+        size: Height and width in pixels.
+
+    Returns:
+        (size, size, 3) uint8.
+    """
+    picture = _background(rng, size)
+    backdrop = picture.mean(axis=(0, 1))
+    for thing in things:
+        candidates = rng.uniform(0, 255, (4, 3))
+        # The one that stands out most: objects are to be found by a small network.
+        colour = candidates[np.abs(candidates - backdrop).sum(axis=1).argmax()]
+        skin = _crowd_skin(rng, thing, colour) if thing.is_crowd else _skin(rng, size, colour)
+        picture += thing.coverage[..., None] * (skin - picture)
+    picture += rng.normal(0, 4, picture.shape)
+    return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A gradient between two colours with soft clouds: (size, size, 3) float32."""
+    start, end = rng.uniform(50, 205, (2, 3)).astype(np.float32)
+    across = _waves(rng, size, period=4 * size)[0]
+    across = (across - across.min()) / np.ptp(across)
+    clouds = rng.normal(0, 14, (9, 9, 3)).astype(np.float32)
+    clouds = cv2.resize(clouds, (size, size), interpolation=cv2.INTER_CUBIC)
+    return start + across[..., None] * (end - start) + clouds
+
+
+def _skin(rng: np.random.Generator, size: int, colour: np.ndarray) -> np.ndarray:
+    """A textured surface of one main colour: (size, size, 3) float32."""
+    kind = rng.integers(3)
+    u, v = _waves(rng, size, period=rng.uniform(5, 11) * size / 128)
+    if kind == 0:  # stripes
+        pattern = np.sin(u)
+    elif kind == 1:  # checks
+        pattern = np.sin(u) * np.sin(v)
+    else:  # speckle
+        pattern = cv2.GaussianBlur(rng.normal(0, 4, (size, size)).astype(np.float32), (5, 5), 1)
+    other = colour + np.where(colour < 128, 1, -1) * rng.uniform(25, 65)
+    mix = np.clip(0.5 + 1.5 * pattern, 0, 1).astype(np.float32)[..., None]
+    return (colour + mix * (other - colour)).astype(np.float32)
+
+
+def _waves(rng: np.random.Generator, size: int, period: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two phases in radians that grow along perpendicular directions: (size, size) each."""
+    angle = rng.uniform(0, np.pi)
+    y, x = np.mgrid[:size, :size].astype(np.float32) * np.float32(2 * np.pi / period)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return x * cos + y * sin, y * cos - x * sin
+
+
+def _crowd_skin(rng: np.random.Generator, crowd: Thing, colour: np.ndarray) -> np.ndarray:
+    """Disks of slightly different colours, one over the other: (size, size, 3) float32."""
+    skin = np.empty((*crowd.coverage.shape, 3), np.float32)
+    skin[:] = colour
+    for outline in crowd.outlines:
+        shade = np.clip(colour + rng.uniform(-50, 50), 0, 255)
+        cv2.fillPoly(skin, [np.rint((outline - 0.5) * 16).astype(np.int32)], shade, shift=4)
+    return skin
+
+
+# The labels: what the files say.
+
+
+def semantic_map(things: list[Thing], size: int) -> np.ndarray:
+    """Give each pixel its class: (size, size) uint8, 0 for background, else 1 + label."""
+    labels = np.zeros((size, size), np.uint8)
+    for thing in things:
+        labels[thing.visible] = thing.label + 1
+    return labels
+
+
+def _annotation(thing: Thing) -> dict:
+    """Describe one thing as COCO does, from its visible pixels."""
+    mask = thing.visible.astype(np.uint8)
+    return {
+        'category_id': thing.label + 1,
+        'segmentation': _run_lengths(mask) if thing.is_crowd else _polygons(mask),
+        'area': int(mask.sum()),
+        'bbox': [float(v) for v in cv2.boundingRect(mask)],
+        'iscrowd': int(thing.is_crowd),
+    }
+
+
+def _run_lengths(mask: np.ndarray) -> dict:
+    """COCO's uncompressed form: column by column, zeros first."""
+    flat = mask.T.ravel()
+    changes = np.flatnonzero(np.diff(flat, prepend=np.uint8(0)))
+    runs = np.diff(changes, prepend=0, append=flat.size)
+    return {'counts': runs.tolist(), 'size': list(mask.shape)}
+
+
+def _polygons(mask: np.ndarray) -> list[list[float]]:
+    """Trace a mask (size, size) of 0 and 1 as flat lists x, y, x, y, ... in pixels."""
+    # Contours run through pixel centres and would lose half a pixel all round; on a mask 4 times
+    # as fine they lose an eighth.
+    fine = cv2.resize(mask, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
+    contours, tree = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    for contour, parent in zip(contours, tree[0, :, 3], strict=True):
+        if parent >= 0:
+            # A hole, which polygons cannot have: cut the mask in two through its middle.
+            column = int(contour[:, 0, 0].mean() / 4 + 0.5)
+            left, right = mask.copy(), mask.copy()
+            left[:, column:] = 0
+            right[:, :column] = 0
+            return _polygons(left) + _polygons(right)
+    return [((contour.reshape(-1) + 0.5) / 4).tolist() for contour in contours]

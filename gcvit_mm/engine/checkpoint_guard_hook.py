@@ -1,0 +1,45 @@
+"""A look at a checkpoint before it is loaded into a model."""
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..checkpoint import state_dict_of
+from ..errors import UserError
+
+
+@HOOKS.register_module()
+class CheckpointGuardHook(Hook):
+    """Refuse a checkpoint of another model, which mmengine would load in part and only log.
+
+    Args:
+        exact: Every tensor of the model must be in the file, as for a test. Otherwise, and where
+            no training is resumed, half of them are enough: fine-tuning replaces heads.
+    """
+
+    def __init__(self, exact: bool) -> None:
+        self.exact = exact
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare names and shapes.
+
+        Raises:
+            UserError: The file does not fit.
+        """
+        source = runner._load_from or f'the latest in {runner.work_dir}'
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        file = {k.removeprefix('module.'): v for k, v in state_dict_of(checkpoint).items()}
+        own = {k: v for k, v in model.state_dict().items() if 'num_batches_tracked' not in k}
+        unfit = [k for k, v in own.items() if k not in file or file[k].shape != v.shape]
+        share = 1 - len(unfit) / len(own)
+        if unfit and (self.exact or runner._resume or share < 0.5):
+            raise UserError(
+                f'checkpoint {source} does not fit the model: {len(unfit)} of {len(own)} tensors '
+                f'are missing or of another shape ({", ".join(unfit[:3])}, ...). Use the config it '
+                'was trained with; ImageNet weights go into model.backbone.init_cfg'
+            )
+        runner.logger.info(
+            f'Checkpoint {source}: {len(own) - len(unfit)} of {len(own)} tensors fit, '
+            f'{len(file.keys() - own.keys())} left over'
+        )

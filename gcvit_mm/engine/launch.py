@@ -1,0 +1,198 @@
+"""From a command line to a config that mmengine's runner takes: shared by ``tools/``."""
+
+import argparse
+import difflib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import CheckpointLoader
+
+from ..checkpoint import read_checkpoint
+from ..errors import UserError
+
+BAD_IMAGES = 'bad_images.txt'
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's ``main``; print a ``UserError`` as one line and exit with status 1."""
+    try:
+        main()
+    except UserError as error:
+        message = str(error)
+        if message.startswith('Caught '):  # in a data loader's worker, whose traceback it carries
+            message = message.rsplit('Error: ', 1)[-1].strip()
+        print(f'error: {message}', file=sys.stderr, flush=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+class OptionsAction(DictAction):
+    """mmengine's ``--cfg-options`` that names an entry without ``=``."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f'--cfg-options takes key=value, not {value!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that training and testing share."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OptionsAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings that override the config, model.backbone.with_cp=True for example',
+    )
+    parser.add_argument(
+        '--skip-bad-images',
+        action='store_true',
+        help=f'go on without unreadable images, and list them in {BAD_IMAGES}',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config that the command line asks for, ready for ``Runner.from_cfg``.
+
+    Raises:
+        UserError: The config cannot be read, or an option names no section of it.
+    """
+    if not os.path.isfile(args.config):
+        raise UserError(f'config {args.config} does not exist: the ready ones are under configs/')
+    try:
+        cfg = Config.fromfile(args.config)
+    except (SyntaxError, FileNotFoundError) as error:
+        raise UserError(f'config {args.config} cannot be read: {error}') from error
+    _check_options(cfg, args.cfg_options)
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f'--cfg-options does not fit the config: {error}') from error
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    cfg.setdefault('custom_hooks', [])
+    return cfg
+
+
+def _check_options(cfg: Config, options: dict) -> None:
+    # A runner takes more sections than a config must have.
+    sections = {*cfg, *inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}
+    for key in options:
+        first = key.split('.')[0]
+        if first not in sections:
+            near = difflib.get_close_matches(first, sections, n=1)
+            hint = f'did you mean {near[0]}?' if near else f'choose one of {sorted(sections)}'
+            raise UserError(f'--cfg-options {key}: the config has no section {first!r}; {hint}')
+
+
+def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> None:
+    """What every run gets: safe reading of checkpoints, our hooks, processes that find each other.
+
+    Raises:
+        UserError: There are fewer GPUs than processes.
+    """
+    CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+    cfg.custom_hooks.extend(
+        [
+            dict(type='RunSummaryHook'),
+            dict(type='ProgressBarHook'),
+            dict(type='CheckpointGuardHook', exact=exact_checkpoint),
+        ]
+    )
+    if skip_bad_images:
+        _skip_bad_images(cfg)
+    _init_processes(cfg)
+
+
+def _skip_bad_images(cfg: Config) -> None:
+    os.makedirs(cfg.work_dir, exist_ok=True)
+    path = os.path.join(cfg.work_dir, BAD_IMAGES)
+    Path(path).unlink(missing_ok=True)
+    loaders = []
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for dataset in leaf_datasets(cfg.get(name)):
+            for step in find_steps(dataset.get('pipeline', []), 'LoadWholeImage'):
+                step.update(
+                    on_bad='blank' if dataset.get('test_mode') else 'skip', bad_images_file=path
+                )
+                loaders.append(step)
+    if not loaders:
+        raise UserError('--skip-bad-images: no pipeline of this config loads by LoadWholeImage')
+
+
+def report_bad_images(cfg: Config) -> None:
+    """Say at the end of a run how many images were passed over."""
+    path = Path(cfg.work_dir) / BAD_IMAGES
+    if path.is_file():
+        count = len(set(path.read_text().splitlines()))
+        print(f'{count} bad image(s) passed over, listed in {path}')
+
+
+def leaf_datasets(loader: ConfigDict | None) -> list[ConfigDict]:
+    """The data sets of a data loader's config, wrappers taken off."""
+    if not loader:
+        return []
+    found, queue = [], [loader.dataset]
+    while queue:
+        dataset = queue.pop(0)
+        inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
+        queue.extend(inner)
+        if not inner:
+            found.append(dataset)
+    return found
+
+
+def find_steps(pipeline: Any, name: str) -> list[ConfigDict]:
+    """The transforms of a type, however deep they are nested in a pipeline."""
+    if isinstance(pipeline, Sequence) and not isinstance(pipeline, str):
+        return [step for item in pipeline for step in find_steps(item, name)]
+    if isinstance(pipeline, dict):
+        own = [pipeline] if pipeline.get('type') == name else []
+        return own + find_steps(pipeline.get('transforms', []), name)
+    return []
+
+
+def _init_processes(cfg: Config) -> None:
+    if cfg.launcher != 'pytorch':
+        return
+    here, gpus = int(os.environ['LOCAL_WORLD_SIZE']), torch.cuda.device_count()
+    check_gpus(here, gpus)
+    if gpus:
+        return
+    # mmengine would select a GPU for each process; it leaves alone what is initialised already.
+    torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    if torch.distributed.get_rank() == 0:
+        print(f'no GPU on this machine: {here} CPU processes, connected by gloo')
+
+
+def check_gpus(processes: int, gpus: int) -> None:
+    """Raise ``UserError`` where a machine has GPUs, but fewer than processes."""
+    if 0 < gpus < processes:
+        raise UserError(
+            f'{processes} processes were asked for, but this machine has {gpus} GPU(s): pass '
+            f'{gpus} to tools/dist_train.sh or tools/dist_test.sh'
+        )

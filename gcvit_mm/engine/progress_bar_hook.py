@@ -1,0 +1,70 @@
+"""A progress bar in terminals."""
+
+from contextlib import ExitStack
+from typing import Any
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+
+@HOOKS.register_module()
+class ProgressBarHook(Hook):
+    """Show how far training and evaluation are, on stderr, where that is a terminal.
+
+    Log lines are printed above the bar; log files do not see it.
+    """
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm] = {}
+        self._stack = ExitStack()
+
+    def before_run(self, runner: Runner) -> None:
+        self._stack.enter_context(logging_redirect_tqdm([runner.logger]))
+
+    def after_run(self, runner: Runner) -> None:
+        self._stack.close()
+
+    def before_train(self, runner: Runner) -> None:
+        self._open('train', runner.max_iters, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        self._close('train')
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._open('val', len(runner.val_dataloader))
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self._close('val')
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._open('test', len(runner.test_dataloader))
+
+    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        self._close('test')
+
+    def _after_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+        mode: str = 'train',
+    ) -> None:
+        self._bars[mode].update()
+
+    def _open(self, mode: str, total: int, initial: int = 0) -> None:
+        # disable=None: no bar where stderr is not a terminal.
+        self._bars[mode] = tqdm(
+            total=total,
+            initial=initial,
+            desc=mode,
+            leave=mode != 'val',
+            disable=None if is_main_process() else True,
+        )
+
+    def _close(self, mode: str) -> None:
+        self._bars.pop(mode).close()

@@ -1,0 +1,63 @@
+"""What a run is about, in one block of its log."""
+
+import os
+import platform
+from collections.abc import Iterator
+
+import torch
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.optim import AmpOptimWrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..mmcv_ops import implementation
+from ..models import GCViT
+
+
+@HOOKS.register_module()
+class RunSummaryHook(Hook):
+    """State device, implementations, batch, learning rate and parameters before the first step."""
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        _log(runner, [*_what_runs(runner), *_training(runner)])
+
+    def before_test(self, runner: Runner) -> None:
+        _log(runner, _what_runs(runner))
+
+
+def _what_runs(runner: Runner) -> Iterator[str]:
+    yield f'device: {_device()}, {get_world_size()} process(es)'
+    yield implementation()
+    for attn_impl in sorted({m.attn_impl for m in runner.model.modules() if isinstance(m, GCViT)}):
+        yield f'attention: {attn_impl}'
+
+
+def _training(runner: Runner) -> Iterator[str]:
+    optim = runner.optim_wrapper
+    batch = runner.train_dataloader.batch_sampler.batch_size
+    world, accumulate = get_world_size(), optim._accumulative_counts
+    yield (
+        f'effective batch: {batch * world * accumulate} images '
+        f'({batch} a process x {world} process(es) x {accumulate} accumulated)'
+    )
+    rates = sorted({group.get('initial_lr', group['lr']) for group in optim.param_groups})
+    yield f'learning rate: {", ".join(f"{rate:g}" for rate in rates)}'
+    amp = isinstance(optim, AmpOptimWrapper)
+    yield f'precision: {str(optim.cast_dtype or torch.float16)[6:] if amp else "float32"}'
+    counts = [(p.numel(), p.requires_grad) for p in runner.model.parameters()]
+    trainable, total = sum(n for n, grad in counts if grad), sum(n for n, _ in counts)
+    yield f'parameters: {trainable:,} trainable of {total:,}'
+    yield f'checkpoints and logs: {runner.work_dir}'
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f'CPU ({platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()})'
+
+
+def _log(runner: Runner, lines: Iterator[str] | list[str]) -> None:
+    runner.logger.info('This run:' + ''.join(f'\n    {line}' for line in lines))

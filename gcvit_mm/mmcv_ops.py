@@ -1,0 +1,468 @@
+"""Lets mmcv's detection ops run where mmcv comes without its compiled extension.
+
+``mmcv.ops`` imports the binary module ``mmcv._ext``, which the pure Python wheels of mmcv lack.
+``install`` offers a stand-in of that name, made of torchvision's compiled NMS and RoIAlign and of
+PyTorch code. It covers what Mask R-CNN, Cascade R-CNN, RetinaNet and the DETR family call; every
+other op exists by name only and raises when it is called. A compiled ``mmcv._ext`` always wins.
+"""
+
+import ast
+import contextlib
+import functools
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor
+
+from gcvit_mm.errors import UserError
+
+_NAME = 'mmcv._ext'
+
+
+def install() -> None:
+    """Offer the stand-in for ``mmcv._ext``; call it before anything imports ``mmcv.ops``.
+
+    Nothing is imported here as long as mmcv has not been, and a second call does nothing. Modules
+    that were imported before, and whose ``try: from mmcv.ops import ...`` therefore failed, are
+    given the names that they miss.
+
+    Raises:
+        UserError: It is too late: ``mmcv.ops`` is already loaded without its extension, or a class
+            was derived from the placeholder of an op.
+    """
+    if _STAND_IN in sys.meta_path:
+        return
+    failed = []
+    if 'mmcv' in sys.modules and _NAME not in sys.modules and not importlib.util.find_spec(_NAME):
+        if 'mmcv.ops' in sys.modules:
+            raise UserError(
+                'mmcv.ops is already loaded, without mmcv._ext: import gcvit_mm before it, or put '
+                'gcvit_mm first in custom_imports'
+            )
+        failed = list(_failed_imports())
+        for module, statement in failed:
+            _check_repairable(module, statement)
+    # At the end, so that the normal finders serve a compiled extension first.
+    sys.meta_path.append(_STAND_IN)
+    for module, statement in failed:
+        _repair(module, statement)
+
+
+def implementation() -> str:
+    """Say in one line which implementation of mmcv's ops runs in this process."""
+    try:
+        extension = importlib.import_module(_NAME)
+    except ImportError as error:
+        return f'mmcv ops: not available: {error}'
+    if getattr(extension, '__loader__', None) is not _STAND_IN:
+        return 'mmcv ops: compiled mmcv._ext'
+    return _describe()
+
+
+class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finder and loader of the one module ``mmcv._ext``."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != _NAME:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, origin=__name__)
+
+    def exec_module(self, module: ModuleType) -> None:
+        vars(module).update(_OPS, __getattr__=_missing_op)
+        print_log(_describe(), logger='current', level=logging.INFO)
+
+
+def _describe() -> str:
+    python = 'PyTorch (deformable attention, focal loss)'
+    try:
+        return f'mmcv ops: torchvision {_require_torchvision()} (nms, roi_align), {python}'
+    except UserError as error:
+        return f'mmcv ops: {python}; {error}'
+
+
+def _require_torchvision() -> str:
+    """Import torchvision, which registers ``torch.ops.torchvision``, and return its version.
+
+    Raises:
+        UserError: There is no torchvision, or it was built for another version of PyTorch.
+    """
+    try:
+        import torchvision
+
+        torch.ops.torchvision.nms  # noqa: B018 - raises where the binary part was not loaded
+    # A torchvision that was built for another PyTorch fails in many ways.
+    except Exception as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(
+            'nms and roi_align need torchvision: install the release that belongs to '
+            f'torch {torch.__version__} ({reason})'
+        ) from error
+    return torchvision.__version__
+
+
+# Late installation: modules that tried `mmcv.ops` before it could be imported ------------------
+
+
+def _failed_imports() -> Iterator[tuple[ModuleType, ast.ImportFrom]]:
+    """Yield each import that a failed ``try: from mmcv.ops import ...`` left undone.
+
+    OpenMMLab's packages, which are told by their common prefix, put such blocks at module level.
+    One block may hold further imports, which were skipped with the first.
+    """
+    for name, module in list(sys.modules.items()):
+        loader = getattr(module, '__loader__', None)
+        if not name.startswith('mm') or not isinstance(loader, importlib.abc.InspectLoader):
+            continue
+        source = loader.get_source(module.__name__) or ''
+        if 'mmcv.ops' not in source:
+            continue
+        for block in ast.parse(source).body:
+            if isinstance(block, ast.Try):
+                imports = [line for line in block.body if isinstance(line, ast.ImportFrom)]
+                if any((line.module or '').startswith('mmcv.ops') for line in imports):
+                    yield from ((module, line) for line in imports)
+
+
+def _check_repairable(module: ModuleType, statement: ast.ImportFrom) -> None:
+    for alias in statement.names:
+        placeholder = getattr(module, alias.asname or alias.name, None)
+        own = getattr(placeholder, '__module__', None) == module.__name__
+        if own and isinstance(placeholder, type) and placeholder.__subclasses__():
+            raise UserError(
+                f'{module.__name__} was imported before gcvit_mm and derives classes from a '
+                f'placeholder of {statement.module}.{alias.name}: import gcvit_mm first, or put '
+                'it first in custom_imports'
+            )
+
+
+def _repair(module: ModuleType, statement: ast.ImportFrom) -> None:
+    # A name that this mmcv does not have stays as the module's own handler left it.
+    with contextlib.suppress(ImportError, AttributeError):
+        relative_name = '.' * statement.level + (statement.module or '')
+        source = importlib.import_module(relative_name, module.__package__)
+        for alias in statement.names:
+            setattr(module, alias.asname or alias.name, getattr(source, alias.name))
+
+
+# The ops, with the signatures of mmcv's extension ---------------------------------------------
+
+
+def _widen(x: Tensor) -> Tensor:
+    """Cast half precision to float32: some kernels lack it, and coordinates need the digits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
+    """Greedy non-maximum suppression; half precision is computed in float32.
+
+    Args:
+        boxes: (N, 4) as x1, y1, x2, y2.
+        scores: (N,).
+        iou_threshold: A box goes if its IoU with a kept, higher scoring box exceeds this.
+        offset: A side is x2 - x1 + offset long.
+
+    Returns:
+        (K,) indices of the kept boxes by falling score, on CPU and CUDA; of equal scores the one
+        that comes first in ``scores`` counts as higher.
+
+    Raises:
+        UserError: torchvision is missing or does not fit.
+    """
+    _require_torchvision()
+    dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
+    boxes = boxes.to(dtype)
+    # Moving x2 and y2 by the offset adds it to the sides of the boxes and of their intersections.
+    boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
+    return torch.ops.torchvision.nms(boxes, scores.to(dtype), iou_threshold)
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """RoIAlign with average pooling; half precision is computed in float32.
+
+    Args:
+        input: (B, C, H, W).
+        rois: (N, 5) as batch index, x1, y1, x2, y2; its dtype may differ from that of ``input``.
+        output: (N, C, aligned_height, aligned_width), filled in place.
+        argmax_y: Unused, for max pooling.
+        argmax_x: Unused, for max pooling.
+        aligned_height: Height of the output.
+        aligned_width: Width of the output.
+        spatial_scale: Size of ``input`` relative to the image.
+        sampling_ratio: Samples per bin and axis; 0 takes about one per pixel of ``input``.
+        pool_mode: 0 for max, 1 for average.
+        aligned: Whether pixel centres lie at half integers.
+
+    Raises:
+        UserError: For max pooling, or torchvision is missing or does not fit.
+    """
+    _check_pool_mode(pool_mode)
+    _require_torchvision()
+    input = _widen(input)
+    output.copy_(
+        torch.ops.torchvision.roi_align(
+            input,
+            rois.to(input.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            sampling_ratio,
+            aligned,
+        )
+    )
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Gradient of ``roi_align_forward`` with respect to its input.
+
+    On CUDA the kernel adds in an undefined order, so PyTorch refuses it under
+    ``torch.use_deterministic_algorithms(True)``.
+
+    Args:
+        grad_output: (N, C, aligned_height, aligned_width).
+        rois: As for the forward pass.
+        argmax_y: Unused, for max pooling.
+        argmax_x: Unused, for max pooling.
+        grad_input: (B, C, H, W), filled in place.
+        aligned_height: As for the forward pass.
+        aligned_width: As for the forward pass.
+        spatial_scale: As for the forward pass.
+        sampling_ratio: As for the forward pass.
+        pool_mode: As for the forward pass.
+        aligned: As for the forward pass.
+
+    Raises:
+        UserError: As the forward pass.
+    """
+    _check_pool_mode(pool_mode)
+    _require_torchvision()
+    grad_output = _widen(grad_output)
+    grad_input.copy_(
+        torch.ops.torchvision._roi_align_backward(
+            grad_output,
+            rois.to(grad_output.dtype),
+            spatial_scale,
+            aligned_height,
+            aligned_width,
+            *grad_input.shape,
+            sampling_ratio,
+            aligned,
+        )
+    )
+
+
+def _check_pool_mode(pool_mode: int) -> None:
+    if pool_mode != 1:
+        raise UserError(f"mmcv op roi_align with pool_mode='max' is not available; {_CURE}")
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Multi-scale deformable attention, through mmcv's own PyTorch version of it.
+
+    mmcv calls it for CUDA tensors only. It takes more memory than a fused kernel; half precision
+    is computed in float32.
+
+    Args:
+        value: (B, K, heads, D), the pixels of all levels one after the other.
+        value_spatial_shapes: (L, 2) as height, width of each level.
+        value_level_start_index: Unused, it follows from the shapes.
+        sampling_locations: (B, Q, heads, L, P, 2) as x, y in [0, 1].
+        attention_weights: (B, Q, heads, L, P).
+        im2col_step: Unused, the batch is not split.
+
+    Returns:
+        (B, Q, heads * D) in the dtype of ``value``.
+
+    Source:
+        Zhu et al., Deformable DETR, https://arxiv.org/abs/2010.04159
+    """
+    return _deformable_attention(
+        value, value_spatial_shapes, sampling_locations, attention_weights
+    ).to(value.dtype)
+
+
+def ms_deform_attn_backward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    grad_output: Tensor,
+    grad_value: Tensor,
+    grad_sampling_loc: Tensor,
+    grad_attn_weight: Tensor,
+    im2col_step: int,
+) -> None:
+    """Gradients of ``ms_deform_attn_forward``, by running it again under autograd.
+
+    Args:
+        value: As for the forward pass.
+        value_spatial_shapes: As for the forward pass.
+        value_level_start_index: Unused.
+        sampling_locations: As for the forward pass.
+        attention_weights: As for the forward pass.
+        grad_output: (B, Q, heads * D).
+        grad_value: Filled in place, shaped as ``value``.
+        grad_sampling_loc: Filled in place, shaped as ``sampling_locations``.
+        grad_attn_weight: Filled in place, shaped as ``attention_weights``.
+        im2col_step: Unused.
+    """
+    inputs = [x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)]
+    with torch.enable_grad():
+        output = _deformable_attention(inputs[0], value_spatial_shapes, *inputs[1:])
+    grads = torch.autograd.grad(output, inputs, grad_output.to(output.dtype))
+    for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
+        target.copy_(grad)
+
+
+def _deformable_attention(
+    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    # Imported late: mmcv.ops is what loads this module's ops.
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    return multi_scale_deformable_attn_pytorch(
+        _widen(value), spatial_shapes, _widen(sampling_locations), _widen(attention_weights)
+    )
+
+
+def sigmoid_focal_loss_forward(
+    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
+) -> None:
+    """Focal loss of each logit; mmdet calls it for CUDA tensors only.
+
+    Args:
+        input: (N, C) logits.
+        target: (N,) class indices; an index outside [0, C) is background.
+        weight: Empty; weights per class are not supported.
+        output: (N, C), filled in place.
+        gamma: Exponent of the focusing term.
+        alpha: Weight of the target class, and 1 - alpha that of the others.
+
+    Raises:
+        UserError: ``weight`` is not empty.
+
+    Source:
+        Lin et al., Focal Loss for Dense Object Detection, https://arxiv.org/abs/1708.02002
+    """
+    is_target, log_p, _, q = _focal_terms(input, target, weight)
+    loss = -(q**gamma) * log_p
+    output.copy_(torch.where(is_target, alpha * loss, (1 - alpha) * loss))
+
+
+def sigmoid_focal_loss_backward(
+    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
+) -> None:
+    """Derivative of ``sigmoid_focal_loss_forward`` with respect to each logit.
+
+    Args:
+        input: As for the forward pass.
+        target: As for the forward pass.
+        weight: As for the forward pass.
+        grad_input: (N, C), filled in place.
+        gamma: As for the forward pass.
+        alpha: As for the forward pass.
+
+    Raises:
+        UserError: ``weight`` is not empty.
+    """
+    is_target, log_p, p, q = _focal_terms(input, target, weight)
+    grad = q**gamma * (gamma * p * log_p - q)
+    grad_input.copy_(torch.where(is_target, alpha * grad, (alpha - 1) * grad))
+
+
+def _focal_terms(
+    input: Tensor, target: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return where a logit is its row's target, and log p, p, 1 - p of the right answer."""
+    if weight.numel():
+        raise UserError(f'mmcv op sigmoid_focal_loss with class weights is not available; {_CURE}')
+    is_target = target[:, None] == torch.arange(input.shape[1], device=target.device)
+    logit = _widen(input)
+    logit = torch.where(is_target, logit, -logit)
+    return is_target, F.logsigmoid(logit), logit.sigmoid(), (-logit).sigmoid()
+
+
+def get_compiler_version() -> str:
+    """Say that no compiler was involved; ``mmcv.utils.collect_env`` prints it."""
+    return 'not compiled (stand-in from gcvit_mm)'
+
+
+def get_compiling_cuda_version() -> str:
+    """Say that no compiler was involved; ``mmcv.utils.collect_env`` prints it."""
+    return get_compiler_version()
+
+
+_CURE = (
+    "it takes mmcv's compiled extension: build OpenMMLab's mmcv or onedl-mmcv from source with "
+    'MMCV_WITH_OPS=1 against the installed torch'
+)
+
+
+def _missing_op(name: str) -> Callable:
+    """Module-level ``__getattr__``: ``mmcv.ops`` asks for every op by name when it is imported."""
+    if name.startswith('__'):
+        raise AttributeError(f'module {_NAME!r} has no attribute {name!r}')
+    return functools.partial(_refuse, name)
+
+
+def _refuse(op: str, /, *args: object, **kwargs: object) -> None:
+    raise UserError(f'mmcv op {op} is not available; {_CURE}')
+
+
+_OPS = {
+    op.__name__: op
+    for op in (
+        nms,
+        roi_align_forward,
+        roi_align_backward,
+        ms_deform_attn_forward,
+        ms_deform_attn_backward,
+        sigmoid_focal_loss_forward,
+        sigmoid_focal_loss_backward,
+        get_compiler_version,
+        get_compiling_cuda_version,
+    )
+}
+_STAND_IN = _StandIn()

@@ -1,0 +1,38 @@
+"""The package's metadata; the settings of the tools are in ``pyproject.toml``."""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name='gcvit_mm',
+    # Run by path: importing the package would need torch and mmengine in the build environment.
+    version=runpy.run_path(str(ROOT / 'gcvit_mm' / 'version.py'))['__version__'],
+    description='The GC ViT backbone for MMDetection, MMSegmentation and MMPretrain',
+    license='Apache-2.0',
+    license_files=['LICENSE', 'NOTICE.md'],
+    packages=find_packages(include=['gcvit_mm*']),
+    python_requires='>=3.10',
+    # Neither torch nor mmengine: two families of packages provide mmengine, and requiring one
+    # would overwrite the other. gcvit_mm/environment.py says at import what is missing.
+    install_requires=['safetensors'],
+    extras_require={
+        'mm': [
+            'torch>=2.10',
+            'torchvision>=0.25',
+            'onedl-mmcv>=2.3.6',
+            'onedl-mmengine>=0.10.12',
+            'onedl-mmdetection>=3.5.1',
+            'onedl-mmsegmentation>=1.4.2',
+            'onedl-mmpretrain>=1.3.6',
+            'faster-coco-eval',
+            'matplotlib',
+            'tqdm',
+            'rich',
+        ],
+        'test': ['hypothesis', 'mypy', 'pytest', 'ruff', 'timm'],
+    },
+)

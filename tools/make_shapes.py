@@ -1,0 +1,25 @@
+"""Write the generated shapes: COCO instances and ADE-style maps of the same images."""
+
+import argparse
+
+from gcvit_mm.datasets.shapes import make_shapes
+from gcvit_mm.engine.launch import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('root', metavar='ROOT', help='folder to fill')
+    parser.add_argument('--train', type=int, default=800, metavar='N', help='training images')
+    parser.add_argument('--val', type=int, default=120, metavar='N', help='validation images')
+    parser.add_argument('--size', type=int, default=128, metavar='PX', help='height and width')
+    parser.add_argument('--seed', type=int, default=0, metavar='S', help='which scenes')
+    args = parser.parse_args()
+    root = make_shapes(args.root, train=args.train, val=args.val, size=args.size, seed=args.seed)
+    print(
+        f'{root}: {args.train} training and {args.val} validation images, '
+        f'{args.size} x {args.size} px, seed {args.seed}'
+    )
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,64 @@
+"""Train a model of any task from a config."""
+
+import argparse
+
+import torch
+from mmengine.runner import Runner
+
+from gcvit_mm.engine.launch import add_arguments, load_config, prepare, report_bad_images, run
+from gcvit_mm.engine.preflight import check_data
+from gcvit_mm.errors import UserError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    add_arguments(parser)
+    parser.add_argument(
+        '--amp', action='store_true', help='mixed precision: bfloat16 where the GPU has it'
+    )
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch'
+    )
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint, by default the latest in the work folder',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args)
+    if args.amp:
+        use_amp(cfg)
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UserError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    prepare(cfg, exact_checkpoint=False, skip_bad_images=args.skip_bad_images)
+    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    Runner.from_cfg(cfg).train()
+    report_bad_images(cfg)
+
+
+def use_amp(cfg) -> None:
+    if not torch.cuda.is_available():
+        raise UserError('--amp needs a GPU: leave it out, a CPU trains in float32')
+    bf16 = torch.cuda.is_bf16_supported()
+    cfg.optim_wrapper.update(
+        type='AmpOptimWrapper',
+        dtype='bfloat16' if bf16 else 'float16',
+        # bfloat16 has float32's range: nothing to scale.
+        loss_scale=dict(enabled=False) if bf16 else 'dynamic',
+    )
+
+
+if __name__ == '__main__':
+    run(main)
