@@ -1,13 +1,15 @@
 """GC ViT for detection and segmentation on OpenMMLab."""
 
-from . import environment, mmcv_ops
+# ruff: noqa: E402
+from . import environment
 
-# Before anything that needs them: clear errors for a broken environment, and mmcv's operations
-# where they were not compiled.
-environment.check()
-mmcv_ops.install()
+environment.check()  # before the first import that a broken environment would fail
 
-from .models import ARCHS, GCViT  # noqa: E402
-from .version import __version__  # noqa: E402
+from . import mmcv_ops
+
+mmcv_ops.install()  # before anything imports mmcv.ops
+
+from .models import ARCHS, GCViT
+from .version import __version__
 
 __all__ = ['ARCHS', 'GCViT', '__version__']

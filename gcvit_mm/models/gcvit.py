@@ -310,7 +310,8 @@ class GCViT(BaseModule):
         if not 0 <= rate < 1:
             raise ArgumentError(f'drop_path_rate={rate} is not in [0, 1)')
         depths = settings['depths']
-        rates = iter(torch.linspace(0, rate, sum(depths)).tolist())
+        last_block = max(sum(depths) - 1, 1)
+        rates = (rate * block / last_block for block in range(sum(depths)))
         drop_paths = [[next(rates) for _ in range(depth)] for depth in depths]
         # The third stage's query keeps its size where it is window-sized on the images of the
         # pre-training, by the window alone.
