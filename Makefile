@@ -44,7 +44,7 @@ install: env
 	    echo "$(ENV) holds these packages of OpenMMLab, which the onedl packages would overwrite:" \
 	        'deactivate it (.venv is made then) or activate another environment.' >&2; exit 1; \
 	fi
-	@echo 'Installing into $(ENV): several minutes, 3.5 GB to download and 6.5 GB on disk the first time.'
+	@echo 'Installing into $(ENV): minutes the first time (downloads 3.5 GB, takes 6.5 GB).'
 	$(PY) -m pip install --only-binary :all: --no-binary $(SOURCES) -c constraints.txt -e '.[mm,test]'
 # Two of the packages fill the same cv2 folder, and the one that is written last may be the one that
 # needs a desktop's libraries.
@@ -66,6 +66,9 @@ ifeq ($(ACTIVE),)
 	        'Ubuntu: apt install python3-venv. Or name one: make PYTHONS=/path/to/python' >&2; \
 	    exit 1; \
 	fi
+# pip takes a package for installed whose copying was interrupted; RECORD is what it writes last.
+	@find .venv/lib -type d -name '*.dist-info' ! -exec test -e '{}/RECORD' ';' -prune \
+	    -exec rm -r '{}' +
 endif
 	@$(PY) -c 'import pip; $(IS_TESTED)' 2>/dev/null || { \
 	    echo '$(ENV) has no Python 3.11 or 3.12 with pip: remove or deactivate it.' >&2; exit 1; }

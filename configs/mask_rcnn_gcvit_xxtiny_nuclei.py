@@ -1,0 +1,73 @@
+"""Your own data, by example: nuclei of the 2018 Data Science Bowl, 256 x 256 pixels, one class.
+
+Copy this file and change what is marked. The annotations are COCO's format.
+
+Command: ``NUCLEI_ROOT=path/to/nuclei256 tools/train.py configs/mask_rcnn_gcvit_xxtiny_nuclei.py``
+Takes: the ImageNet weights under ``checkpoints/``, or from scratch with
+``--cfg-options model.backbone.init_cfg=None``; 3 GB of memory.
+Result: from scratch on two CPU cores, see ``docs/results.md``.
+"""
+
+_base_ = [
+    './_base_/mask_rcnn_gcvit_tiny.py',
+    './_base_/small_instance.py',
+    './_base_/adamw.py',
+    './_base_/default_runtime.py',
+]
+
+# Your data: where it is, what its classes are called.
+data_root = '{{$NUCLEI_ROOT:data/nuclei256}}'
+metainfo = dict(classes=('nucleus',))
+
+# Your classes are counted in both heads. Windows that divide the maps (of 64, 32, 16 and 8 cells)
+# need no padding. Nuclei are small and many: anchors of 8 pixels and up, and light heads.
+model = dict(
+    backbone=dict(
+        arch='xxtiny',
+        window_size=(8, 8, 16, 8),
+        init_cfg=dict(checkpoint='checkpoints/gcvit_1k_xxtiny.pth.tar'),
+    ),
+    neck=dict(out_channels=128, num_outs=4),
+    rpn_head=dict(
+        in_channels=128,
+        feat_channels=128,
+        anchor_generator=dict(scales=[2], strides=[4, 8, 16, 32]),
+    ),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=128),
+        bbox_head=dict(in_channels=128, fc_out_channels=512, num_classes=1),
+        mask_roi_extractor=dict(out_channels=128),
+        mask_head=dict(in_channels=128, conv_out_channels=128, num_classes=1),
+    ),
+    train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
+)
+
+train_dataloader = dict(
+    batch_size=4,
+    dataset=dict(
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file='instances_train.json',
+        data_prefix=dict(img='train/'),
+    ),
+)
+val_dataloader = dict(
+    dataset=dict(
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file='instances_val.json',
+        data_prefix=dict(img='val/'),
+    ),
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=data_root + '/instances_val.json')
+test_evaluator = val_evaluator
+
+epochs = 12
+train_cfg = dict(max_epochs=epochs)
+optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(type='CosineAnnealingLR', eta_min=1e-6, T_max=epochs, convert_to_iter_based=True),
+]
+auto_scale_lr = dict(base_batch_size=4)
