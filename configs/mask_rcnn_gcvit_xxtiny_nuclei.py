@@ -43,7 +43,7 @@ model = dict(
 )
 
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     dataset=dict(
         data_root=data_root,
         metainfo=metainfo,
@@ -63,11 +63,11 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + '/instances_val.json')
 test_evaluator = val_evaluator
 
-epochs = 12
+epochs = 8
 train_cfg = dict(max_epochs=epochs)
 optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='CosineAnnealingLR', eta_min=1e-6, T_max=epochs, convert_to_iter_based=True),
 ]
-auto_scale_lr = dict(base_batch_size=4)
+auto_scale_lr = dict(base_batch_size=2)

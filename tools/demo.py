@@ -130,18 +130,12 @@ def draw(axes: Axes, title: str, pixels: np.ndarray, coco: COCO, annotations: li
         crowd = annotation.get('iscrowd', 0)
         axes.imshow(np.dstack([np.broadcast_to(tint, (*mask.shape, 3)), 0.45 * mask]))
         x, y, width, height = annotation['bbox']
-        box = Rectangle(
-            (x - 0.5, y - 0.5),
-            width,
-            height,
-            fill=False,
-            color=tint,
-            hatch='///' if crowd else None,
-        )
-        axes.add_patch(box)
+        hatch = '///' if crowd else None
+        corner = (x - 0.5, y - 0.5)
+        axes.add_patch(Rectangle(corner, width, height, fill=False, color=tint, hatch=hatch))
         if 'score' in annotation:
-            axes.text(x, y - 1, f'{annotation["score"]:.2f}', fontsize=6, color='white', va='bottom',
-                      bbox=dict(facecolor=tint, edgecolor='none', pad=0.6))  # fmt: skip
+            label = dict(facecolor=tint, edgecolor='none', pad=0.6)
+            axes.text(x, y - 1, f'{annotation["score"]:.2f}', fontsize=6, color='white', bbox=label)
 
 
 def color(label: int) -> np.ndarray:

@@ -31,8 +31,10 @@ VERSION = 1
 # By index and not by chance, so that a split of 20 images has both kinds.
 CYCLE, CROWD_TURN, EMPTY_TURN = 25, 7, 19
 MAX_OBJECTS = 6
-MIN_VISIBLE_FRACTION, MIN_VISIBLE_PIXELS = 0.3, 40
+MIN_VISIBLE_FRACTION, MIN_VISIBLE_PIXELS = 0.4, 60
 SUPERSAMPLE = 4
+# Smallest and largest radius of each class, as a share of the image's size.
+RADII = {'disk': (1 / 14, 1 / 6), 'box': (1 / 11, 1 / 5), 'star': (1 / 9, 1 / 4)}
 
 
 @dataclass
@@ -234,7 +236,7 @@ def lay_out(rng: np.random.Generator, size: int, index: int) -> list[Thing]:
 
 
 def _random_shape(rng: np.random.Generator, size: int) -> tuple[int, list[np.ndarray]]:
-    """Draw a class and one outline of it, 1/8 to 1/2 of the image wide, centred inside it."""
+    """Draw a class and one outline of it, centred inside the image."""
     label = int(rng.integers(len(CLASSES)))
     if CLASSES[label] == 'disk':
         points = _unit_circle(48) * (1, rng.uniform(0.65, 1))
@@ -246,7 +248,8 @@ def _random_shape(rng: np.random.Generator, size: int) -> tuple[int, list[np.nda
         points[1::2] *= rng.uniform(0.4, 0.55)
     angle = rng.uniform(0, 2 * np.pi)
     cos, sin = np.cos(angle), np.sin(angle)
-    radius = size / 16 * 4 ** rng.uniform()
+    smallest, largest = RADII[CLASSES[label]]
+    radius = size * smallest * (largest / smallest) ** rng.uniform()
     outline = points @ np.array([(cos, sin), (-sin, cos)]) * radius + rng.uniform(0, size, 2)
     return label, [outline.astype(np.float32)]
 
@@ -279,7 +282,7 @@ def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, things: list[Thing], size: int) -> np.ndarray:
-    """Draw the scene; colours and textures tell nothing about the class.
+    """Draw the scene; colours tell nothing about the class, textures do.
 
     Args:
         rng: The image's own generator, as ``lay_out`` left it.
@@ -295,7 +298,7 @@ def paint(rng: np.random.Generator, things: list[Thing], size: int) -> np.ndarra
         candidates = rng.uniform(0, 255, (4, 3))
         # The one that stands out most: objects are to be found by a small network.
         colour = candidates[np.abs(candidates - backdrop).sum(axis=1).argmax()]
-        skin = _crowd_skin(rng, thing, colour) if thing.is_crowd else _skin(rng, size, colour)
+        skin = _crowd_skin(rng, thing, colour) if thing.is_crowd else _skin(rng, thing, colour)
         picture += thing.coverage[..., None] * (skin - picture)
     picture += rng.normal(0, 4, picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
@@ -306,22 +309,23 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     start, end = rng.uniform(50, 205, (2, 3)).astype(np.float32)
     across = _waves(rng, size, period=4 * size)[0]
     across = (across - across.min()) / np.ptp(across)
-    clouds = rng.normal(0, 14, (9, 9, 3)).astype(np.float32)
-    clouds = cv2.resize(clouds, (size, size), interpolation=cv2.INTER_CUBIC)
+    coarse = rng.normal(0, 14, (9, 9, 3)).astype(np.float32)
+    clouds = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC)
     return start + across[..., None] * (end - start) + clouds
 
 
-def _skin(rng: np.random.Generator, size: int, colour: np.ndarray) -> np.ndarray:
-    """A textured surface of one main colour: (size, size, 3) float32."""
-    kind = rng.integers(3)
+def _skin(rng: np.random.Generator, thing: Thing, colour: np.ndarray) -> np.ndarray:
+    """A surface of one main colour with the texture of the class: (size, size, 3) float32."""
+    size = len(thing.coverage)
     u, v = _waves(rng, size, period=rng.uniform(5, 11) * size / 128)
-    if kind == 0:  # stripes
-        pattern = np.sin(u)
-    elif kind == 1:  # checks
-        pattern = np.sin(u) * np.sin(v)
-    else:  # speckle
+    pattern: np.ndarray
+    if CLASSES[thing.label] == 'disk':  # speckle
         pattern = cv2.GaussianBlur(rng.normal(0, 4, (size, size)).astype(np.float32), (5, 5), 1)
-    other = colour + np.where(colour < 128, 1, -1) * rng.uniform(25, 65)
+    elif CLASSES[thing.label] == 'box':  # stripes
+        pattern = np.sin(u)
+    else:  # checks
+        pattern = np.sin(u) * np.sin(v)
+    other = colour + np.where(colour < 128, 1, -1) * rng.uniform(40, 80)
     mix = np.clip(0.5 + 1.5 * pattern, 0, 1).astype(np.float32)[..., None]
     return (colour + mix * (other - colour)).astype(np.float32)
 
@@ -339,7 +343,7 @@ def _crowd_skin(rng: np.random.Generator, crowd: Thing, colour: np.ndarray) -> n
     skin = np.empty((*crowd.coverage.shape, 3), np.float32)
     skin[:] = colour
     for outline in crowd.outlines:
-        shade = np.clip(colour + rng.uniform(-50, 50), 0, 255)
+        shade = np.clip(colour + rng.uniform(-50, 50), 0, 255).tolist()
         cv2.fillPoly(skin, [np.rint((outline - 0.5) * 16).astype(np.int32)], shade, shift=4)
     return skin
 

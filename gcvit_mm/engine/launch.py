@@ -4,6 +4,7 @@ import argparse
 import difflib
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -36,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 class OptionsAction(DictAction):
-    """mmengine's ``--cfg-options`` that names an entry without ``=``."""
+    """mmengine's ``--cfg-options`` that keeps spaces, and says what is wrong with an entry."""
 
     def __call__(
         self,
@@ -45,10 +46,28 @@ class OptionsAction(DictAction):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        for value in values:
-            if '=' not in value:
-                parser.error(f'--cfg-options takes key=value, not {value!r}')
-        super().__call__(parser, namespace, values, option_string)
+        options = dict(getattr(namespace, self.dest))
+        for entry in values:
+            key, equals, value = entry.partition('=')
+            if not equals:
+                raise UserError(f'--cfg-options takes KEY=VALUE, not {entry!r}')
+            try:
+                options[key] = self._parse_iterable(value)
+            except AssertionError as error:
+                raise UserError(f'--cfg-options {entry}: brackets are not balanced') from error
+        setattr(namespace, self.dest, options)
+
+    @staticmethod
+    def _parse_iterable(val: str) -> Any:
+        # mmengine's parser drops spaces, which paths and class names have; no argument has a NUL.
+        packed = re.sub(r'(?<=[,(\[])\s+|\s+(?=[,)\]])', '', val.strip()).replace(' ', '\0')
+        return _unpack(DictAction._parse_iterable(packed))
+
+
+def _unpack(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_unpack(item) for item in value)
+    return value.replace('\0', ' ') if isinstance(value, str) else value
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -69,7 +69,6 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.window_size = window_size
-        self.global_query = global_query
         self.attention = ATTENTION[impl]
         self.qkv = nn.Linear(dim, dim * (2 if global_query else 3))
         self.proj = nn.Linear(dim, dim)
@@ -83,7 +82,8 @@ class WindowAttention(nn.Module):
         Args:
             x: Map of shape (B, H, W, C).
             index: ``relative_position_index(window_size)``.
-            q_global: The stage's query, shape (B, heads, N, d); local attention leaves it unread.
+            q_global: The image's query, shape (B, heads, N, d); None where the window's own is
+                computed.
 
         Returns:
             Map of shape (B, H, W, C).
@@ -91,11 +91,9 @@ class WindowAttention(nn.Module):
         windows = partition(x, self.window_size)  # (B, nW, N, C)
         qkv = self.qkv(windows).unflatten(-1, (-1, self.num_heads, x.shape[-1] // self.num_heads))
         *q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, nW, heads, N, d)
-        query = q_global[:, None] if self.global_query else q[0]
-        out = self.attention(query, k, v, self.position_bias(index))
-        return unpartition(
-            self.proj(out.transpose(2, 3).flatten(3)), self.window_size, x.shape[1:3]
-        )
+        query = q[0] if q_global is None else q_global[:, None]
+        out = self.attention(query, k, v, self.position_bias(index)).transpose(2, 3).flatten(3)
+        return unpartition(self.proj(out), self.window_size, (x.shape[1], x.shape[2]))
 
     def position_bias(self, index: Tensor) -> Tensor:
         """The bias of each pair of cells, shape (heads, N, N)."""

@@ -177,14 +177,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        gamma = None if layer_scale is None else torch.full((2, dim), float(layer_scale))
-        self.gamma1, self.gamma2 = (
-            (None, None) if gamma is None else (nn.Parameter(g.clone()) for g in gamma)
-        )
+        self.gamma1 = _gamma(dim, layer_scale)
+        self.gamma2 = _gamma(dim, layer_scale)
 
     def forward(self, x: Tensor, index: Tensor, q_global: Tensor | None) -> Tensor:
         x = x + self.drop_path(_scale(self.attn(self.norm1(x), index, q_global), self.gamma1))
         return x + self.drop_path(_scale(self.mlp(self.norm2(x)), self.gamma2))
+
+
+def _gamma(dim: int, layer_scale: float | None) -> nn.Parameter | None:
+    return None if layer_scale is None else nn.Parameter(torch.full((dim,), float(layer_scale)))
 
 
 def _scale(x: Tensor, gamma: Tensor | None) -> Tensor:
@@ -232,11 +234,12 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); the caller downsamples, after it took its output."""
         q_global = self.global_query(x) if self.global_query else None
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            query = q_global if i % 2 else None
             if self.with_cp and torch.is_grad_enabled():
-                x = cp.checkpoint(block, x, self.index, q_global, use_reentrant=False)
+                x = cp.checkpoint(block, x, self.index, query, use_reentrant=False)
             else:
-                x = block(x, self.index, q_global)
+                x = block(x, self.index, query)
         return x
 
 
@@ -376,7 +379,7 @@ class GCViT(BaseModule):
             if i in self.out_indices:
                 out = self.get_submodule(f'norm{i}')(x)
                 outs.append(out.permute(0, 3, 1, 2).contiguous())
-            if stage.downsample is not None:
+            if isinstance(stage.downsample, Downsample):
                 x = stage.downsample(x)
         return tuple(outs)
 
