@@ -32,6 +32,13 @@ def _history_method(cls: type, name: str) -> Any:
     return getattr(HistoryBuffer, name)
 
 
+def _bytes(text: str, encoding: str) -> bytes:
+    """How numpy's pickles spell bytes."""
+    if encoding != 'latin1':
+        raise pickle.UnpicklingError(f'encoding {encoding!r} is not allowed')
+    return text.encode('latin1')
+
+
 _multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
 _DTYPES = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64')
 SAFE_GLOBALS: dict[str, Any] = {
@@ -39,6 +46,7 @@ SAFE_GLOBALS: dict[str, Any] = {
     'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
     'builtins.getattr': _history_method,
     '__builtin__.getattr': _history_method,
+    '_codecs.encode': _bytes,
     'numpy.ndarray': np.ndarray,
     'numpy.dtype': np.dtype,
     # numpy 2 renamed numpy.core, and files hold either name.

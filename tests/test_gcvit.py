@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from mmengine.registry import MODELS
+from mmengine.utils import digit_version
 from reference import CASES, KEYS, differences, image, tensor, write_official
 from torch import nn
 
@@ -246,6 +247,8 @@ def test_train_returns_the_model_and_keeps_norms_in_evaluation_on_request():
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('impl', IMPLEMENTATIONS)
 def test_half_precision_is_finite_and_near_float32(dtype, impl):
+    if dtype == torch.float16 and digit_version(torch.__version__) < digit_version('2.3'):
+        pytest.skip('this torch has no float16 on CPUs')
     model = nano(attn_impl=impl)
     x = torch.randn(1, 3, 64, 96)
     expected = model(x)

@@ -3,7 +3,7 @@
 import argparse
 
 import torch
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from gcvit_mm.engine.launch import add_arguments, load_config, prepare, report_bad_images, run
 from gcvit_mm.engine.preflight import check_data
@@ -39,12 +39,15 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    fresh = args.resume == 'auto' and not find_latest_checkpoint(cfg.work_dir)
+    if args.resume and not fresh:
+        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     prepare(cfg, exact_checkpoint=False, skip_bad_images=args.skip_bad_images)
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    Runner.from_cfg(cfg).train()
+    runner = Runner.from_cfg(cfg)
+    if fresh:
+        runner.logger.info(f'Nothing to resume in {cfg.work_dir}: training starts from scratch')
+    runner.train()
     report_bad_images(cfg)
 
 

@@ -28,7 +28,8 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         message = str(error)
         if message.startswith('Caught '):  # in a data loader's worker, whose traceback it carries
-            message = message.rsplit('Error: ', 1)[-1].strip()
+            message = message.rsplit(f'{type(error).__name__}: ', 1)[-1]
+        message = ' '.join(message.split())
         print(f'error: {message}', file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -99,8 +100,10 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UserError(f'config {args.config} does not exist: the ready ones are under configs/')
     try:
         cfg = Config.fromfile(args.config)
-    except (SyntaxError, FileNotFoundError) as error:
-        raise UserError(f'config {args.config} cannot be read: {error}') from error
+    except Exception as error:  # a config is Python: it may raise anything
+        reason = f'{type(error).__name__}: {error}'
+        raise UserError(f'config {args.config} cannot be read: {reason}') from error
+    cfg.setdefault('custom_hooks', [])
     _check_options(cfg, args.cfg_options)
     try:
         cfg.merge_from_dict(args.cfg_options)
@@ -108,7 +111,6 @@ def load_config(args: argparse.Namespace) -> Config:
         raise UserError(f'--cfg-options does not fit the config: {error}') from error
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    cfg.setdefault('custom_hooks', [])
     return cfg
 
 

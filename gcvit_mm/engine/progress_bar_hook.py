@@ -1,5 +1,6 @@
 """A progress bar in terminals."""
 
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,7 +24,11 @@ class ProgressBarHook(Hook):
         self._stack = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
-        self._stack.enter_context(logging_redirect_tqdm([runner.logger]))
+        if sys.stderr.isatty():
+            console = runner.logger.handlers[0]
+            self._stack.enter_context(logging_redirect_tqdm([runner.logger]))
+            # The handler that takes the console's place would let every level through.
+            runner.logger.handlers[-1].setLevel(console.level)
 
     def after_run(self, runner: Runner) -> None:
         self._stack.close()
