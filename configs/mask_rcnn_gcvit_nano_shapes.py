@@ -35,9 +35,10 @@ model = dict(
         anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        # Objects of 8 to 64 pixels are to be spread over the levels.
+        bbox_roi_extractor=dict(out_channels=64, finest_scale=14),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
-        mask_roi_extractor=dict(out_channels=64),
+        mask_roi_extractor=dict(out_channels=64, finest_scale=14),
         mask_head=dict(in_channels=64, conv_out_channels=64, num_classes=3),
     ),
     train_cfg=dict(

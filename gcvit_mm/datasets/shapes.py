@@ -10,6 +10,7 @@ semantic maps, both read off the same z-buffer::
     ROOT/shapes.json     written last: the folder is complete
 """
 
+import colorsys
 import json
 import os
 import uuid
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from gcvit_mm.errors import UserError
 
 CLASSES = ('disk', 'box', 'star')
-PALETTE = [[220, 60, 60], [60, 160, 240], [250, 200, 40]]
+PALETTE = [[220, 60, 60], [60, 190, 80], [70, 110, 250]]
 SPLITS = ('training', 'validation')
 
 # Raise it with every change that alters a written byte: folders of another version are refused.
@@ -282,7 +283,7 @@ def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, things: list[Thing], size: int) -> np.ndarray:
-    """Draw the scene; colours tell nothing about the class, textures do.
+    """Draw the scene; each class has its texture, and hues that others rarely have.
 
     Args:
         rng: The image's own generator, as ``lay_out`` left it.
@@ -295,13 +296,20 @@ def paint(rng: np.random.Generator, things: list[Thing], size: int) -> np.ndarra
     picture = _background(rng, size)
     backdrop = picture.mean(axis=(0, 1))
     for thing in things:
-        candidates = rng.uniform(0, 255, (4, 3))
+        candidates = np.array([_colour(rng, thing.label) for _ in range(4)])
         # The one that stands out most: objects are to be found by a small network.
         colour = candidates[np.abs(candidates - backdrop).sum(axis=1).argmax()]
         skin = _crowd_skin(rng, thing, colour) if thing.is_crowd else _skin(rng, thing, colour)
         picture += thing.coverage[..., None] * (skin - picture)
     picture += rng.normal(0, 4, picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
+
+
+def _colour(rng: np.random.Generator, label: int) -> tuple[float, ...]:
+    """A colour around the hue of a class, as OpenCV's B, G, R from 0 to 255."""
+    hue = (label / len(CLASSES) + rng.normal(0, 0.1)) % 1
+    rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1), rng.uniform(0.4, 1))
+    return tuple(255 * channel for channel in reversed(rgb))
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
+from tqdm import tqdm
 
 from ..checkpoint import read_checkpoint
 from ..errors import UserError
@@ -24,7 +26,11 @@ BAD_IMAGES = 'bad_images.txt'
 def run(main: Callable[[], None]) -> None:
     """Call a script's ``main``; print a ``UserError`` as one line and exit with status 1."""
     try:
-        main()
+        try:
+            main()
+        finally:
+            for bar in list(tqdm._instances):  # else messages would share a bar's line
+                bar.close()
     except UserError as error:
         message = str(error)
         if message.startswith('Caught '):  # in a data loader's worker, whose traceback it carries
@@ -163,7 +169,7 @@ def _skip_bad_images(cfg: Config) -> None:
 def report_bad_images(cfg: Config) -> None:
     """Say at the end of a run how many images were passed over."""
     path = Path(cfg.work_dir) / BAD_IMAGES
-    if path.is_file():
+    if is_main_process() and path.is_file():
         count = len(set(path.read_text().splitlines()))
         print(f'{count} bad image(s) passed over, listed in {path}')
 

@@ -29,6 +29,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
             _check_paths(loader, dataset)
             if dataset.get('ann_file', '').endswith('.json'):
                 _check_categories(cfg, loader, dataset)
+        _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
 
 
 def _join(dataset: ConfigDict, path: str) -> str:
@@ -52,6 +53,17 @@ def _check_paths(loader: str, dataset: ConfigDict) -> None:
     ann_file = dataset.get('ann_file')
     if ann_file and not os.path.exists(_join(dataset, ann_file)):
         raise UserError(f'annotation file {_join(dataset, ann_file)} ({loader}) does not exist')
+
+
+def _check_evaluator(cfg: Config, name: str) -> None:
+    evaluators = cfg.get(name) or []
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        ann_file = evaluator.get('ann_file')
+        if ann_file and '://' not in ann_file and not os.path.exists(ann_file):
+            raise UserError(
+                f'annotation file {ann_file} ({name}) does not exist: name its place by '
+                f'--cfg-options {name}.ann_file=FILE'
+            )
 
 
 def _check_categories(cfg: Config, loader: str, dataset: ConfigDict) -> None:
@@ -85,9 +97,10 @@ def _read_coco(path: str) -> dict:
     try:
         with open(path) as file:
             content = json.load(file)
-        lacking = [key for key in ('images', 'annotations', 'categories') if key not in content]
-    except (ValueError, TypeError) as error:
-        raise UserError(f'annotation file {path} is not JSON: {error}') from error
+    except (OSError, ValueError) as error:
+        raise UserError(f'annotation file {path} cannot be read as JSON: {error}') from error
+    keys = ('images', 'annotations', 'categories')
+    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
         raise UserError(f'annotation file {path} is not of COCO: it has no {", ".join(lacking)}')
     return content

@@ -20,7 +20,8 @@ class ProgressBarHook(Hook):
     """
 
     def __init__(self) -> None:
-        self._bars: dict[str, tqdm] = {}
+        self._bar: tqdm | None = None
+        self._training = False
         self._stack = ExitStack()
 
     def before_run(self, runner: Runner) -> None:
@@ -34,22 +35,22 @@ class ProgressBarHook(Hook):
         self._stack.close()
 
     def before_train(self, runner: Runner) -> None:
+        self._training = True
         self._open('train', runner.max_iters, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        self._close('train')
+        self._training = False
+        self._close()
 
     def before_val_epoch(self, runner: Runner) -> None:
         self._open('val', len(runner.val_dataloader))
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._close('val')
+        if self._training:
+            self._open('train', runner.max_iters, runner.iter)
 
     def before_test_epoch(self, runner: Runner) -> None:
         self._open('test', len(runner.test_dataloader))
-
-    def after_test_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self._close('test')
 
     def _after_iter(
         self,
@@ -59,17 +60,23 @@ class ProgressBarHook(Hook):
         outputs: Any = None,
         mode: str = 'train',
     ) -> None:
-        self._bars[mode].update()
+        if self._bar is not None:
+            self._bar.update()
+            if mode != 'train' and self._bar.n == self._bar.total:
+                self._close()  # evaluators print around the logger
 
     def _open(self, mode: str, total: int, initial: int = 0) -> None:
+        self._close()
         # disable=None: no bar where stderr is not a terminal.
-        self._bars[mode] = tqdm(
+        self._bar = tqdm(
             total=total,
             initial=initial,
             desc=mode,
-            leave=mode != 'val',
+            leave=False,
             disable=None if is_main_process() else True,
         )
 
-    def _close(self, mode: str) -> None:
-        self._bars.pop(mode).close()
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,26 @@
+"""A tiny data set and a detector trained on it, which tests only read."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from command_line import NANO, TRAIN_IMAGES, VAL_IMAGES, on, succeed
+
+from gcvit_mm.datasets.shapes import make_shapes
+
+
+@pytest.fixture(scope='session')
+def tiny_shapes(tmp_path_factory) -> Path:
+    """Shapes in a folder with a space in its name."""
+    root = tmp_path_factory.mktemp('data') / 'tiny shapes'
+    return make_shapes(root, train=TRAIN_IMAGES, val=VAL_IMAGES, size=64)
+
+
+@pytest.fixture(scope='session')
+def trained(tiny_shapes, tmp_path_factory) -> SimpleNamespace:
+    """One epoch of the nano config: what it wrote, its work folder and its checkpoint."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    output = succeed('train.py', NANO, '--work-dir', work_dir, *on(tiny_shapes))
+    return SimpleNamespace(
+        output=output, work_dir=work_dir, checkpoint=work_dir / 'epoch_1.pth', data=tiny_shapes
+    )
