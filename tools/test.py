@@ -47,7 +47,8 @@ def main() -> None:
     metrics = Runner.from_cfg(cfg).test()
     if args.out and is_main_process():
         Path(f'{args.out}.metrics.json').write_text(json.dumps(metrics, indent=1) + '\n')
-    report_bad_images(cfg)
+    if args.skip_bad_images:
+        report_bad_images(cfg)
 
 
 def use_tta(cfg: Config) -> None:

@@ -48,7 +48,8 @@ def main() -> None:
     if fresh:
         runner.logger.info(f'Nothing to resume in {cfg.work_dir}: training starts from scratch')
     runner.train()
-    report_bad_images(cfg)
+    if args.skip_bad_images:
+        report_bad_images(cfg)
 
 
 def use_amp(cfg) -> None:
