@@ -76,5 +76,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', eta_min=1e-5, T_max=epochs, convert_to_iter_based=True),
 ]
+default_hooks = dict(logger=dict(interval=20))
 auto_scale_lr = dict(base_batch_size=8)
 randomness = dict(seed=0)

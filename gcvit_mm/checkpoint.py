@@ -60,12 +60,14 @@ SAFE_GLOBALS: dict[str, Any] = {
 """What a checkpoint may name besides tensors: the settings of timm's trainer, mmengine's logs."""
 
 
-def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
+def read_checkpoint(
+    path: str | os.PathLike, map_location: str | torch.device | None = 'cpu'
+) -> Any:
     """Read a ``.pth`` or ``.safetensors`` file without executing anything that it holds.
 
     Args:
         path: The file.
-        map_location: Device of the tensors.
+        map_location: Device of the tensors; None leaves them where a ``.pth`` file has them.
 
     Returns:
         The file's content, as ``torch.load`` gives it.
@@ -78,7 +80,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
         raise UserError(f'checkpoint {path} does not exist: check the path')
     try:
         if path.endswith('.safetensors'):
-            return load_file(path, device=map_location)
+            return load_file(path, device=str(map_location or 'cpu'))
         return _load_pickle(path, map_location)
     except pickle.UnpicklingError as error:
         refused = re.search(r'GLOBAL ([\w.]+)', str(error))
@@ -96,7 +98,7 @@ def read_checkpoint(path: str | os.PathLike, map_location: str = 'cpu') -> Any:
         ) from error
 
 
-def _load_pickle(path: str, map_location: str) -> Any:
+def _load_pickle(path: str, map_location: str | torch.device | None) -> Any:
     if digit_version(torch.__version__) >= digit_version('2.6'):
         with torch.serialization.safe_globals([(f, name) for name, f in SAFE_GLOBALS.items()]):
             return torch.load(path, map_location=map_location, weights_only=True)

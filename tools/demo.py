@@ -67,10 +67,11 @@ def write_metrics(seconds: float) -> dict[str, float]:
 
 
 def plot_curves(path: Path) -> None:
-    log = next(WORK_DIR.glob('*/vis_data/scalars.json')).read_text().splitlines()
+    log = min(WORK_DIR.glob('*/vis_data/scalars.json')).read_text().splitlines()  # the training's
     entries = [json.loads(line) for line in log]
     steps = [entry for entry in entries if 'loss' in entry]
     evaluations = [entry for entry in entries if 'coco/bbox_mAP_50' in entry]
+    epochs = [entry['step'] for entry in evaluations]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout='constrained')
     left.plot([e['step'] for e in steps], [e['loss'] for e in steps], color='black', label='sum')
     for name in ('loss_cls', 'loss_bbox', 'loss_mask'):
@@ -79,14 +80,14 @@ def plot_curves(path: Path) -> None:
     for name, label in (('bbox', 'box'), ('segm', 'mask')):
         for suffix, style in (('_50', '-'), ('', '--')):
             right.plot(
-                [e['step'] for e in evaluations],
+                epochs,
                 [e[f'coco/{name}_mAP{suffix}'] for e in evaluations],
                 style,
                 marker='o',
                 color='tab:blue' if name == 'bbox' else 'tab:orange',
                 label=f'{label} AP{suffix.removeprefix("_")}',
             )
-    right.set(xlabel='epoch', ylabel='validation AP', ylim=(0, 1))
+    right.set(xlabel='epoch', ylabel='validation AP', ylim=(0, 1), xticks=epochs)
     for axes in (left, right):
         axes.legend()
         axes.grid(alpha=0.3)
@@ -128,14 +129,15 @@ def draw(axes: Axes, title: str, pixels: np.ndarray, coco: COCO, annotations: li
         tint = color(annotation['category_id'] - 1)
         mask = coco.annToMask(annotation)
         crowd = annotation.get('iscrowd', 0)
-        axes.imshow(np.dstack([np.broadcast_to(tint, (*mask.shape, 3)), 0.45 * mask]))
+        axes.imshow(np.dstack([np.broadcast_to(tint, (*mask.shape, 3)), 0.4 * mask]))
+        axes.contour(mask, [0.5], colors=[tint], linewidths=1)
         x, y, width, height = annotation['bbox']
         hatch = '///' if crowd else None
         corner = (x - 0.5, y - 0.5)
         axes.add_patch(Rectangle(corner, width, height, fill=False, color=tint, hatch=hatch))
         if 'score' in annotation:
             label = dict(facecolor=tint, edgecolor='none', pad=0.6)
-            axes.text(x, y - 1, f'{annotation["score"]:.2f}', fontsize=6, color='white', bbox=label)
+            axes.text(x, y - 1, f'{annotation["score"]:.2f}', fontsize=6, color='black', bbox=label)
 
 
 def color(label: int) -> np.ndarray:

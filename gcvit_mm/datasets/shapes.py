@@ -24,7 +24,8 @@ from tqdm import tqdm
 from gcvit_mm.errors import UserError
 
 CLASSES = ('disk', 'box', 'star')
-PALETTE = [[220, 60, 60], [60, 190, 80], [70, 110, 250]]
+# To draw labels with: none of these is a colour that objects of the class have.
+PALETTE = [[0, 230, 255], [255, 40, 220], [255, 220, 0]]
 SPLITS = ('training', 'validation')
 
 # Raise it with every change that alters a written byte: folders of another version are refused.
