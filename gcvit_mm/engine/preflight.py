@@ -26,8 +26,10 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     """
     for loader in loaders:
         for dataset in leaf_datasets(cfg.get(loader)):
+            if '://' in (dataset.get('data_root') or ''):
+                continue  # a remote store: its own client reports
             _check_paths(loader, dataset)
-            if dataset.get('ann_file', '').endswith('.json'):
+            if cfg.default_scope == 'mmdet' and dataset.get('ann_file', '').endswith('.json'):
                 _check_categories(cfg, loader, dataset)
         _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
 
@@ -39,8 +41,6 @@ def _join(dataset: ConfigDict, path: str) -> str:
 def _check_paths(loader: str, dataset: ConfigDict) -> None:
     root = dataset.get('data_root')
     option = f'--cfg-options {loader}.dataset.data_root=FOLDER'
-    if root and '://' in root:
-        return  # a remote store: its own client reports
     if root and not os.path.isdir(root):
         raise UserError(
             f'data folder {root} ({loader}) does not exist: put the data there, or name its place '
@@ -68,7 +68,9 @@ def _check_evaluator(cfg: Config, name: str) -> None:
 
 def _check_categories(cfg: Config, loader: str, dataset: ConfigDict) -> None:
     path = _join(dataset, dataset.ann_file)
-    content = _read_coco(path)
+    # Lists of test images come without annotations.
+    keys = ['images', 'categories'] + ['annotations'] * (loader != 'test_dataloader')
+    content = _read_coco(path, keys)
     classes = _classes(cfg, dataset)
     names = [category['name'] for category in content['categories']]
     missing = [name for name in classes if name not in names]
@@ -93,13 +95,12 @@ def _check_categories(cfg: Config, loader: str, dataset: ConfigDict) -> None:
             )
 
 
-def _read_coco(path: str) -> dict:
+def _read_coco(path: str, keys: list[str]) -> dict:
     try:
         with open(path) as file:
             content = json.load(file)
     except (OSError, ValueError) as error:
         raise UserError(f'annotation file {path} cannot be read as JSON: {error}') from error
-    keys = ('images', 'annotations', 'categories')
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
         raise UserError(f'annotation file {path} is not of COCO: it has no {", ".join(lacking)}')
