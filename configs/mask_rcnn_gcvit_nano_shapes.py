@@ -1,7 +1,9 @@
 """The demonstration: a small Mask R-CNN from scratch on generated shapes, on a CPU.
 
-Command: ``make demo``, or after ``tools/make_shapes.py data/shapes``:
+Command: ``make demo``, or ``tools/make_shapes.py data/shapes`` and then
 ``tools/train.py configs/mask_rcnn_gcvit_nano_shapes.py``
+Takes: 7 minutes on two CPU cores, 3 GB of memory.
+Result: box AP50 0.92, mask AP50 0.90 on the 120 validation images (``docs/results.md``).
 """
 
 _base_ = [

@@ -88,8 +88,8 @@ def plot_curves(path: Path) -> None:
                 label=f'{label} AP{suffix.removeprefix("_")}',
             )
     right.set(xlabel='epoch', ylabel='validation AP', ylim=(0, 1), xticks=epochs)
-    for axes in (left, right):
-        axes.legend()
+    for axes, corner in ((left, 'upper right'), (right, 'lower right')):
+        axes.legend(loc=corner)
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
