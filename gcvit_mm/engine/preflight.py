@@ -29,7 +29,8 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
             if '://' in (dataset.get('data_root') or ''):
                 continue  # a remote store: its own client reports
             _check_paths(loader, dataset)
-            if cfg.default_scope == 'mmdet' and dataset.get('ann_file', '').endswith('.json'):
+            is_coco = dataset.get('ann_file', '').endswith('.json')
+            if is_coco and cfg.get('default_scope') == 'mmdet':
                 _check_categories(cfg, loader, dataset)
         _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
 
