@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import ROOT, succeed
 from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, init_default_scope
@@ -26,15 +27,26 @@ def load(name: str) -> Config:
 
 @pytest.mark.parametrize('config', CONFIGS, ids=lambda path: path.stem)
 def test_neck_takes_the_maps_of_the_backbone(config):
-    model = MODELS.build(load(config.name).model)
+    with torch.device('meta'):
+        model = MODELS.build(load(config.name).model)
     assert tuple(model.neck.in_channels) == model.backbone.out_channels
     strides = model.rpn_head.prior_generator.strides
     assert [stride[0] for stride in strides][:4] == list(model.backbone.out_strides)
 
 
-def test_mask_rcnn_tiny_has_the_published_number_of_parameters():
-    model = MODELS.build(load('mask_rcnn_gcvit_tiny_coco.py').model)
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(48e6, rel=0.02)
+@pytest.mark.parametrize(
+    ('config', 'millions'),
+    [
+        ('mask_rcnn_gcvit_tiny_coco.py', 48),
+        ('cascade_mask_rcnn_gcvit_tiny_coco.py', 85),
+        ('cascade_mask_rcnn_gcvit_small_coco.py', 108),
+        ('cascade_mask_rcnn_gcvit_base_coco.py', 146),
+    ],
+)
+def test_detectors_have_the_published_number_of_parameters(config, millions):
+    with torch.device('meta'):
+        model = MODELS.build(load(config).model)
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(millions * 1e6, rel=0.02)
 
 
 def test_the_coco_recipe_is_the_published_one():
@@ -72,19 +84,23 @@ def test_training_pipeline_of_coco_gives_scaled_photos_with_their_objects():
         assert instances.masks.masks.shape == (len(boxes), height, width) if len(boxes) else True
 
 
+MINI_COCO = [
+    f'train_dataloader.dataset.data_root={SAMPLES}/coco_mini320',
+    'train_dataloader.dataset.ann_file=instances_train2017.json',
+    'train_dataloader.dataset.data_prefix.img=train2017/',
+    'train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[(160,128)]',
+    'train_dataloader.dataset.pipeline.3.transforms.1.2.scales=[(160,128)]',
+]
+
+
 @needs_samples
 @pytest.mark.parametrize(
     ('config', 'options'),
     [
+        ('mask_rcnn_gcvit_xxtiny_coco.py', MINI_COCO),
         (
-            'mask_rcnn_gcvit_xxtiny_coco.py',
-            [
-                'train_dataloader.dataset.ann_file=instances_train2017.json',
-                'train_dataloader.dataset.data_prefix.img=train2017/',
-                f'train_dataloader.dataset.data_root={SAMPLES}/coco_mini320',
-                'train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[(160,128)]',
-                'train_dataloader.dataset.pipeline.3.transforms.1.2.scales=[(160,128)]',
-            ],
+            'cascade_mask_rcnn_gcvit_tiny_coco.py',
+            [*MINI_COCO, *(f'model.train_cfg.rcnn.{i}.sampler.num=32' for i in range(3))],
         ),
         (
             'mask_rcnn_gcvit_xxtiny_nuclei.py',

@@ -1,0 +1,15 @@
+"""Mask R-CNN with GC ViT-T2 on COCO, the recipe of the tiny variant.
+
+Command: ``tools/dist_train.sh configs/mask_rcnn_gcvit_tiny2_coco.py 8``
+Takes: COCO 2017 under ``data/coco``, the ImageNet weights under ``checkpoints/``; 16 images a step.
+Paper: no figure.
+"""
+
+_base_ = './mask_rcnn_gcvit_tiny_coco.py'
+
+model = dict(
+    backbone=dict(
+        arch='tiny2',
+        init_cfg=dict(checkpoint='checkpoints/gcvit_1k_tiny2.pth.tar'),
+    ),
+)
