@@ -1,7 +1,7 @@
 """Mask R-CNN with GC ViT-B on COCO, the recipe of the tiny variant.
 
 Command: ``tools/dist_train.sh configs/mask_rcnn_gcvit_base_coco.py 8``
-Takes: COCO 2017 under ``data/coco``, the ImageNet weights under ``checkpoints/``; 16 images a step.
+Takes: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images a step.
 Paper: no figure.
 The drop path rate is ours: the paper does not give it.
 """
@@ -12,7 +12,7 @@ model = dict(
     backbone=dict(
         arch='base',
         drop_path_rate=0.5,
-        init_cfg=dict(checkpoint='checkpoints/gcvit_1k_base.pth.tar'),
+        init_cfg=dict(checkpoint='gcvit://base'),
     ),
     neck=dict(in_channels=[128, 256, 512, 1024]),
 )

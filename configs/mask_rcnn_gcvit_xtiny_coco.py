@@ -1,7 +1,7 @@
 """Mask R-CNN with GC ViT-XT on COCO, the recipe of the tiny variant.
 
 Command: ``tools/dist_train.sh configs/mask_rcnn_gcvit_xtiny_coco.py 8``
-Takes: COCO 2017 under ``data/coco``, the ImageNet weights under ``checkpoints/``; 16 images a step.
+Takes: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images a step.
 Paper: no figure.
 """
 
@@ -10,6 +10,6 @@ _base_ = './mask_rcnn_gcvit_tiny_coco.py'
 model = dict(
     backbone=dict(
         arch='xtiny',
-        init_cfg=dict(checkpoint='checkpoints/gcvit_1k_xtiny.pth.tar'),
+        init_cfg=dict(checkpoint='gcvit://xtiny'),
     ),
 )

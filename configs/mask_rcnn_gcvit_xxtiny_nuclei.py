@@ -3,7 +3,7 @@
 Copy this file and change what is marked. The annotations are COCO's format.
 
 Command: ``NUCLEI_ROOT=path/to/nuclei256 tools/train.py configs/mask_rcnn_gcvit_xxtiny_nuclei.py``
-Takes: the ImageNet weights under ``checkpoints/``, or from scratch with
+Takes: the ImageNet weights, or from scratch with
 ``--cfg-options model.backbone.init_cfg=None``; 20 minutes on two CPU cores, 3 GB of memory.
 Result: from scratch, box AP 0.49, mask AP 0.50 on the validation images (``docs/results.md``).
 """
@@ -25,7 +25,7 @@ model = dict(
     backbone=dict(
         arch='xxtiny',
         window_size=(8, 8, 16, 8),
-        init_cfg=dict(checkpoint='checkpoints/gcvit_1k_xxtiny.pth.tar'),
+        init_cfg=dict(checkpoint='gcvit://xxtiny'),
     ),
     neck=dict(out_channels=128, num_outs=4),
     rpn_head=dict(

@@ -4,6 +4,7 @@
 from . import environment
 
 environment.check()  # before the first import that a broken environment would fail
+environment.let_mmengine_find_mmseg()
 
 from . import mmcv_ops
 

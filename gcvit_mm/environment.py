@@ -95,6 +95,18 @@ _GET_TORCH = (
 )
 
 
+def let_mmengine_find_mmseg() -> None:
+    """Make ``_base_ = 'mmseg::...'`` work with the onedl packages.
+
+    mmengine looks for mmseg by the distribution's name, mmsegmentation, which is onedl-mmsegmentation
+    there; the module's name serves as well.
+    """
+    from mmengine.config.utils import MODULE2PACKAGE
+
+    if _installed(('onedl-mmsegmentation',)):
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
 def _installed(names: tuple[str, ...]) -> list[str]:
     pins = []
     for name in names:

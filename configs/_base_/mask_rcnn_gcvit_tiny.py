@@ -9,7 +9,7 @@ model = dict(
         arch='tiny',
         window_size=24,
         drop_path_rate=0.2,
-        init_cfg=dict(type='Pretrained', checkpoint='checkpoints/gcvit_1k_tiny.pth.tar'),
+        init_cfg=dict(type='Pretrained', checkpoint='gcvit://tiny'),
     ),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )

@@ -1,0 +1,13 @@
+"""COCO 2017 as in ``coco_instance_multiscale.py``, boxes alone."""
+
+_base_ = './coco_instance_multiscale.py'
+
+train_pipeline = _base_.train_pipeline
+test_pipeline = _base_.test_pipeline
+train_pipeline[1].with_mask = False
+test_pipeline[2].with_mask = False
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+val_evaluator = dict(metric='bbox')
+test_evaluator = val_evaluator

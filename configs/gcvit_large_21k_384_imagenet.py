@@ -1,0 +1,31 @@
+"""GC ViT-L of ImageNet-21k, fine-tuned on ImageNet-1k at 384 pixels.
+
+Command: ``tools/dist_train.sh configs/gcvit_large_21k_384_imagenet.py 8 --amp``
+Takes: ImageNet-1k under ``data/imagenet``, the ImageNet-21k weights; 32 images a process.
+Paper: top-1 87.4 (not measured here).
+The fine-tuning schedule is ours: the official one is not published.
+"""
+
+_base_ = './gcvit_large_21k_224_imagenet.py'
+
+model = dict(
+    backbone=dict(
+        window_size=(12, 12, 24, 12),
+        pretrain_size=384,
+        drop_path_rate=0.1,
+        init_cfg=dict(checkpoint='gcvit://large_21k_384'),
+    )
+)
+
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].scale = 384
+# The official test image of this variant is the whole image, squeezed into a square.
+test_pipeline = [
+    dict(type='LoadWholeImage'),
+    dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),
+    dict(type='PackInputs'),
+]
+train_dataloader = dict(batch_size=32, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+auto_scale_lr = dict(base_batch_size=256)

@@ -1,0 +1,50 @@
+"""Mask2Former with GC ViT-T on ADE20K, mmseg's recipe for semantic segmentation.
+
+Command: ``tools/dist_train.sh configs/mask2former_gcvit_tiny_ade20k.py 8``
+Takes: ADE20K under ``data/ade/ADEChallengeData2016``, the ImageNet weights; 16 images a step.
+Paper: no figure; windows and drop path rate are ours.
+"""
+
+_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
+
+custom_imports = dict(
+    imports=['gcvit_mm', 'gcvit_mm.datasets', 'mmdet.models'], allow_failed_imports=False
+)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='GCViT',
+        arch='tiny',
+        window_size=(16, 16, 32, 16),
+        drop_path_rate=0.3,
+        init_cfg=dict(type='Pretrained', checkpoint='gcvit://tiny'),
+    ),
+    decode_head=dict(in_channels=[64, 128, 256, 512]),
+)
+
+train_pipeline = _base_.train_pipeline
+test_pipeline = _base_.test_pipeline
+train_pipeline[0] = dict(type='LoadWholeImage')
+test_pipeline[0] = dict(type='LoadWholeImage')
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+# The longest key that is part of a parameter's name counts: these must be longer than 'backbone'.
+backbone_without_decay = dict(lr_mult=0.1, decay_mult=0.0)
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        custom_keys={
+            key: backbone_without_decay
+            for key in (
+                'backbone.norm',
+                '.norm1.weight',
+                '.norm1.bias',
+                '.norm2.weight',
+                '.norm2.bias',
+                'relative_position_bias_table',
+            )
+        }
+    )
+)
+default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

@@ -1,0 +1,65 @@
+"""Semantic segmentation of the generated shapes: a small UPerNet from scratch, on a CPU.
+
+Command: ``tools/make_shapes.py data/shapes`` and then
+``tools/train.py configs/upernet_gcvit_nano_shapes.py``
+"""
+
+_base_ = [
+    './_base_/upernet_gcvit_tiny.py',
+    './_base_/small_semantic.py',
+    './_base_/adamw_160k.py',
+    './_base_/segmentation_runtime.py',
+]
+
+dataset = dict(
+    data_root='data/shapes',
+    metainfo=dict(
+        classes=('background', 'disk', 'box', 'star'),
+        palette=[[60, 60, 60], [0, 230, 255], [255, 40, 220], [255, 220, 0]],
+    ),
+)
+norm = dict(type='BN')
+
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(
+        _delete_=True,
+        type='GCViT',
+        arch=dict(
+            dim=32,
+            depths=(2, 2, 2, 2),
+            num_heads=(1, 2, 4, 8),
+            mlp_ratio=3,
+            layer_scale=None,
+            drop_path_rate=0.0,
+        ),
+        window_size=8,
+    ),
+    decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=4, norm_cfg=norm),
+    auxiliary_head=dict(in_channels=128, channels=64, num_classes=4, norm_cfg=norm),
+)
+
+train_pipeline = [
+    dict(type='LoadWholeImage'),
+    dict(type='LoadAnnotations'),
+    dict(
+        type='RandomFlip',
+        prob=[0.25, 0.25, 0.25],
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(batch_size=8, dataset=dict(**dataset, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dataset)
+test_dataloader = val_dataloader
+
+iterations = 600
+train_cfg = dict(max_iters=iterations, val_interval=200)
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=50, end=iterations),
+]
+default_hooks = dict(checkpoint=dict(interval=200), logger=dict(interval=20))
+auto_scale_lr = dict(base_batch_size=8)
+randomness = dict(seed=0)
