@@ -16,7 +16,7 @@ IS_TESTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 # The only packages without a wheel; they are pure Python. Everything else must come as a wheel.
 SOURCES := onedl-mmcv,onedl-mmdetection,onedl-mmpretrain,onedl-mmsegmentation
 
-.PHONY: setup install env demo test lint
+.PHONY: setup install env demo test test-slow lint
 
 setup:
 	@test -e "$(STAMP)" || $(MAKE) --no-print-directory install
@@ -25,7 +25,11 @@ demo: setup
 	$(PY) tools/demo.py
 
 test: setup
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+# Large models, minutes each.
+test-slow: setup
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -3,7 +3,7 @@
 Command: ``tools/dist_train.sh configs/dino_gcvit_large_coco.py 8``
 Takes: COCO 2017 under ``data/coco``, the ImageNet-21k weights; 16 images a step.
 Paper: box AP 58.3 on val2017 (not measured here).
-Windows (those of the 384-pixel weights), drop path rate and schedule are ours: the paper gives none.
+Windows (of the 384-pixel weights), drop path rate and schedule are ours: the paper gives none.
 """
 
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py'
