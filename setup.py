@@ -4,8 +4,25 @@ import runpy
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+MANIFEST = 'checkpoints/manifest.yml'
+
+
+class BuildWithManifest(build_py):
+    """Put the manifest of the weights where packages of OpenMMLab have such files: in .mim."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            copy = Path(self.build_lib, 'gcvit_mm/.mim', MANIFEST)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            self.copy_file(str(ROOT / MANIFEST), str(copy))
+
+    def get_source_files(self):  # for the source distribution
+        return [*super().get_source_files(), MANIFEST]
+
 
 setup(
     name='gcvit_mm',
@@ -14,6 +31,7 @@ setup(
     description='The GC ViT backbone for MMDetection, MMSegmentation and MMPretrain',
     license='Apache-2.0',
     license_files=['LICENSE', 'NOTICE.md'],
+    cmdclass={'build_py': BuildWithManifest},
     packages=find_packages(include=['gcvit_mm*']),
     python_requires='>=3.10',
     # Neither torch nor mmengine: two families of packages provide mmengine, and requiring one
@@ -29,6 +47,7 @@ setup(
             'onedl-mmsegmentation>=1.4.2',
             'onedl-mmpretrain>=1.3.6',
             'faster-coco-eval',
+            'huggingface_hub',
             'matplotlib',
             'tqdm',
             'rich',

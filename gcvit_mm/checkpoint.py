@@ -1,26 +1,30 @@
-"""Checkpoints of GC ViT: safe reading, conversion of names, and a report on every tensor."""
+"""Checkpoints of GC ViT: safe reading, writing, and loading with a report on every tensor."""
 
 import argparse
+import json
 import math
 import os
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.utils import digit_version
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch._weights_only_unpickler import _get_allowed_globals
 
+from .conversion import convert_names, describe, shorten
 from .errors import UserError
-from .models.gcvit import ARCHS, GCViT
+from .hub import resolve
+from .models.gcvit import GCViT
 
 # --- Reading: nothing in a file is executed ---------------------------------------------------
 
@@ -60,6 +64,9 @@ SAFE_GLOBALS: dict[str, Any] = {
 """What a checkpoint may name besides tensors: the settings of timm's trainer, mmengine's logs."""
 
 
+_META = 'gcvit_mm'
+
+
 def read_checkpoint(
     path: str | os.PathLike, map_location: str | torch.device | None = 'cpu'
 ) -> Any:
@@ -70,7 +77,8 @@ def read_checkpoint(
         map_location: Device of the tensors; None leaves them where a ``.pth`` file has them.
 
     Returns:
-        The file's content, as ``torch.load`` gives it.
+        The file's content, as ``torch.load`` gives it; of a ``.safetensors`` file the tensors as
+        ``state_dict``, beside the ``meta`` that ``write_checkpoint`` was given.
 
     Raises:
         UserError: The file is missing, damaged, or holds more than tensors and ``SAFE_GLOBALS``.
@@ -80,7 +88,7 @@ def read_checkpoint(
         raise UserError(f'checkpoint {path} does not exist: check the path')
     try:
         if path.endswith('.safetensors'):
-            return load_file(path, device=str(map_location or 'cpu'))
+            return _load_safetensors(path, str(map_location or 'cpu'))
         return _load_pickle(path, map_location)
     except pickle.UnpicklingError as error:
         refused = re.search(r'GLOBAL ([\w.]+)', str(error))
@@ -96,6 +104,12 @@ def read_checkpoint(
             f'checkpoint {path} cannot be read, it is truncated or damaged: fetch or save it again '
             f'({reason})'
         ) from error
+
+
+def _load_safetensors(path: str, device: str) -> dict[str, dict]:
+    with safe_open(path, 'pt') as file:
+        meta = json.loads((file.metadata() or {}).get(_META, '{}'))
+    return dict(meta=meta, state_dict=load_file(path, device))
 
 
 def _load_pickle(path: str, map_location: str | torch.device | None) -> Any:
@@ -128,18 +142,49 @@ class _RestrictedPickle:
         return _RestrictedUnpickler(file, **options).load()
 
 
-def state_dict_of(content: Any) -> dict[str, Tensor]:
+def weights_entry(content: Any, ema: bool = False) -> str | None:
+    """The entry of a checkpoint that holds the weights; None where the file is nothing else.
+
+    Args:
+        content: What ``read_checkpoint`` gave.
+        ema: The moving average of the weights is asked for.
+
+    Raises:
+        UserError: There is no average, and it is asked for.
+    """
+    entries = content if isinstance(content, Mapping) else {}
+    if ema:
+        entry = ema_entry(content)
+        if not entry:
+            listed = shorten([str(name) for name in entries])
+            raise UserError(f'it holds no moving average (EMA): its entries are {listed}')
+        return entry
+    return next((n for n in ('state_dict', 'model') if isinstance(entries.get(n), Mapping)), None)
+
+
+def ema_entry(content: Any) -> str | None:
+    """The entry of a checkpoint that holds the moving average of the weights, if any does."""
+    entries = content if isinstance(content, Mapping) else {}
+    if 'ema_state_dict' in entries:
+        return 'state_dict'  # mmengine's EMAHook puts the trained weights into the other one
+    return next((n for n in ('state_dict_ema', 'model_ema') if entries.get(n)), None)
+
+
+def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint, out of ``state_dict`` or ``model`` where they are wrapped.
+
+    Args:
+        content: What ``read_checkpoint`` gave.
+        ema: Take the moving average of the weights.
 
     Raises:
         UserError: There are none.
     """
-    for key in ('state_dict', 'model'):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    entry = weights_entry(content, ema)
+    weights = content[entry] if entry else content
     tensors = (
-        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if isinstance(content, Mapping)
+        {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
+        if isinstance(weights, Mapping)
         else {}
     )
     if not tensors:
@@ -147,85 +192,96 @@ def state_dict_of(content: Any) -> dict[str, Tensor]:
     return tensors
 
 
-# --- Names ------------------------------------------------------------------------------------
+# --- Writing ----------------------------------------------------------------------------------
 
-_MBCONV = [
-    (r'\bconv\.0\.', 'conv_dw.'),
-    (r'\bconv\.2\.fc\.0\.', 'se.fc1.'),
-    (r'\bconv\.2\.fc\.2\.', 'se.fc2.'),
-    (r'\bconv\.3\.', 'conv_pw.'),
-]
-_RENAMES: dict[str, list[tuple[str, Any]]] = {
-    'official': [
-        (r'^patch_embed\.proj\.', 'stem.conv.'),
-        (r'^patch_embed\.conv_down\.(?=conv\.)', 'stem.down.conv.'),
-        (r'^patch_embed\.conv_down\.', 'stem.down.'),
-        (r'^levels\.', 'stages.'),
-        (r'\.downsample\.(?=conv\.)', '.downsample.conv.'),
-        (r'\.q_global_gen\.to_q_global\.', '.global_query.convs.'),
-        *_MBCONV,
-        (r'^norm\.', 'norm3.'),
-    ],
-    'timm': [
-        (r'^stem\.conv1\.', 'stem.conv.'),
-        (r'\.conv_block\.', '.conv.'),
-        (r'^stages\.([1-3])\.downsample\.', lambda m: f'stages.{int(m[1]) - 1}.downsample.'),
-        (
-            r'\.global_block\.blocks\.conv(\d)\.',
-            lambda m: f'.global_query.convs.{int(m[1]) - 1}.',
-        ),
-        (r'\.rel_pos\.', '.'),
-        (r'\.ls([12])\.gamma$', r'.gamma\1'),
-        (r'^stages\.3\.norm\.', 'norm3.'),
-        (r'^head\.fc\.', 'head.'),
-    ],
-    'gcvit_mm': [],
-}
-"""Per naming, what turns its names into ours, applied in order."""
-
-_MARKERS = {
-    'official': 'patch_embed.conv_down.conv.0.weight',
-    'timm': 'stem.down.conv_block.conv_dw.weight',
-    'gcvit_mm': 'stem.down.conv.conv_dw.weight',
-}
-"""A tensor that only this naming has."""
+SUFFIXES = ('.pth', '.pth.tar', '.safetensors')
 
 
-def convert_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Turn official or timm's names into ours; what wraps the backbone (``module.``) is dropped.
+def check_target(path: str | os.PathLike, source: str | os.PathLike, force: bool) -> None:
+    """Check that a checkpoint can be written, before the work for it.
 
     Args:
-        state: Tensors by name.
-
-    Returns:
-        Tensors by our names, and the naming they came in: 'official', 'timm' or 'gcvit_mm'.
-        Classifier tensors come out as ``head.weight`` and ``head.bias``, index buffers not at all.
+        path: The file to come.
+        source: The file that it is made of, which is never overwritten.
+        force: Another existing file may be overwritten.
 
     Raises:
-        UserError: These are not GC ViT's tensors.
+        UserError: The file exists, its folder does not, or its suffix is none of ``SUFFIXES``.
     """
-    naming, prefix = _naming(state)
-    converted = {}
-    for name, tensor in state.items():
-        if not name.startswith(prefix) or name.endswith('relative_position_index'):
-            continue
-        name = name[len(prefix) :]
-        for pattern, replacement in _RENAMES[naming]:
-            name = re.sub(pattern, replacement, name)
-        if '.se.fc' in name:
-            tensor = tensor.flatten(1)  # timm's are 1x1 convolutions
-        converted[name] = tensor
-    return converted, naming
+    path = os.fspath(path)
+    folder = os.path.dirname(path) or '.'
+    if not path.endswith(SUFFIXES):
+        raise UserError(f'{path}: the name must end in {", ".join(SUFFIXES)}')
+    if not os.path.isdir(folder):
+        raise UserError(f'{path}: folder {folder} does not exist: make it first')
+    if os.path.exists(path) and not force:
+        raise UserError(f'{path} exists: --force overwrites it')
+    if os.path.isdir(path) or os.path.realpath(path) == os.path.realpath(source):
+        raise UserError(f'{path} is a folder or the source itself: choose another name')
 
 
-def _naming(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    for naming, marker in _MARKERS.items():
-        for name in state:
-            if name.endswith(marker):
-                return naming, name[: -len(marker)]
-    raise UserError(
-        f'it is not of a GC ViT: its tensors are named {", ".join(list(state)[:3])}, ...'
-    )
+def write_checkpoint(
+    path: str | os.PathLike, state: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None
+) -> None:
+    """Write a ``.pth`` or ``.safetensors`` file, whole or not at all.
+
+    Args:
+        path: The file; another of the name is replaced.
+        state: Tensors by name.
+        meta: Plain data about them. In a ``.pth`` file it stands beside ``state_dict``, and the
+            file is the bare state dict without it; in a ``.safetensors`` file it is JSON.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    path = os.fspath(path)
+    # Views would bring the whole of what they are views of, and safetensors takes none.
+    state = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in state.items()
+    }
+    with replacing(path) as file:
+        if path.endswith('.safetensors'):
+            _dump_safetensors(state, meta, file)
+        else:
+            torch.save(dict(meta=dict(meta), state_dict=state) if meta else state, file)
+
+
+def _dump_safetensors(
+    state: Mapping[str, Tensor], meta: Mapping[str, Any] | None, file: BinaryIO
+) -> None:
+    content = memoryview(save(dict(state)))
+    size = int.from_bytes(content[:8], 'little')
+    # By itself, safetensors orders metadata at random: equal weights would have unequal hashes.
+    metadata = {'format': 'pt', **({_META: json.dumps(meta)} if meta else {})}
+    header = json.dumps({'__metadata__': metadata, **json.loads(bytes(content[8 : 8 + size]))})
+    header += ' ' * (-len(header) % 8)  # tensors begin aligned
+    file.write(len(header).to_bytes(8, 'little') + header.encode())
+    file.write(content[8 + size :])
+
+
+@contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """Open a file beside ``path`` for writing, which takes its place when it is complete.
+
+    Raises:
+        UserError: Writing failed; nothing is left then.
+    """
+    temporary = f'{path}.{os.getpid()}.tmp'
+    try:
+        # torch writes the name of a file into it, but knows none here: equal weights, equal bytes.
+        with open(temporary, 'wb') as file:
+            yield file
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f'{path} cannot be written, is the disk full? ({reason})') from error
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+# --- Loading ----------------------------------------------------------------------------------
 
 
 def resize_bias_table(table: Tensor, window: int) -> Tensor:
@@ -243,9 +299,6 @@ def resize_bias_table(table: Tensor, window: int) -> Tensor:
     grid = table.float().T.reshape(1, -1, side, side)
     grid = F.interpolate(grid, (target, target), mode='bicubic', align_corners=False)
     return grid.flatten(2)[0].T.to(table.dtype)
-
-
-# --- Loading ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -269,9 +322,7 @@ class LoadReport:
 
 
 def _some(names: Sequence[str], most: int = 8) -> str:
-    if not names:
-        return ''
-    return f' ({", ".join(names[:most])}{", ..." if len(names) > most else ""})'
+    return f' ({shorten(names, most)})' if names else ''
 
 
 def load_pretrained(
@@ -288,7 +339,8 @@ def load_pretrained(
 
     Args:
         model: The backbone.
-        checkpoint: A ``.pth``, ``.pth.tar`` or ``.safetensors`` file.
+        checkpoint: A ``.pth``, ``.pth.tar`` or ``.safetensors`` file, or ``gcvit://NAME``, which
+            ``gcvit_mm.hub`` fetches.
         prefix: Where the backbone stands in the file, 'backbone.' for example; found by itself
             where it stands there once.
         map_location: Device to read to.
@@ -299,11 +351,11 @@ def load_pretrained(
         The report, which is logged as well.
 
     Raises:
-        UserError: The file is missing, damaged, of another variant, or has less than 90 % of what
-            is not in ``allow_missing``.
+        UserError: The file is missing, cannot be fetched, is damaged, of another variant, or has
+            less than 90 % of what is not in ``allow_missing``.
     """
     try:
-        state = state_dict_of(read_checkpoint(checkpoint, map_location))
+        state = state_dict_of(read_checkpoint(resolve(checkpoint), map_location))
         if prefix is not None:
             state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
         state, naming = convert_names(state)
@@ -356,18 +408,3 @@ def _match(
             'init_cfg.allow_missing'
         )
     return tensors, report
-
-
-def describe(state: Mapping[str, Tensor]) -> str:
-    """Name the variant that a state dict in our naming belongs to, by its sizes."""
-    dim = len(state['stem.conv.weight'])
-    depths = tuple(
-        len({name.split('.')[3] for name in state if name.startswith(f'stages.{i}.blocks.')})
-        for i in range(4)
-    )
-    hidden = state.get('stages.0.blocks.0.mlp.fc1.weight')
-    ratio = len(hidden) / dim if hidden is not None else 0
-    for arch, settings in ARCHS.items():
-        if (dim, depths, ratio) == tuple(settings[k] for k in ('dim', 'depths', 'mlp_ratio')):
-            return f'GC ViT {arch}'
-    return f'a GC ViT of dim {dim}, depths {depths}'

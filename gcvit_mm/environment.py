@@ -98,8 +98,8 @@ _GET_TORCH = (
 def let_mmengine_find_mmseg() -> None:
     """Make ``_base_ = 'mmseg::...'`` work with the onedl packages.
 
-    mmengine looks for mmseg by the distribution's name, mmsegmentation, which is onedl-mmsegmentation
-    there; the module's name serves as well.
+    mmengine looks for mmseg by the distribution's name, mmsegmentation, but there it is
+    onedl-mmsegmentation; the module's name serves as well.
     """
     from mmengine.config.utils import MODULE2PACKAGE
 

@@ -28,6 +28,11 @@ class CheckpointGuardHook(Hook):
             UserError: The file does not fit.
         """
         source = runner._load_from or f'the latest in {runner.work_dir}'
+        if runner._resume and 'message_hub' not in checkpoint:
+            raise UserError(
+                f'checkpoint {source} holds weights but no state of a training, as published and '
+                'converted files do: start from it by --cfg-options load_from=FILE'
+            )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         file = {k.removeprefix('module.'): v for k, v in state_dict_of(checkpoint).items()}
         own = {k: v for k, v in model.state_dict().items() if 'num_batches_tracked' not in k}

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
 from tqdm import tqdm
 
-from ..checkpoint import read_checkpoint
+from ..checkpoint import read_checkpoint, state_dict_of
 from ..errors import UserError
 
 BAD_IMAGES = 'bad_images.txt'
@@ -137,7 +137,7 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
     Raises:
         UserError: There are fewer GPUs than processes.
     """
-    CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+    CheckpointLoader.register_scheme(prefixes='', loader=_read_for_runner, force=True)
     cfg.custom_hooks.extend(
         [
             dict(type='RunSummaryHook'),
@@ -148,6 +148,13 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
     if skip_bad_images:
         _skip_bad_images(cfg)
     _init_processes(cfg)
+
+
+def _read_for_runner(path: str, map_location: str | torch.device | None = None) -> Any:
+    """Read a checkpoint; a bare state dict is wrapped, because mmengine's hooks expect it so."""
+    content = read_checkpoint(path, map_location)
+    is_wrapped = isinstance(content, dict) and 'state_dict' in content
+    return content if is_wrapped else {'state_dict': state_dict_of(content)}
 
 
 def _skip_bad_images(cfg: Config) -> None:

@@ -1,0 +1,105 @@
+"""Convert a checkpoint from the official naming, timm's or ours to ours or timm's.
+
+``init_cfg`` takes official files and timm's as they are. This is for the classifiers' configs, for
+files without pickles or training state, and for the way to timm.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gcvit_mm.checkpoint import (
+    SUFFIXES,
+    check_target,
+    ema_entry,
+    read_checkpoint,
+    state_dict_of,
+    weights_entry,
+    write_checkpoint,
+)
+from gcvit_mm.conversion import Conversion, convert, shorten
+from gcvit_mm.engine.launch import run
+from gcvit_mm.errors import UserError
+from gcvit_mm.hub import resolve
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        'source',
+        metavar='SRC',
+        help="checkpoint: official (gcvit://NAME fetches one), timm's or ours",
+    )
+    parser.add_argument('target', metavar='DST', help=f'the file to write: {", ".join(SUFFIXES)}')
+    parser.add_argument(
+        '--task',
+        choices=['classification', 'dense'],
+        required=True,
+        help='classification: backbone and linear head; dense: the backbone alone',
+    )
+    parser.add_argument(
+        '--to', choices=['gcvit_mm', 'timm'], default='gcvit_mm', help='naming to write'
+    )
+    parser.add_argument('--ema', action='store_true', help='take the average of the weights')
+    parser.add_argument('--force', action='store_true', help='overwrite DST')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    source = resolve(args.source)
+    check_target(args.target, source, args.force)
+    content = read_checkpoint(source)
+    try:
+        conversion = convert(state_dict_of(content, args.ema), args.task, args.to)
+    except UserError as error:
+        raise UserError(f'checkpoint {source}: {error}') from error
+    meta = dict(naming=args.to, variant=conversion.variant, task=args.task)
+    # As a pickle, timm's models load a bare state dict.
+    bare = args.to == 'timm' and not args.target.endswith('.safetensors')
+    write_checkpoint(args.target, conversion.tensors, None if bare else meta)
+    print('\n'.join([*account(conversion), *surroundings(content, args.ema)]))
+    size = os.path.getsize(args.target) / 1e6
+    print(f'written: {args.target}, {size:.1f} MB, {args.to} naming')
+    if args.to == 'timm':
+        print_timm_arguments(conversion.windows)
+
+
+def account(conversion: Conversion) -> Iterator[str]:
+    """What became of the tensors."""
+    windows = ', '.join(map(str, conversion.windows))
+    yield f'source: {conversion.variant}, {conversion.naming} naming, windows {windows}'
+    classes = f', {conversion.classes} classes' if conversion.classes else ''
+    yield f'taken: {len(conversion.tensors)} tensors{classes}'
+    yield f'left out: {sum(map(len, conversion.left_out.values()))} tensors'
+    for group, names in conversion.left_out.items():
+        yield f'    {len(names)} of {group} ({shorten(names, 3)})'
+
+
+def surroundings(content: Mapping[str, Any], ema: bool) -> Iterator[str]:
+    """What the file holds beside the tensors, and whether those are an average."""
+    entry, average = weights_entry(content, ema), ema_entry(content)
+    weights = content[entry] if entry else content
+    others = [name for name in content if entry and name != entry]
+    others += [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    if others:
+        yield f'not read: {shorten(others)}'
+    if average and average == entry:
+        yield f'weights: their moving average (EMA), the entry {entry}'
+    elif average:
+        yield f'weights: the entry {entry}; --ema takes their moving average, {average}'
+
+
+def print_timm_arguments(windows: tuple[int, ...]) -> None:
+    """How to build timm's model: it has the convolutions that its image size asks for."""
+    window = windows[0]
+    fits = windows in ((window,) * 4, (window, window, 2 * window, window))
+    if fits and windows != (7, 7, 14, 7):
+        print(f'in timm: img_size={32 * window}, window_size={windows}')
+
+
+if __name__ == '__main__':
+    run(main)

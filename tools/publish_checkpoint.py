@@ -1,0 +1,183 @@
+"""Make a checkpoint of a training into a file to publish, with a record of what it is.
+
+The optimizer's state and all else that only a training needs is left out. ``DST.json`` states the
+file's sha256, where the weights come from, what they reach, and the config as text.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+import gcvit_mm
+from gcvit_mm.checkpoint import (
+    SUFFIXES,
+    check_target,
+    ema_entry,
+    read_checkpoint,
+    replacing,
+    state_dict_of,
+    write_checkpoint,
+)
+from gcvit_mm.conversion import convert_names, describe, shorten
+from gcvit_mm.engine.launch import run
+from gcvit_mm.environment import ONEDL, OPENMMLAB
+from gcvit_mm.errors import UserError
+
+TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}
+RUN = ('experiment_name', 'epoch', 'iter', 'seed', 'time', 'mmengine_version')
+KEPT = (*RUN, 'cfg', 'dataset_meta')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('source', metavar='SRC', help='checkpoint of tools/train.py')
+    parser.add_argument('target', metavar='DST', help=f'the file to write: {", ".join(SUFFIXES)}')
+    parser.add_argument(
+        '--metrics',
+        metavar='FILE',
+        help='metrics of the checkpoint, PREFIX.metrics.json of tools/test.py; by default those of '
+        "its validation in the training's log",
+    )
+    parser.add_argument('--force', action='store_true', help='overwrite DST and its record')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    record_file = f'{args.target}.json'
+    check_target(args.target, args.source, args.force)
+    if os.path.exists(record_file) and not args.force:
+        raise UserError(f'{record_file} exists: --force overwrites it')
+    source = Path(args.source)
+    content = read_checkpoint(source)
+    meta = training_meta(source, content)
+    state = state_dict_of(content)
+    metrics, origin = read_metrics(args.metrics) if args.metrics else logged_metrics(source, meta)
+    description = {
+        'task': task_of(meta),
+        'variant': variant_of(source, state),
+        'weights': 'moving average (EMA)' if ema_entry(content) else 'as trained',
+        'source': {'file': source.name, **{key: meta[key] for key in RUN if key in meta}},
+        'metrics': metrics,
+        'metrics_from': origin,
+        'published_with': versions(),
+        'classes': (meta.get('dataset_meta') or {}).get('classes'),
+        'config': meta.get('cfg'),
+    }
+    write_checkpoint(args.target, state, meta)
+    record = {**fingerprint(Path(args.target)), **description}
+    with replacing(record_file) as file:
+        file.write((json.dumps(record, indent=1, default=str) + '\n').encode())
+    print(f'left out: {shorten([name for name in content if name not in ("meta", "state_dict")])}')
+    print(f'weights: {len(state)} tensors, {record["weights"]}')
+    print(f'metrics: {shown(metrics) or "none found, --metrics FILE gives them"}')
+    print(f'written: {args.target}, {record["size"] / 1e6:.1f} MB, and {record_file}')
+    print(f'sha256: {record["sha256"]}')
+
+
+def training_meta(source: Path, content: Any) -> dict[str, Any]:
+    """What a training says about its checkpoint, as far as it is worth keeping."""
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    if not isinstance(meta, Mapping) or 'epoch' not in meta:
+        raise UserError(
+            f'{source} is not a checkpoint of tools/train.py: tools/convert_checkpoint.py takes '
+            'other files'
+        )
+    return {key: plain(meta[key]) for key in KEPT if key in meta}
+
+
+def plain(value: Any) -> Any:
+    """Without numpy's types, which other readers refuse."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain, value))
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def task_of(meta: Mapping[str, Any]) -> str | None:
+    # A config is Python: it is read as text here, and never run.
+    scope = re.search(r"^default_scope = '(\w+)'", meta.get('cfg') or '', re.MULTILINE)
+    return TASKS.get(scope[1]) if scope else None
+
+
+def variant_of(source: Path, state: Mapping[str, Tensor]) -> str:
+    try:
+        return describe(convert_names(state)[0])
+    except UserError as error:
+        raise UserError(f'checkpoint {source}: {error}') from error
+
+
+def read_metrics(file: str) -> tuple[dict[str, float], str]:
+    try:
+        metrics = json.loads(Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'metrics {file} cannot be read as JSON: {error}') from error
+    if not isinstance(metrics, dict) or not all(
+        isinstance(v, int | float) for v in metrics.values()
+    ):
+        raise UserError(f'metrics {file} are not those of tools/test.py: names with numbers')
+    return metrics, Path(file).name
+
+
+def logged_metrics(source: Path, meta: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:
+    """Those of the validation at the end of a checkpoint's own epoch or iteration.
+
+    The file's name tells which of the two counts; a renamed file has none.
+    """
+    named = re.search(r'(epoch|iter)_(\d+)\.pth$', source.name)
+    if not named or meta.get(named[1]) != int(named[2]):
+        return {}, None
+    for log in sorted(source.parent.glob('*/vis_data/scalars.json'), reverse=True):
+        entries = log_entries(log)
+        trainings = [entry for entry in entries if 'iter' in entry]
+        if any('epoch' in entry for entry in trainings) != (named[1] == 'epoch'):
+            continue  # its validations are counted in the other unit
+        for entry in reversed(entries):
+            if 'iter' not in entry and entry.get('step') == meta[named[1]]:
+                metrics = {k: v for k, v in entry.items() if k not in ('step', 'time', 'data_time')}
+                return metrics, f'validation during training, {log.relative_to(source.parent)}'
+    return {}, None
+
+
+def log_entries(log: Path) -> list[dict[str, Any]]:
+    entries = []
+    for line in log.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a run that was cut off ends within a line
+            entries.append(json.loads(line))
+    return entries
+
+
+def versions() -> dict[str, str]:
+    found = {'gcvit_mm': gcvit_mm.__version__}
+    for name in ('torch', 'torchvision', *OPENMMLAB, *ONEDL):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def fingerprint(file: Path) -> dict[str, Any]:
+    content = file.read_bytes()
+    return {
+        'file': file.name,
+        'sha256': hashlib.sha256(content).hexdigest(),
+        'size': len(content),
+    }
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    return ', '.join(f'{name} {value:g}' for name, value in metrics.items())
+
+
+if __name__ == '__main__':
+    run(main)
