@@ -153,8 +153,12 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
 def _read_for_runner(path: str, map_location: str | torch.device | None = None) -> Any:
     """Read a checkpoint; a bare state dict is wrapped, because mmengine's hooks expect it so."""
     content = read_checkpoint(path, map_location)
-    is_wrapped = isinstance(content, dict) and 'state_dict' in content
-    return content if is_wrapped else {'state_dict': state_dict_of(content)}
+    if isinstance(content, dict) and 'state_dict' in content:
+        return content
+    try:
+        return {'state_dict': state_dict_of(content)}
+    except UserError as error:
+        raise UserError(f'checkpoint {path}: {error}') from error
 
 
 def _skip_bad_images(cfg: Config) -> None:
