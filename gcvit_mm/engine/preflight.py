@@ -6,11 +6,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from ..errors import UserError
 from .launch import leaf_datasets
+
+# The parts of a model that count the data set's classes.
+COUNTING = (
+    'bbox_head',
+    'mask_head',
+    'decode_head',
+    'auxiliary_head',
+    'model.head',
+    'data_preprocessor',
+)
 
 
 def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
@@ -28,18 +39,21 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
         for dataset in leaf_datasets(cfg.get(loader)):
             if '://' in (dataset.get('data_root') or ''):
                 continue  # a remote store: its own client reports
-            _check_paths(loader, dataset)
+            check_paths(loader, dataset)
+            classes = _classes(cfg, dataset)
             is_coco = dataset.get('ann_file', '').endswith('.json')
             if is_coco and cfg.get('default_scope') == 'mmdet':
-                _check_categories(cfg, loader, dataset)
-        _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
+                _check_coco(loader, dataset, classes)
+            check_heads(cfg, loader, classes)
+        check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
 
 
 def _join(dataset: ConfigDict, path: str) -> str:
     return os.path.join(dataset.get('data_root') or '', path)
 
 
-def _check_paths(loader: str, dataset: ConfigDict) -> None:
+def check_paths(loader: str, dataset: ConfigDict) -> None:
+    """Raise ``UserError`` where a folder or file that a data set's config names is not there."""
     root = dataset.get('data_root')
     option = f'--cfg-options {loader}.dataset.data_root=FOLDER'
     if root and not os.path.isdir(root):
@@ -47,7 +61,9 @@ def _check_paths(loader: str, dataset: ConfigDict) -> None:
             f'data folder {root} ({loader}) does not exist: put the data there, or name its place '
             f'by {option}'
         )
-    prefixes = dataset.get('data_prefix') or {}
+    # mmpretrain's ImageNet takes the name of the split for that of the folder.
+    split = dataset.get('split') if dataset.type == 'ImageNet' else None
+    prefixes = dataset.get('data_prefix') or split or {}
     for prefix in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
         if not os.path.isdir(_join(dataset, prefix)):
             raise UserError(f'image folder {_join(dataset, prefix)} ({loader}) does not exist')
@@ -56,7 +72,8 @@ def _check_paths(loader: str, dataset: ConfigDict) -> None:
         raise UserError(f'annotation file {_join(dataset, ann_file)} ({loader}) does not exist')
 
 
-def _check_evaluator(cfg: Config, name: str) -> None:
+def check_evaluator(cfg: Config, name: str) -> None:
+    """Raise ``UserError`` where the annotations of 'val_evaluator' and so on are not there."""
     evaluators = cfg.get(name) or []
     for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
         ann_file = evaluator.get('ann_file')
@@ -67,12 +84,56 @@ def _check_evaluator(cfg: Config, name: str) -> None:
             )
 
 
-def _check_categories(cfg: Config, loader: str, dataset: ConfigDict) -> None:
+def _check_coco(loader: str, dataset: ConfigDict, classes: tuple[str, ...]) -> None:
     path = _join(dataset, dataset.ann_file)
     # Lists of test images come without annotations.
-    keys = ['images', 'categories'] + ['annotations'] * (loader != 'test_dataloader')
-    content = _read_coco(path, keys)
-    classes = _classes(cfg, dataset)
+    content = read_coco(path, need_annotations=loader != 'test_dataloader')
+    ignored = check_categories(loader, path, content, classes)
+    if ignored:
+        print_log(
+            f'{path}: {len(ignored)} categories are no classes of the config and are left out: '
+            f'{", ".join(ignored)}',
+            logger='current',
+        )
+
+
+def read_coco(path: str, *, need_annotations: bool) -> dict:
+    """Read annotations in COCO's format.
+
+    Raises:
+        UserError: The file is not JSON, or not of that structure.
+    """
+    try:
+        with open(path) as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f'annotation file {path} cannot be read as JSON: {error}') from error
+    if not isinstance(content, dict):
+        content = {}
+    keys = ['images', 'categories'] + ['annotations'] * need_annotations
+    lacking = [key for key in keys if not isinstance(content.get(key), list)]
+    if lacking:
+        raise UserError(
+            f'annotation file {path} is not of COCO: it has no list of {", ".join(lacking)}'
+        )
+    for entry in content['categories']:
+        named = isinstance(entry, dict) and isinstance(entry.get('name'), str)
+        if not named or not isinstance(entry.get('id'), int | str):
+            raise UserError(
+                f'annotation file {path} is not of COCO: a category is {entry}, without id and name'
+            )
+    return content
+
+
+def check_categories(loader: str, path: str, content: dict, classes: tuple[str, ...]) -> list[str]:
+    """Check that all classes of a config are categories of a COCO file, in the same order.
+
+    Returns:
+        The categories that are no classes: their annotations are not used.
+
+    Raises:
+        UserError: The file lacks a class, or has them in another order.
+    """
     names = [category['name'] for category in content['categories']]
     missing = [name for name in classes if name not in names]
     ignored = [name for name in names if name not in classes]
@@ -82,47 +143,50 @@ def _check_categories(cfg: Config, loader: str, dataset: ConfigDict) -> None:
             f'{", ".join(missing)}; the config lacks {", ".join(ignored) or "none"}. Set '
             f"{loader}.dataset.metainfo.classes (and the num_classes of the heads) to the file's"
         )
-    if ignored:
-        print_log(
-            f'{path}: {len(ignored)} categories are no classes of the config and are left out: '
-            f'{", ".join(ignored)}',
-            logger='current',
+    used = [name for name in names if name in classes]
+    if used != list(classes):
+        # mmdet numbers the labels as the file does, and names them as the config does.
+        raise UserError(
+            f'the classes of the config are the categories of {path} in another order, which '
+            f"exchanges their names: set {loader}.dataset.metainfo.classes to the file's order: "
+            f'{", ".join(used)}'
         )
-    for key, count in _num_classes(cfg.model, 'model'):
-        if count != len(classes):
+    return ignored
+
+
+def check_heads(cfg: Config, loader: str, classes: tuple[str, ...]) -> None:
+    """Raise ``UserError`` where a head counts other classes than a data set has.
+
+    So does mmpretrain's data preprocessor, which makes the targets of mixed images.
+    """
+    counts = _num_classes({'model': cfg.model, 'data_preprocessor': cfg.get('data_preprocessor')})
+    for key, count in counts:
+        if classes and count != len(classes):
             raise UserError(
                 f'{key}.num_classes is {count}, but {loader}.dataset has {len(classes)} classes '
                 f'({", ".join(classes[:5])}{", ..." if len(classes) > 5 else ""}): make them equal'
             )
 
 
-def _read_coco(path: str, keys: list[str]) -> dict:
-    try:
-        with open(path) as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f'annotation file {path} cannot be read as JSON: {error}') from error
-    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
-    if lacking:
-        raise UserError(f'annotation file {path} is not of COCO: it has no {", ".join(lacking)}')
-    return content
-
-
 def _classes(cfg: Config, dataset: ConfigDict) -> tuple[str, ...]:
     classes = (dataset.get('metainfo') or {}).get('classes')
     if classes is None:
         with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            classes = registry.get(dataset.type).METAINFO['classes']
-    return (classes,) if isinstance(classes, str) else tuple(classes)
+            kind = dataset.type if isinstance(dataset.type, type) else registry.get(dataset.type)
+        classes = getattr(kind, 'METAINFO', {}).get('classes', ())
+    if isinstance(classes, str):
+        return tuple(list_from_file(classes)) if os.path.isfile(classes) else (classes,)
+    return tuple(classes)
 
 
-def _num_classes(node: Any, key: str) -> Iterator[tuple[str, int]]:
-    """The heads of a detector that predict the data set's classes."""
+def _num_classes(node: Any, key: str = '') -> Iterator[tuple[str, int]]:
     if isinstance(node, list | tuple):
-        for i, item in enumerate(node):
-            yield from _num_classes(item, f'{key}.{i}')
-    elif isinstance(node, dict):
-        if 'num_classes' in node and key.rstrip('.0123456789').endswith(('bbox_head', 'mask_head')):
-            yield key, node['num_classes']
-        for name, item in node.items():
-            yield from _num_classes(item, f'{key}.{name}')
+        node = dict(enumerate(node))
+    if not isinstance(node, dict):
+        return
+    # mmseg's auxiliary heads for edges have one class, whatever the data set's are.
+    edges = 'auxiliary_head' in key and node.get('num_classes') == 1
+    if 'num_classes' in node and key.rstrip('.0123456789').endswith(COUNTING) and not edges:
+        yield key, node['num_classes']
+    for name, item in node.items():
+        yield from _num_classes(item, f'{key}.{name}' if key else name)

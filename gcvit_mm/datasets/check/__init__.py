@@ -1,0 +1,194 @@
+"""Checks of every image and annotation that the data loaders of a config read."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import BaseDataset
+from mmengine.registry import DATASETS
+
+from ...engine.launch import find_steps, leaf_datasets
+from ...engine.preflight import check_evaluator, check_heads, check_paths
+from ...errors import UserError
+from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
+from .label_maps import check_label_maps
+from .labels import check_labels
+from .report import Report, print_reports, summary, write_reports
+
+__all__ = ['Report', 'check_datasets', 'print_reports', 'summary', 'write_reports']
+
+SPLITS = ('train', 'val', 'test')
+# Settings that do not decide what files a data set reads.
+NOT_OF_FILES = ('pipeline', 'test_mode', 'filter_cfg', 'lazy_init', 'serialize_data', 'max_refetch')
+
+
+def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Report]:
+    """Read all images and annotations of a config, and note what is wrong with them.
+
+    Args:
+        cfg: The config of any task.
+        splits: Which of its data loaders: 'train', 'val', 'test'.
+
+    Returns:
+        What was found, once for each data set however many loaders read it.
+
+    Raises:
+        UserError: The config has none of these data loaders.
+    """
+    reports: list[Report] = []
+    by_content: dict[str, Report] = {}
+    for split in splits:
+        datasets = leaf_datasets(cfg.get(f'{split}_dataloader'))
+        for number, dataset in enumerate(datasets, 1):
+            name = f'{split} {number}' if len(datasets) > 1 else split
+            content = json.dumps(_of_files(dataset), sort_keys=True, default=str)
+            if content in by_content:
+                by_content[content].name += f', {name}'
+                continue
+            by_content[content] = report = Report(name, _source(dataset))
+            reports.append(report)
+            _check(cfg, f'{split}_dataloader', dataset, report)
+        if datasets and split != 'train':
+            _check_evaluator(cfg, split, datasets, by_content[content])
+    if not reports:
+        raise UserError(f'the config has no data loader of {", ".join(splits)}')
+    _compare_splits(reports)
+    return reports
+
+
+def _of_files(dataset: ConfigDict) -> dict:
+    return {key: value for key, value in dataset.items() if key not in NOT_OF_FILES}
+
+
+def _source(dataset: ConfigDict) -> str:
+    place = dataset.get('data_root') or dataset.get('ann_file') or dataset.get('data_prefix')
+    return f'{dataset.type} in {place}'
+
+
+def _check(cfg: Config, loader: str, config: ConfigDict, report: Report) -> None:
+    """Check one data set; what stops it is an error like the others."""
+    if '://' in (config.get('data_root') or ''):
+        report.add('warning', 'not checked: the data are not on this machine')
+        return
+    try:
+        check_paths(loader, config)
+        dataset = _build(cfg, config)
+        _check_content(cfg, loader, dataset, report)
+        check_heads(cfg, loader, tuple(report.classes))
+    except UserError as error:
+        report.add_misfit(error)
+
+
+def _build(cfg: Config, config: ConfigDict) -> BaseDataset:
+    """The data set with its paths and classes worked out, but nothing loaded."""
+    with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        try:
+            dataset = registry.build({**config, 'pipeline': [], 'lazy_init': True})
+        except Exception as error:  # each data set checks its arguments in its own way
+            message = ' '.join(str(error).split())
+            raise UserError(f'{config.type} does not take this config: {message}') from error
+    for folder in dataset.data_prefix.values():
+        if folder and not os.path.isdir(folder):
+            raise UserError(f'image folder {folder} does not exist')
+    return dataset
+
+
+def _check_content(cfg: Config, loader: str, dataset: BaseDataset, report: Report) -> None:
+    bases = {f'{base.__module__.split(".")[0]}.{base.__name__}' for base in type(dataset).__mro__}
+    if _loads_as(dataset, 'mmdet', 'CocoDataset'):
+        from .instances import check_instances  # needs pycocotools, which comes with mmdet
+
+        check_instances(dataset, loader, report, needs_masks=_trains_masks(cfg))
+    elif 'mmseg.BaseSegDataset' in bases:
+        check_label_maps(dataset, report)
+    elif _loads_as(dataset, 'mmpretrain', 'CustomDataset'):
+        check_labels(dataset, report)
+    else:
+        _check_images(dataset, report)
+
+
+def _loads_as(dataset: BaseDataset, package: str, name: str) -> bool:
+    """Whether a data set reads its files by the methods of a class that it derives from."""
+    for base in type(dataset).__mro__:
+        if base.__name__ == name and base.__module__.split('.')[0] == package:
+            own = type(dataset)
+            return all(
+                getattr(own, method) is getattr(base, method)
+                for method in ('load_data_list', 'parse_data_info')
+            )
+    return False
+
+
+def _trains_masks(cfg: Config) -> bool:
+    return any(
+        step.get('with_mask')
+        for split in SPLITS
+        for dataset in leaf_datasets(cfg.get(f'{split}_dataloader'))
+        for step in find_steps(dataset.get('pipeline', []), 'LoadAnnotations')
+    )
+
+
+def _check_images(dataset: BaseDataset, report: Report) -> None:
+    """Check the images alone, of data sets whose annotations are in another format."""
+    report.add('warning', 'annotations are not checked: unknown format', type(dataset).__name__)
+    try:
+        paths = [entry['img_path'] for entry in dataset.load_data_list()]
+    except Exception as error:  # each data set fails in its own way
+        message = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        raise UserError(f'{type(dataset).__name__} cannot be loaded: {message}') from error
+    for path, image in zip(paths, in_parallel(read_image, paths, report.name), strict=True):
+        if isinstance(image, ReadImage):
+            add_image(report, image)
+        else:
+            report.extend([unreadable(image, relative(path, dataset.data_root))])
+
+
+def _check_evaluator(cfg: Config, split: str, datasets: list[ConfigDict], report: Report) -> None:
+    """Check that an evaluator has the annotations of the images that it is given."""
+    evaluators = cfg.get(f'{split}_evaluator') or []
+    try:
+        check_evaluator(cfg, f'{split}_evaluator')
+    except UserError as error:
+        report.add_misfit(error)
+        return
+    own = {
+        os.path.realpath(os.path.join(dataset.get('data_root') or '', dataset.get('ann_file', '')))
+        for dataset in datasets
+    }
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        ann_file = evaluator.get('ann_file')
+        if ann_file and os.path.realpath(ann_file) not in own:
+            what = "evaluator has other annotations than the data set's"
+            report.add('warning', what, f'{split}_evaluator.ann_file={ann_file}')
+
+
+def _compare_splits(reports: list[Report]) -> None:
+    """Look for images that are in two splits, and for splits of different classes."""
+    paths = defaultdict(list)
+    for report in reports:
+        if report.name.startswith('train') and ',' in report.name:
+            report.add('warning', f'the same data for {report.name.replace(", ", " and ")}')
+        for path, digest in report.digests.items():
+            paths[digest].append((report, path))
+    for copies in paths.values():
+        first, path = copies[0]
+        for report, copy in copies[1:]:
+            if report is first:
+                report.add('note', 'same image twice', f'{copy} = {path}')
+            elif _trains(first) != _trains(report):
+                report.add('warning', 'image of the training data', f'{copy} = {path}')
+    first = reports[0]
+    for report in reports[1:]:
+        for kind, ours, theirs in (
+            ('classes', list(report.classes), list(first.classes)),
+            ('class folders', report.folders, first.folders),
+        ):
+            if ours and theirs and ours != theirs:
+                differing = ', '.join(sorted(set(ours) ^ set(theirs))[:5]) or 'their order'
+                report.add('error', f'{kind} differ from those of {first.name}', differing)
+
+
+def _trains(report: Report) -> bool:
+    return report.name.startswith('train')

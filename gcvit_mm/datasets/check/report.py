@@ -1,0 +1,192 @@
+"""What a check found, printed and written."""
+
+import json
+import os
+import statistics
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...errors import UserError
+
+Severity = Literal['error', 'warning', 'note']
+SEVERITIES: dict[Severity, str] = {'error': 'red', 'warning': 'yellow', 'note': 'cyan'}
+# Of each problem, and of the classes at both ends of a long list.
+SHOWN, SHOWN_CLASSES = 3, 12
+
+
+class Finding(NamedTuple):
+    """One problem at one place."""
+
+    severity: Severity
+    what: str
+    where: str
+
+
+@dataclass
+class Report:
+    """What was found in the data of one or more data loaders.
+
+    Attributes:
+        name: The splits, 'train' or 'val, test' for example.
+        source: Type and place of the data set.
+        problems: The places of each problem, in the order of the data.
+        classes: What was counted for each class, one kind of count after the other.
+        folders: The class folders that labels were read from, in the order of the labels.
+        sizes: Values of each kind of size, in pixels where nothing else is said.
+        digests: Of the images' bytes, by path.
+    """
+
+    name: str
+    source: str
+    problems: dict[tuple[Severity, str], list[str]] = field(default_factory=dict)
+    classes: dict[str, dict[str, float]] = field(default_factory=dict)
+    folders: list[str] = field(default_factory=list)
+    sizes: dict[str, list[float]] = field(default_factory=dict)
+    digests: dict[str, bytes] = field(default_factory=dict)
+
+    def add(self, severity: Severity, what: str, where: str = '') -> None:
+        self.problems.setdefault((severity, what), []).append(where)
+
+    def add_misfit(self, error: UserError) -> None:
+        """Note what stops the check of a data set, or of a part of it."""
+        self.add('error', 'config does not fit the data', str(error))
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.add(*finding)
+
+    def count(self, severity: Severity) -> int:
+        """Give the number of places with problems of a severity."""
+        return sum(len(places) for key, places in self.problems.items() if key[0] == severity)
+
+    def as_dict(self) -> dict:
+        """Give everything as JSON takes it."""
+        return {
+            'splits': self.name.split(', '),
+            'source': self.source,
+            'images': len(self.digests),
+            'problems': [
+                {'severity': severity, 'problem': what, 'count': len(places), 'where': places}
+                for (severity, what), places in self._sorted_problems()
+            ],
+            'classes': self.classes,
+            'sizes': {name: _spread(values) for name, values in self.sizes.items() if values},
+        }
+
+    def _sorted_problems(self) -> list[tuple[tuple[Severity, str], list[str]]]:
+        order = list(SEVERITIES)
+        return sorted(self.problems.items(), key=lambda item: order.index(item[0][0]))
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """Give the number of errors, warnings and notes in one line."""
+    counts = {name: sum(report.count(name) for report in reports) for name in SEVERITIES}
+    return ', '.join(f'{count} {name}{"s" * (count != 1)}' for name, count in counts.items())
+
+
+def print_reports(reports: Sequence[Report]) -> None:
+    """Print tables of problems, classes and sizes to stdout."""
+    console = Console(highlight=False)
+    if not console.is_terminal and 'COLUMNS' not in os.environ:
+        console.width = 10_000  # in files, each place is to be on one line
+    with console.capture() as capture:
+        for report in reports:
+            console.print(Text(f'{report.name}: {report.source}, {len(report.digests)} images'))
+        for table in _tables(reports):
+            console.print()
+            console.print(table)
+        console.print(f'\n{summary(reports)}')
+    print('\n'.join(line.rstrip() for line in capture.get().splitlines()))
+
+
+def _tables(reports: Sequence[Report]) -> Iterator[Table]:
+    if any(report.problems for report in reports):
+        yield _problem_table(reports)
+    for report in reports:
+        if report.classes:
+            yield _class_table(report)
+        if any(report.sizes.values()):
+            yield _size_table(report)
+
+
+def write_reports(reports: Sequence[Report], path: str) -> None:
+    """Write everything to a JSON file.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
+    text = json.dumps([report.as_dict() for report in reports], indent=1) + '\n'
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(text)
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror or error}') from error
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(
+            column, justify='right' if column in right else 'left', overflow='fold', vertical='top'
+        )
+    return table
+
+
+def _problem_table(reports: Sequence[Report]) -> Table:
+    table = _table('', 'split', 'problem', 'count', 'where', right=['count'])
+    rows = [(report.name, *row) for report in reports for row in report._sorted_problems()]
+    rows.sort(key=lambda row: list(SEVERITIES).index(row[1][0]))
+    for split, (severity, what), places in rows:
+        shown = [place for place in places[:SHOWN] if place]
+        if len(places) > SHOWN:
+            shown.append(f'and {len(places) - SHOWN} more')
+        table.add_row(
+            Text(severity, SEVERITIES[severity]),
+            split,
+            Text(what),
+            str(len(places)),
+            Text('\n'.join(shown)),
+        )
+    return table
+
+
+def _class_table(report: Report) -> Table:
+    kinds = list(next(iter(report.classes.values())))
+    table = _table(f'{report.name}: class', *kinds, right=kinds)
+    names = list(report.classes)
+    if len(names) > 2 * SHOWN_CLASSES + 1:
+        names.sort(key=lambda name: report.classes[name][kinds[0]], reverse=True)
+        hidden = len(names) - 2 * SHOWN_CLASSES
+        names[SHOWN_CLASSES:-SHOWN_CLASSES] = [f'({hidden} classes between)']
+    for name in names:
+        counts = report.classes.get(name, {})
+        table.add_row(Text(name), *(f'{counts[kind]:g}' if counts else '' for kind in kinds))
+    return table
+
+
+def _size_table(report: Report) -> Table:
+    columns = ['min', 'median', 'max']
+    table = _table(f'{report.name}: size', *columns, right=columns)
+    for name, values in report.sizes.items():
+        if values:
+            spread = _spread(values)
+            table.add_row(name, *(f'{round(spread[column], 1):g}' for column in columns))
+    return table
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {'min': min(values), 'median': statistics.median(values), 'max': max(values)}
