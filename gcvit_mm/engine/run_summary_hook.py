@@ -44,7 +44,8 @@ def _training(runner: Runner) -> Iterator[str]:
         f'({batch} a process x {world} process(es) x {accumulate} accumulated)'
     )
     rates = sorted({group.get('initial_lr', group['lr']) for group in optim.param_groups})
-    yield f'learning rate: {", ".join(f"{rate:g}" for rate in rates)}'
+    few = rates if len(rates) < 4 else [rates[0], rates[-1]]
+    yield f'learning rate: {(", " if few is rates else " to ").join(f"{rate:g}" for rate in few)}'
     amp = isinstance(optim, AmpOptimWrapper)
     yield f'precision: {str(optim.cast_dtype or torch.float16)[6:] if amp else "float32"}'
     counts = [(p.numel(), p.requires_grad) for p in runner.model.parameters()]

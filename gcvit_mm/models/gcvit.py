@@ -394,6 +394,40 @@ class GCViT(BaseModule):
                     module.eval()
         return self
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Say which layer a parameter is of, for learning rates that fall from layer to layer.
+
+        The stem is layer 0, each block is a layer, and the last one is all that follows. The
+        numbers are those of mmpretrain's backbones, as its own constructor of optimizers and
+        ``LayerDecayOptimWrapperConstructor`` take them.
+
+        Args:
+            param_name: Name of a parameter of the model.
+            prefix: Where the backbone is in the model, ``'backbone.'`` for example.
+
+        Returns:
+            The layer, from 0, and the number of layers: that of the built blocks plus 2.
+        """
+        depths = [len([*stage.get_submodule('blocks').children()]) for stage in self.stages]
+        last = sum(depths) + 1
+        name = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or name[0] not in ('stem', 'stages'):
+            # The output norms too: no ImageNet weights have the first three, so they learn as
+            # fast as a head.
+            layer = last
+        elif name[0] == 'stem':
+            layer = 0
+        else:
+            stage, part = int(name[1]), name[2]
+            before = sum(depths[:stage])
+            if part == 'blocks':
+                layer = before + int(name[3]) + 1
+            elif part == 'downsample':  # with the last block, as in mmpretrain's Swin
+                layer = before + depths[stage]
+            else:  # the global query reads what the first block reads, and is read by the second
+                layer = before + 1
+        return layer, last + 1
+
     def _frozen_modules(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []

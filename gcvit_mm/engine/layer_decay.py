@@ -1,0 +1,181 @@
+"""Learning rates that fall from layer to layer towards the stem, in models of all packages."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mmengine.logging import MMLogger, print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from torch import nn
+
+from ..errors import UserError
+
+Depth = Callable[[str, str], tuple[int, int]]
+
+_OPTIONS = (
+    'layer_decay_rate',
+    'custom_keys',
+    'bias_lr_mult',
+    'bias_decay_mult',
+    'norm_decay_mult',
+    'dwconv_decay_mult',
+    'dcn_offset_lr_mult',
+    'flat_decay_mult',
+    'bypass_duplicate',
+)
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """mmengine's constructor of optimizers, with a learning rate for each layer of the backbone.
+
+    A layer's rate is ``layer_decay_rate`` times that of the layer behind it; heads, necks and all
+    else have the full rate. The backbone is the module named ``backbone``, of whatever class has
+    mmpretrain's method ``get_layer_depth``: ``GCViT``, ``mmpretrain.SwinTransformer``,
+    ``mmpretrain.VisionTransformer`` and others, in a model of mmdet, mmseg or mmpretrain.
+
+    Parameters of equal settings share a group, and the log has one line per layer.
+
+    Args:
+        optim_wrapper_cfg: As for mmengine's; its ``optimizer`` must have ``lr``.
+        paramwise_cfg: ``layer_decay_rate`` in (0, 1], and any of mmengine's options, which mean
+            the same: ``lr_mult`` multiplies the layer's rate.
+
+    Raises:
+        UserError: An option is unknown or out of range, or the model has no such backbone.
+
+    Examples:
+        >>> optim_wrapper = dict(
+        ...     type='OptimWrapper',
+        ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),
+        ...     constructor='LayerDecayOptimWrapperConstructor',
+        ...     paramwise_cfg=dict(layer_decay_rate=0.9, norm_decay_mult=0.0),
+        ... )
+    """
+
+    def _validate_cfg(self) -> None:
+        try:
+            super()._validate_cfg()
+        except (TypeError, ValueError) as error:
+            raise UserError(f'optim_wrapper.paramwise_cfg: {error}') from error
+        unknown = set(self.paramwise_cfg) - set(_OPTIONS)
+        if unknown:
+            raise UserError(
+                f'optim_wrapper.paramwise_cfg has no option {", ".join(sorted(unknown))}: with '
+                f'layer decay it takes {", ".join(_OPTIONS)}'
+            )
+        rate = self.paramwise_cfg.get('layer_decay_rate')
+        if not isinstance(rate, int | float) or not 0 < rate <= 1:
+            raise UserError(
+                f'optim_wrapper.paramwise_cfg.layer_decay_rate is {rate}, but must be above 0 and '
+                'at most 1, 0.9 for example'
+            )
+        if self.base_lr is None:
+            raise UserError('optim_wrapper.optimizer.lr is not set, and layer decay needs it')
+
+    def add_params(
+        self,
+        params: list[dict],
+        module: nn.Module,
+        prefix: str = '',
+        is_dcn_module: int | float | None = None,
+    ) -> None:
+        """Append a model's groups of parameters to ``params``; mmengine calls it."""
+        if prefix:  # one of the calls by which mmengine's method goes through the model
+            super().add_params(params, module, prefix, is_dcn_module)
+            return
+        depths = _find_depths(module)
+        singles: list[dict] = []
+        with _without_lines_per_parameter():
+            super().add_params(singles, module)
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        _refuse_duplicates(singles, names)
+        layers: dict[str, list[dict]] = {}
+        for single in singles:
+            layer, scale = self._place(names[single['params'][0]], depths)
+            single.setdefault('lr', self.base_lr)
+            single['lr'] *= scale
+            layers.setdefault(layer, []).append(single)
+        params.extend(_merge(singles))
+        self._log(layers, len(params))
+
+    def _place(self, name: str, depths: dict[str, Depth]) -> tuple[str, float]:
+        """The layer that a parameter is of, in words, and the factor of its learning rate."""
+        for prefix, get_layer_depth in depths.items():
+            layer, count = get_layer_depth(name, prefix)
+            if layer < count - 1:
+                scale = self.paramwise_cfg['layer_decay_rate'] ** (count - 1 - layer)
+                return f'{prefix[:-1]} layer {layer}', scale
+        return 'all else', 1.0
+
+    def _log(self, layers: dict[str, list[dict]], groups: int) -> None:
+        rate = self.paramwise_cfg['layer_decay_rate']
+        lines = [f'Layer decay {rate}, {groups} groups of parameters:']
+        for layer, singles in layers.items():
+            rates = ', '.join(f'{lr:.3g}' for lr in sorted({single['lr'] for single in singles}))
+            spared = sum(single.get('weight_decay') == 0 for single in singles)
+            lines.append(
+                f'{layer}: learning rate {rates}; {len(singles)} tensors, {spared} of them '
+                'without weight decay'
+            )
+        print_log('\n    '.join(lines), logger='current')
+
+
+def _find_depths(model: nn.Module) -> dict[str, Depth]:
+    """The ``get_layer_depth`` of the modules named ``backbone``, by their prefixes."""
+    backbones = {
+        f'{name}.': module
+        for name, module in model.named_modules()
+        if name.rpartition('.')[2] == 'backbone'
+    }
+    depths = {
+        prefix: module.get_layer_depth
+        for prefix, module in backbones.items()
+        if hasattr(module, 'get_layer_depth')
+    }
+    if not depths:
+        types = ' and '.join(sorted({type(module).__name__ for module in backbones.values()}))
+        raise UserError(
+            f'layer decay: {types or "a module named backbone"} of {type(model).__name__} '
+            "has no method get_layer_depth, as GCViT and most of mmpretrain's backbones have it"
+        )
+    return depths
+
+
+def _refuse_duplicates(singles: list[dict], names: dict[nn.Parameter, str]) -> None:
+    seen = set()
+    for single in singles:
+        (parameter,) = single['params']
+        if parameter in seen:
+            raise UserError(
+                f'{names[parameter]} is in the model more than once: set '
+                'optim_wrapper.paramwise_cfg.bypass_duplicate=True'
+            )
+        seen.add(parameter)
+
+
+def _merge(singles: list[dict]) -> list[dict]:
+    """Join groups of equal settings: an optimizer takes its step group by group."""
+    merged: dict[str, dict] = {}
+    for single in singles:
+        applied = ('params', 'lr_mult', 'decay_mult')
+        settings = {key: value for key, value in single.items() if key not in applied}
+        group = merged.setdefault(repr(sorted(settings.items())), {'params': [], **settings})
+        group['params'] += single['params']
+    return list(merged.values())
+
+
+@contextmanager
+def _without_lines_per_parameter() -> Iterator[None]:
+    """Keep mmengine from logging each parameter's settings, which are not final here."""
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith('paramwise_options')
+
+    logger = MMLogger.get_current_instance()
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)
