@@ -8,7 +8,9 @@ Windows (of the 384-pixel weights), drop path rate and schedule are ours: the pa
 
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py'
 
-custom_imports = dict(imports=['gcvit_mm', 'gcvit_mm.datasets'], allow_failed_imports=False)
+custom_imports = dict(
+    imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.evaluation'], allow_failed_imports=False
+)
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -31,6 +33,6 @@ test_pipeline[0] = dict(type='LoadWholeImage')
 train_dataloader = dict(num_workers=4, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(proposal_nums=(1, 10, 100))
+val_evaluator = dict(type='FasterCocoMetric', proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

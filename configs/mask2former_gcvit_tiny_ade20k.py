@@ -26,6 +26,9 @@ train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline
 train_pipeline[0] = dict(type='LoadWholeImage')
 test_pipeline[0] = dict(type='LoadWholeImage')
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[0] = dict(type='LoadWholeImage')
+tta_pipeline[1].transforms[2][0].reduce_zero_label = True
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -320,6 +320,10 @@ def make_small(cfg: Config) -> None:
         shrink(loader.dataset.pipeline, factor)
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = scaled(cfg.model.data_preprocessor.size, factor)
+    if 'rpn' in cfg.model.get('train_cfg', {}):
+        # Few of the anchors are on the smallest maps, and those are larger than a small image.
+        cfg.model.train_cfg.rpn.sampler.num = 100_000
+        cfg.model.train_cfg.rpn.allowed_border = -1
     rcnn = cfg.model.get('train_cfg', {}).get('rcnn', [])
     for stage in rcnn if isinstance(rcnn, list) else [rcnn]:
         stage.sampler.num = 32

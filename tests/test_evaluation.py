@@ -1,5 +1,6 @@
-"""The evaluator that the configs name gives published figures."""
+"""The evaluators that the configs name give published and independently computed figures."""
 
+import csv
 import json
 import os
 from collections import defaultdict
@@ -8,14 +9,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import ROOT, succeed
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from PIL import Image
+from pycocotools import mask as rle
+from pycocotools.coco import COCO
 
-import gcvit_mm  # noqa: F401  (mmdet needs mmcv's operations)
+import gcvit_mm.datasets
+import gcvit_mm.evaluation  # noqa: F401  (registers)
+from gcvit_mm.datasets.shapes import make_shapes
 
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
-CONFIGS = Path(__file__).parents[1] / 'configs'
+BACKENDS = ['FasterCocoMetric', 'CocoMetric']
+
+
+def load(name: str) -> Config:
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+# --- COCO -------------------------------------------------------------------------------------
+
 # mmdet's names of the COCO API's 12 figures; with limits of 1, 10 and 100 detections, the second
 # half are AR1, AR10, AR100, and AR of small, medium and large objects.
 ITEMS = [
@@ -24,38 +42,22 @@ ITEMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(not SAMPLES, reason='GCVIT_MM_SAMPLES is unset: no published results here')
-@pytest.mark.parametrize('kind', ['bbox', 'segm'])
-@pytest.mark.parametrize(
-    'config', ['mask_rcnn_gcvit_tiny_coco.py', 'mask_rcnn_gcvit_xxtiny_coco.py']
-)
-def test_coco_evaluator_gives_the_published_figures(config, kind):
-    folder = Path(SAMPLES) / 'eval_check'
-    truth = json.loads((folder / 'instances_val2014_100.json').read_text())
-    results = json.loads((folder / f'instances_val2014_fake{kind}100_results.json').read_text())
-    expected = json.loads((folder / 'expected_full_precision.json').read_text())[kind]['stats']
-
-    init_default_scope('mmdet')
+def coco_metrics(config: str, ann_file: Path, samples: list[dict], **settings) -> dict:
+    """What the evaluator of a config says of predictions."""
+    cfg = load(config)
     from mmdet.datasets import CocoDataset
 
-    cfg = Config.fromfile(CONFIGS / config)
     evaluator = Runner.build_evaluator(
-        None,
-        {
-            **cfg.val_evaluator,
-            'ann_file': str(folder / 'instances_val2014_100.json'),
-            'metric': kind,
-            'metric_items': ITEMS,
-        },
+        None, {**cfg.val_evaluator, 'ann_file': str(ann_file), 'metric_items': ITEMS, **settings}
     )
-    evaluator.dataset_meta = CocoDataset.METAINFO
-    evaluator.process(list(predictions(truth, results)))
-    metrics = evaluator.evaluate(len(truth['images']))
-    measured = [metrics[f'coco/{kind}_{item}'] for item in ITEMS]
-    assert measured == [pytest.approx(round(value, 3), abs=1e-9) for value in expected]
+    names = tuple(category['name'] for category in json.loads(ann_file.read_text())['categories'])
+    assert len(names) < 80 or names == CocoDataset.METAINFO['classes']
+    evaluator.dataset_meta = dict(classes=names)
+    evaluator.process(samples)
+    return evaluator.evaluate(len(samples))
 
 
-def predictions(truth: dict, results: list[dict]):
+def coco_samples(truth: dict, results: list[dict]):
     """COCO's results as what a detector hands to its evaluator, image by image."""
     labels = {category['id']: i for i, category in enumerate(truth['categories'])}
     by_image = defaultdict(list)
@@ -79,3 +81,313 @@ def predictions(truth: dict, results: list[dict]):
             ori_shape=(image['height'], image['width']),
             pred_instances=instances,
         )
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        'mask_rcnn_gcvit_xxtiny_coco.py',
+        'cascade_mask_rcnn_gcvit_base_coco.py',
+        'retinanet_gcvit_tiny_coco.py',
+        'mask_rcnn_gcvit_nano_shapes.py',
+        'mask_rcnn_gcvit_xxtiny_nuclei.py',
+    ],
+)
+def test_detectors_are_evaluated_by_the_fast_api_within_the_limits_of_coco(config):
+    cfg = load(config)
+    for evaluator in (cfg.val_evaluator, cfg.test_evaluator):
+        assert evaluator.type == 'FasterCocoMetric'
+        assert tuple(evaluator.proposal_nums) == (1, 10, 100)
+
+
+@pytest.mark.skipif(not SAMPLES, reason='GCVIT_MM_SAMPLES is unset: no published results here')
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_coco_evaluators_give_the_published_figures(backend, kind):
+    folder = Path(SAMPLES) / 'eval_check'
+    ann_file = folder / 'instances_val2014_100.json'
+    results = json.loads((folder / f'instances_val2014_fake{kind}100_results.json').read_text())
+    expected = json.loads((folder / 'expected_full_precision.json').read_text())[kind]['stats']
+    samples = list(coco_samples(json.loads(ann_file.read_text()), results))
+    metrics = coco_metrics(
+        'mask_rcnn_gcvit_tiny_coco.py', ann_file, samples, type=backend, metric=kind
+    )
+    measured = [metrics[f'coco/{kind}_{item}'] for item in ITEMS]
+    assert measured == [pytest.approx(round(value, 3), abs=1e-9) for value in expected]
+
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory) -> Path:
+    """Shapes with crowds among them."""
+    return make_shapes(tmp_path_factory.mktemp('shapes'), train=1, val=40, size=96)
+
+
+def detections(truth: COCO) -> list[dict]:
+    """Three tries at each object, crowds too: somewhat shifted, of uneven score, some mislabelled.
+
+    Scores have few values, so that many are equal.
+    """
+    rng, found = np.random.default_rng(0), []
+    for annotation in truth.dataset['annotations']:
+        for _ in range(3):
+            mask = np.roll(truth.annToMask(annotation), rng.integers(-4, 5, size=2), (0, 1))
+            found.append(
+                dict(
+                    image_id=annotation['image_id'],
+                    category_id=int(rng.integers(1, 4))
+                    if rng.random() < 0.2
+                    else annotation['category_id'],
+                    score=round(float(rng.random()), 1),
+                    segmentation=rle.encode(np.asfortranarray(mask)),
+                    bbox=(np.array(annotation['bbox']) + rng.normal(0, 2, 4)).clip(1).tolist(),
+                )
+            )
+    return found
+
+
+def test_both_coco_evaluators_agree_on_crowds_classes_and_proposals(shapes):
+    ann_file = shapes / 'annotations/instances_validation.json'
+    truth = COCO(str(ann_file))
+    assert any(annotation['iscrowd'] for annotation in truth.dataset['annotations'])
+    samples = list(coco_samples(truth.dataset, detections(truth)))
+    fast, slow = (
+        {
+            kind: coco_metrics(
+                'mask_rcnn_gcvit_nano_shapes.py',
+                ann_file,
+                samples,
+                type=backend,
+                metric=kind,
+                classwise=True,
+                metric_items=ITEMS[6:] if kind == 'proposal' else ITEMS,
+            )
+            for kind in ('bbox', 'segm', 'proposal')
+        }
+        for backend in BACKENDS
+    )
+    for kind, figures in slow.items():
+        assert fast[kind] == pytest.approx(figures, nan_ok=True), kind
+    for kind in ('bbox', 'segm'):
+        assert 0.1 < slow[kind][f'coco/{kind}_mAP'] < 0.9
+        assert len({slow[kind][f'coco/{name}_precision'] for name in ('disk', 'box', 'star')}) == 3
+    assert 0.1 < slow['proposal']['coco/AR@1000'] < 0.9
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_nothing_found_is_no_error(backend, shapes):
+    ann_file = shapes / 'annotations/instances_validation.json'
+    samples = list(coco_samples(json.loads(ann_file.read_text()), []))
+    config = 'mask_rcnn_gcvit_nano_shapes.py'
+    assert coco_metrics(config, ann_file, samples, type=backend, metric='bbox') == {}
+
+
+def test_an_mmdet_without_the_fast_evaluator_evaluates_by_the_other(shapes, monkeypatch):
+    from mmdet.registry import METRICS as OF_MMDET
+
+    init_default_scope('mmdet')
+    assert type(METRICS.build(dict(type='FasterCocoMetric'))).__name__ == 'FasterCocoMetric'
+    monkeypatch.delitem(OF_MMDET.module_dict, 'FasterCocoMetric')
+    evaluator = load('mask_rcnn_gcvit_nano_shapes.py').val_evaluator
+    evaluator.ann_file = str(shapes / 'annotations/instances_validation.json')
+    metric = METRICS.build(evaluator)
+    assert type(metric).__name__ == 'CocoMetric'
+    assert metric.metrics == ['bbox', 'segm']
+    assert metric.proposal_nums == [1, 10, 100]
+
+
+# --- Label maps -------------------------------------------------------------------------------
+
+
+def generated_ade20k(root: Path) -> Path:
+    """Images and label maps like ADE20K's: 0 is nothing, classes count from 1 to 150."""
+    rng = np.random.default_rng(0)
+    for folder in ('images', 'annotations'):
+        (root / folder).mkdir()
+    for i in range(6):
+        labels = rng.choice([0, 1, 2, 77, 149, 150], size=(6, 8)).astype(np.uint8)
+        labels = labels.repeat(10, 0).repeat(10, 1)
+        Image.fromarray(labels).save(root / f'annotations/{i}.png')
+        Image.fromarray(np.stack([labels] * 3, -1)).save(root / f'images/{i}.jpg')
+    return root
+
+
+@pytest.fixture(scope='module', params=['generated', 'real'])
+def ade20k(request, tmp_path_factory) -> Path:
+    if request.param == 'generated':
+        return generated_ade20k(tmp_path_factory.mktemp('ade'))
+    if not SAMPLES:
+        pytest.skip('GCVIT_MM_SAMPLES is unset: no photos of ADE20K here')
+    return Path(SAMPLES) / 'ade_real'
+
+
+def test_miou_on_ade20k_is_that_of_a_confusion_matrix_of_the_raw_files(ade20k):
+    cfg = load('upernet_gcvit_tiny_ade20k.py')
+    settings = cfg.val_dataloader.dataset
+    settings.update(
+        data_root=str(ade20k), data_prefix=dict(img_path='images', seg_map_path='annotations')
+    )
+    dataset = DATASETS.build(settings)
+    evaluator = Runner.build_evaluator(None, cfg.val_evaluator)
+    evaluator.dataset_meta = dataset.metainfo
+    indices = range(0, len(dataset), 1 + len(dataset) // 12)
+    matrix = np.zeros((150, 150), np.int64)
+    rng = np.random.default_rng(0)
+    for i in indices:
+        sample = dataset[i]['data_samples']
+        raw = np.asarray(Image.open(ade20k / f'annotations/{Path(sample.img_path).stem}.png'))
+        # A wrong class in a third of the pixels, and any where the truth does not count.
+        wrong = (rng.random(raw.shape) < 0.3) | (raw == 0)
+        predicted = np.where(wrong, rng.integers(0, 150, raw.shape), raw.astype(int) - 1)
+        counted = raw > 0
+        pairs = 150 * (raw[counted].astype(int) - 1) + predicted[counted]
+        matrix += np.bincount(pairs, minlength=150**2).reshape(150, 150)
+        sample.pred_sem_seg = PixelData(data=torch.from_numpy(predicted)[None])
+        evaluator.process([sample.to_dict()])
+
+    right, true, found = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    parts = [sum(part) for part in zip(*evaluator.metrics[0].results, strict=True)]
+    for part, expected in zip(parts, (right, true + found - right, found, true), strict=True):
+        assert part.tolist() == expected.tolist()  # class by class
+    with np.errstate(invalid='ignore'):
+        iou, accuracy = right / (true + found - right), right / true
+    expected = {
+        'aAcc': 100 * right.sum() / matrix.sum(),
+        'mIoU': 100 * np.nanmean(iou),
+        'mAcc': 100 * np.nanmean(accuracy),
+    }
+    assert evaluator.evaluate(len(indices)) == pytest.approx(expected, abs=0.0051)
+    assert 60 < expected['aAcc'] < 80
+
+
+# --- Classes ----------------------------------------------------------------------------------
+
+
+def test_top1_and_top5_are_those_of_sorted_scores():
+    cfg = load('gcvit_xxtiny_imagenet.py')
+    from mmpretrain.structures import DataSample
+
+    rng = np.random.default_rng(0)
+    scores, truth = rng.random((500, 1000)), rng.integers(0, 1000, 500)
+    scores[np.arange(500), truth] = 1 - 0.01 * rng.random(500)  # among the best ten or so
+    evaluator = Runner.build_evaluator(None, cfg.val_evaluator)
+    for values, label in zip(scores, truth, strict=True):
+        sample = DataSample().set_pred_score(torch.from_numpy(values)).set_gt_label(int(label))
+        evaluator.process([sample.to_dict()])
+    better = (scores > scores[np.arange(500), truth][:, None]).sum(1)
+    expected = {f'accuracy/top{k}': 100 * (better < k).mean() for k in (1, 5)}
+    assert evaluator.evaluate(500) == pytest.approx(expected, abs=1e-4)
+    assert 5 < expected['accuracy/top1'] < expected['accuracy/top5'] < 95
+
+
+# --- What tools/test.py writes ----------------------------------------------------------------
+
+
+def write_random_model(config: Path, file: Path) -> Path:
+    cfg = load(config)
+    torch.manual_seed(0)
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, file)
+    return file
+
+
+@pytest.mark.parametrize('reduce_zero_label', [pytest.param(False, marks=pytest.mark.slow), True])
+def test_label_maps_are_written_with_the_values_of_the_data(
+    reduce_zero_label, tiny_shapes, tmp_path
+):
+    config = 'upernet_gcvit_nano_shapes.py'
+    checkpoint = write_random_model(config, tmp_path / 'model.pth')
+    succeed(
+        'test.py', f'configs/{config}', checkpoint, '--work-dir', tmp_path / 'work',
+        '--out', tmp_path / 'out/val', '--show-dir', tmp_path / 'pictures', '--cfg-options',
+        f'test_dataloader.dataset.data_root={tiny_shapes}', 'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        f'test_dataloader.dataset.reduce_zero_label={reduce_zero_label}',
+    )  # fmt: skip
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == {'val.maps', 'val.metrics.json'}
+    files = sorted((tiny_shapes / 'annotations/validation').iterdir())
+    assert [path.name for path in sorted((tmp_path / 'out/val.maps').iterdir())] == [
+        path.name for path in files
+    ]
+    truth = np.array([np.asarray(Image.open(path)) for path in files])
+    found = np.array([np.asarray(Image.open(tmp_path / 'out/val.maps' / p.name)) for p in files])
+    assert found.dtype == np.uint8
+    assert found.shape == truth.shape
+    assert found.min() >= reduce_zero_label
+    assert len(np.unique(found)) > 1
+    counted = truth > 0 if reduce_zero_label else truth >= 0
+    accuracy = 100 * (found == truth)[counted].mean()
+    metrics = json.loads((tmp_path / 'out/val.metrics.json').read_text())
+    assert metrics['aAcc'] == pytest.approx(accuracy, abs=0.0051)
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == len(files)
+
+
+CLASSIFIER = """
+_base_ = '{base}'
+data_preprocessor = dict(num_classes=7)
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        type='GCViT',
+        arch=dict(
+            dim=32,
+            depths=(1, 1, 1, 1),
+            num_heads=(1, 2, 4, 8),
+            mlp_ratio=3,
+            layer_scale=None,
+            drop_path_rate=0.0,
+        ),
+        window_size=4,
+        out_indices=(3,),
+    ),
+    head=dict(num_classes=7, in_channels=256),
+)
+test_pipeline = [
+    dict(type='LoadWholeImage'),
+    dict(type='ResizeEdge', scale=64, edge='short', backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=64),
+    dict(type='PackInputs'),
+]
+test_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        _delete_=True, type='CustomDataset', data_root='{data}', pipeline=test_pipeline
+    ),
+)
+"""
+
+
+def test_classes_are_written_as_a_table(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in 'abcdefg':
+        (tmp_path / 'data' / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = rng.integers(0, 256, (80, 70, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f'data/{name}/{name}{i}.png')
+    config = tmp_path / 'config.py'
+    base = ROOT / 'configs/gcvit_xxtiny_imagenet.py'
+    config.write_text(CLASSIFIER.format(base=base, data=tmp_path / 'data'))
+    checkpoint = write_random_model(config, tmp_path / 'model.pth')
+    succeed(
+        'test.py', config, checkpoint, '--work-dir', tmp_path / 'work',
+        '--out', tmp_path / 'val', '--show-dir', tmp_path / 'pictures',
+    )  # fmt: skip
+    with open(tmp_path / 'val.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row['image']).relative_to(tmp_path / 'data').parts for row in rows] == [
+        (name, f'{name}{i}.png') for name in 'abcdefg' for i in range(2)
+    ]
+    for row in rows:
+        assert row['true_class'] == Path(row['image']).parent.name
+        assert 'abcdefg'[int(row['true_label'])] == row['true_class']
+        assert 'abcdefg'[int(row['label'])] == row['class']
+        best, scores = row['top5'].split(), list(map(float, row['top5_scores'].split()))
+        assert len(set(best)) == len(scores) == 5
+        assert (best[0], scores[0]) == (row['label'], float(row['score']))
+        assert scores == sorted(scores, reverse=True)
+        assert sum(scores) <= 1
+    metrics = json.loads((tmp_path / 'val.metrics.json').read_text())
+    for k in (1, 5):
+        hits = [row['true_label'] in row['top5'].split()[:k] for row in rows]
+        assert metrics[f'accuracy/top{k}'] == pytest.approx(100 * np.mean(hits), abs=1e-3)
+    assert len(list((tmp_path / 'pictures').iterdir())) == len(rows)

@@ -3,13 +3,27 @@
 import argparse
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.hooks import PrepareTTAHook
+from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-from gcvit_mm.engine.launch import add_arguments, load_config, prepare, report_bad_images, run
+import gcvit_mm.evaluation  # noqa: F401  (registers)
+from gcvit_mm.engine.launch import (
+    add_arguments,
+    leaf_datasets,
+    load_config,
+    prepare,
+    report_bad_images,
+    run,
+)
 from gcvit_mm.engine.preflight import check_data
 from gcvit_mm.errors import UserError
 
@@ -22,8 +36,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         metavar='PREFIX',
-        help='write the metrics to PREFIX.metrics.json, and detections in COCO format to '
-        'PREFIX.bbox.json and PREFIX.segm.json',
+        help='write the metrics to PREFIX.metrics.json, and the predictions: detections in COCO '
+        'format to PREFIX.bbox.json and PREFIX.segm.json; label maps, with the values of the '
+        "data set's own, to PREFIX.maps/IMAGE.png; classes with scores to PREFIX.csv",
     )
     parser.add_argument('--show-dir', metavar='DIR', help='write pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
@@ -35,27 +50,35 @@ def main() -> None:
     cfg = load_config(args)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
-        use_tta(cfg)
+        use_tta_pipeline(cfg)
     if args.show_dir:
         show_in(cfg, os.path.abspath(args.show_dir))
-    if args.out:
-        args.out = args.out.removesuffix('.json')
-        os.makedirs(os.path.dirname(args.out) or '.', exist_ok=True)
-        cfg.test_evaluator.outfile_prefix = args.out
-    prepare(cfg, exact_checkpoint=True, skip_bad_images=args.skip_bad_images)
-    check_data(cfg, ('test_dataloader',))
-    metrics = Runner.from_cfg(cfg).test()
-    if args.out and is_main_process():
-        Path(f'{args.out}.metrics.json').write_text(json.dumps(metrics, indent=1) + '\n')
+    with results_at(args.out) as prefix:
+        if prefix:
+            write_predictions(cfg, prefix)
+        prepare(cfg, exact_checkpoint=True, skip_bad_images=args.skip_bad_images)
+        check_data(cfg, ('test_dataloader',))
+        metrics = evaluate(cfg, args.tta)
+        if prefix and is_main_process():
+            Path(f'{prefix}.metrics.json').write_text(as_json(metrics))
     if args.skip_bad_images:
         report_bad_images(cfg)
 
 
-def use_tta(cfg: Config) -> None:
+def evaluate(cfg: Config, tta: bool) -> dict[str, Any]:
+    runner = Runner.from_cfg(cfg)
+    if tta:
+        if is_model_wrapper(runner.model):  # of several processes: a test has no use for it
+            runner.model = runner.model.module
+        runner.register_hook(PrepareTTAHook(dict(cfg.tta_model)))
+    return runner.test()
+
+
+def use_tta_pipeline(cfg: Config) -> None:
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise UserError('--tta: the config has no tta_model and tta_pipeline')
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    for dataset in leaf_datasets(cfg.test_dataloader):
+        dataset.pipeline = cfg.tta_pipeline
 
 
 def show_in(cfg: Config, folder: str) -> None:
@@ -67,7 +90,61 @@ def show_in(cfg: Config, folder: str) -> None:
         hook.update(draw=True)
         cfg.visualizer.save_dir = folder
     else:
-        hook.update(enable=True, out_dir=folder)
+        hook.update(enable=True, interval=1, out_dir=folder)
+
+
+@contextmanager
+def results_at(out: str | None) -> Iterator[str | None]:
+    """Give a prefix to write to; what stands there at the end of a whole run moves to ``out``."""
+    if not out:
+        yield None
+        return
+    out = out.removesuffix('.json')
+    if out.endswith('/') or os.path.isdir(out):
+        raise UserError(
+            f'--out {out}: a folder; give a prefix of file names, {Path(out) / "val"} perhaps'
+        )
+    final, partial = Path(out).parent, Path(f'{out}.partial')
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f'--out {out}: the folder cannot be made: {error}') from error
+    try:
+        yield str(partial / Path(out).name)
+        if is_main_process():
+            for file in [path for path in partial.rglob('*') if path.is_file()]:
+                target = final / file.relative_to(partial)
+                target.parent.mkdir(exist_ok=True)
+                os.replace(file, target)
+    finally:
+        if is_main_process():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_predictions(cfg: Config, prefix: str) -> None:
+    """Have the evaluators write the predictions, each in the format of its field."""
+    evaluators = cfg.test_evaluator
+    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    for evaluator in evaluators:
+        if evaluator.type.endswith('CocoMetric'):
+            evaluator.outfile_prefix = prefix
+        elif evaluator.type.endswith('IoUMetric'):
+            evaluator.output_dir = f'{prefix}.maps'
+            # mmseg makes it in one process alone, of which another may be ahead.
+            os.makedirs(evaluator.output_dir, exist_ok=True)
+    if cfg.default_scope == 'mmpretrain':
+        evaluators = [*evaluators, dict(type='ClassificationCSV', out_file=f'{prefix}.csv')]
+    cfg.test_evaluator = evaluators
+
+
+def as_json(metrics: dict[str, Any]) -> str:
+    """Metrics to 4 decimals; some come as numpy's scalars."""
+    plain = {
+        name: value.tolist() if hasattr(value, 'tolist') else value
+        for name, value in metrics.items()
+    }
+    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in plain.items()}
+    return json.dumps(rounded, indent=1) + '\n'
 
 
 if __name__ == '__main__':

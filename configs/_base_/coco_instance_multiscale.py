@@ -1,7 +1,8 @@
 """COCO 2017 instances under ``data/coco``, with DETR's multi-scale augmentation.
 
-Batches of 2 an image process: 16 with 8 GPUs, the paper's total. Evaluation keeps the COCO API's
-own limits of 1, 10 and 100 detections an image.
+Batches of 2 an image process: 16 with 8 GPUs, the paper's total. Evaluation is faster-coco-eval's,
+with the COCO API's own limits of 1, 10 and 100 detections an image; the COCO API itself evaluates
+with ``val_evaluator.type=CocoMetric test_evaluator.type=CocoMetric``.
 """
 
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'
@@ -49,5 +50,23 @@ test_pipeline = [
 train_dataloader = dict(num_workers=4, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(num_workers=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(proposal_nums=(1, 10, 100))
+val_evaluator = dict(type='FasterCocoMetric', proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
+
+# Test-time augmentation: three sizes, each with and without a flip.
+tta_model = dict(type='InstanceTTAModel')
+tta_pipeline = [
+    load_image,
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [
+                dict(type='Resize', scale=scale, keep_ratio=True)
+                for scale in [(1066, 640), (1333, 800), (1600, 960)]
+            ],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
+            [dict(type='PackDetInputs')],
+        ],
+    ),
+]

@@ -33,5 +33,25 @@ val_dataloader = dict(
     dataset=dict(type='CocoDataset', test_mode=True, pipeline=test_pipeline),
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'], proposal_nums=(1, 10, 100))
+val_evaluator = dict(type='FasterCocoMetric', metric=['bbox', 'segm'], proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
+
+# Test-time augmentation: the flips of the training, at its size.
+tta_model = dict(type='InstanceTTAModel')
+tta_pipeline = [
+    dict(type='LoadWholeImage'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale_factor=1.0, keep_ratio=True)],
+            [
+                dict(type='RandomFlip', prob=0.0),
+                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
+                dict(type='RandomFlip', prob=1.0, direction='vertical'),
+                dict(type='RandomFlip', prob=1.0, direction='diagonal'),
+            ],
+            [dict(type='LoadAnnotations', with_bbox=True, with_mask=True)],
+            [dict(type='PackDetInputs')],
+        ],
+    ),
+]

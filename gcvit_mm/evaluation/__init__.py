@@ -1,0 +1,7 @@
+"""Evaluation that the mm packages lack; importing it registers."""
+
+from .classification_csv import ClassificationCSV
+from .faster_coco_metric import coco_metric
+from .instance_tta import InstanceTTAModel
+
+__all__ = ['ClassificationCSV', 'InstanceTTAModel', 'coco_metric']
