@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import NANO, ROOT, on, succeed
+from command_line import NANO, ROOT, fail, on, succeed
 from mmengine.config import Config
 from reference import write_official
 
@@ -118,6 +118,16 @@ def test_a_published_detector_is_a_backbones_init_cfg(trained, publish, tmp_path
     report = load_pretrained(GCViT(arch, window_size=7), str(file))
     assert (report.new, len(report.resized)) == ([], 8)
     assert {name.split('.')[0] for name in report.left_over} == {'neck', 'rpn_head', 'roi_head'}
+
+
+def test_a_published_file_is_no_training_to_resume(trained, publish, tmp_path):
+    publish(trained.checkpoint, tmp_path / 'detector.pth')
+    error = fail(
+        'train.py', NANO, '--work-dir', tmp_path, '--resume', tmp_path / 'detector.pth',
+        *on(trained.data),
+    )  # fmt: skip
+    assert 'detector.pth holds weights but no state of a training' in error
+    assert 'load_from=' in error
 
 
 def test_weights_of_the_averaging_hook_are_published_as_such(run_of, publish, tmp_path):
