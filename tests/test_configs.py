@@ -16,15 +16,13 @@ from gcvit_mm.datasets.shapes import make_shapes
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 NAMES = [path.stem for path in CONFIGS]
-# One of each kind, the smallest; the others are slow because they are large.
+# The smallest; the others are slow because they are large.
 QUICK = {
     'mask_rcnn_gcvit_nano_shapes',
     'mask_rcnn_gcvit_xxtiny_coco',
     'mask_rcnn_gcvit_xxtiny_nuclei',
-    'retinanet_gcvit_tiny_coco',
     'upernet_gcvit_nano_shapes',
     'upernet_gcvit_xxtiny_camvid',
-    'mask2former_gcvit_tiny_ade20k',
     'gcvit_xxtiny_imagenet',
 }
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')

@@ -235,6 +235,7 @@ IN_PROCESS = {
 }
 
 
+@pytest.mark.slow
 def test_mmseg_trains_and_tests_a_stock_config_by_options_alone(tiny_shapes, tmp_path):
     (tmp_path / 'shapes').symlink_to(tiny_shapes)
     config = installed('mmseg') / 'configs/segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
