@@ -53,9 +53,9 @@ train_dataloader = dict(batch_size=8, dataset=dict(**dataset, pipeline=train_pip
 val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader
 
-iterations = 600
+iterations = 1200
 train_cfg = dict(max_iters=iterations, val_interval=200)
-optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=50, end=iterations),
