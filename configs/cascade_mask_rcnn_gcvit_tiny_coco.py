@@ -8,6 +8,7 @@ Paper: box AP 51.6, mask AP 44.6 on val2017 (not measured here).
 _base_ = [
     './_base_/cascade_mask_rcnn_gcvit_tiny.py',
     './_base_/coco_instance_multiscale.py',
-    './_base_/adamw_3x.py',
+    './_base_/adamw.py',
+    './_base_/schedule_3x.py',
     './_base_/default_runtime.py',
 ]

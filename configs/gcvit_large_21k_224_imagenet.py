@@ -6,9 +6,19 @@ Paper: top-1 86.6 (not measured here).
 The fine-tuning schedule is ours: the official one is not published.
 """
 
-_base_ = './gcvit_large_imagenet.py'
+_base_ = [
+    './_base_/gcvit_tiny_classifier.py',
+    './_base_/imagenet.py',
+    './_base_/adamw_310e.py',
+    './_base_/classification_runtime.py',
+]
 
-model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='gcvit://large_21k_224')))
+model = dict(
+    backbone=dict(
+        arch='large', init_cfg=dict(type='Pretrained', checkpoint='gcvit://large_21k_224')
+    ),
+    head=dict(in_channels=1536),
+)
 optim_wrapper = dict(optimizer=dict(lr=8e-5, weight_decay=1e-8))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, end=5, convert_to_iter_based=True),
@@ -22,4 +32,4 @@ param_scheduler = [
     ),
 ]
 train_cfg = dict(max_epochs=30)
-auto_scale_lr = dict(base_batch_size=1024)
+auto_scale_lr = dict(enable=False, base_batch_size=1024)

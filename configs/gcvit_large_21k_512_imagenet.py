@@ -20,10 +20,9 @@ model = dict(
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].scale = 512
 # The official test image of this variant is the whole image, squeezed into a square.
-test_pipeline = [
-    dict(type='LoadWholeImage'),
-    dict(type='Resize', scale=(512, 512), backend='pillow', interpolation='bicubic'),
-    dict(type='PackInputs'),
+test_pipeline = _base_.test_pipeline
+test_pipeline[1:3] = [
+    dict(type='Resize', scale=(512, 512), backend='pillow', interpolation='bicubic')
 ]
 train_dataloader = dict(batch_size=16, dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -8,8 +8,10 @@ Result: box AP50 0.92, mask AP50 0.90 on the 120 validation images (``docs/resul
 
 _base_ = [
     './_base_/mask_rcnn_gcvit_tiny.py',
+    './_base_/nano_arch.py',
     './_base_/small_instance.py',
     './_base_/adamw.py',
+    './_base_/schedule_1x.py',
     './_base_/default_runtime.py',
 ]
 
@@ -17,19 +19,7 @@ data_root = 'data/shapes/'
 metainfo = dict(classes=('disk', 'box', 'star'))
 
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='GCViT',
-        arch=dict(
-            dim=32,
-            depths=(2, 2, 2, 2),
-            num_heads=(1, 2, 4, 8),
-            mlp_ratio=3,
-            layer_scale=None,
-            drop_path_rate=0.0,
-        ),
-        window_size=8,
-    ),
+    backbone=dict(_delete_=True, type='GCViT', arch=_base_.nano_arch, window_size=8),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4),
     rpn_head=dict(
         in_channels=64,

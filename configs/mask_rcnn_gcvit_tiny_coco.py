@@ -8,6 +8,7 @@ Paper: box AP 47.9, mask AP 43.2 on val2017 (not measured here).
 _base_ = [
     './_base_/mask_rcnn_gcvit_tiny.py',
     './_base_/coco_instance_multiscale.py',
-    './_base_/adamw_3x.py',
+    './_base_/adamw.py',
+    './_base_/schedule_3x.py',
     './_base_/default_runtime.py',
 ]

@@ -12,6 +12,7 @@ _base_ = [
     './_base_/mask_rcnn_gcvit_tiny.py',
     './_base_/small_instance.py',
     './_base_/adamw.py',
+    './_base_/schedule_1x.py',
     './_base_/default_runtime.py',
 ]
 

@@ -9,11 +9,6 @@ _base_ = [
     './_base_/retinanet_gcvit_tiny.py',
     './_base_/coco_detection_multiscale.py',
     './_base_/adamw.py',
+    './_base_/schedule_1x.py',
     './_base_/default_runtime.py',
-]
-
-train_cfg = dict(max_epochs=12)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=2500),
-    dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11], gamma=0.1),
 ]

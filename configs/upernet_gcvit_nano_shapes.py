@@ -6,8 +6,10 @@ Command: ``tools/make_shapes.py data/shapes`` and then
 
 _base_ = [
     './_base_/upernet_gcvit_tiny.py',
+    './_base_/nano_arch.py',
     './_base_/small_semantic.py',
-    './_base_/adamw_160k.py',
+    './_base_/adamw.py',
+    './_base_/schedule_160k.py',
     './_base_/segmentation_runtime.py',
 ]
 
@@ -19,24 +21,19 @@ dataset = dict(
     ),
 )
 norm = dict(type='BN')
+# 89 of 100 pixels are background. Counted in full they teach the backbone to tell objects from
+# background by brightness and to drop the colours by which classes differ.
+loss = dict(class_weight=[0.3, 1.0, 1.0, 1.0])
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    backbone=dict(
-        _delete_=True,
-        type='GCViT',
-        arch=dict(
-            dim=32,
-            depths=(2, 2, 2, 2),
-            num_heads=(1, 2, 4, 8),
-            mlp_ratio=3,
-            layer_scale=None,
-            drop_path_rate=0.0,
-        ),
-        window_size=8,
+    backbone=dict(_delete_=True, type='GCViT', arch=_base_.nano_arch, window_size=8),
+    decode_head=dict(
+        in_channels=[32, 64, 128, 256], channels=64, num_classes=4, norm_cfg=norm, loss_decode=loss
     ),
-    decode_head=dict(in_channels=[32, 64, 128, 256], channels=64, num_classes=4, norm_cfg=norm),
-    auxiliary_head=dict(in_channels=128, channels=64, num_classes=4, norm_cfg=norm),
+    auxiliary_head=dict(
+        in_channels=128, channels=64, num_classes=4, norm_cfg=norm, loss_decode=loss
+    ),
 )
 
 train_pipeline = [
@@ -53,9 +50,9 @@ train_dataloader = dict(batch_size=8, dataset=dict(**dataset, pipeline=train_pip
 val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader
 
-iterations = 1200
+iterations = 800
 train_cfg = dict(max_iters=iterations, val_interval=200)
-optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=False, begin=50, end=iterations),

@@ -9,6 +9,9 @@ Windows and drop path rate are ours: the paper does not give them.
 _base_ = [
     './_base_/upernet_gcvit_tiny.py',
     './_base_/ade20k.py',
-    './_base_/adamw_160k.py',
+    './_base_/adamw.py',
+    './_base_/schedule_160k.py',
     './_base_/segmentation_runtime.py',
 ]
+
+optim_wrapper = dict(optimizer=dict(lr=6e-5, weight_decay=0.01))

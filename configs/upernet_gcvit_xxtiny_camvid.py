@@ -10,7 +10,8 @@ Takes: the ImageNet weights, or from scratch with ``--cfg-options model.backbone
 _base_ = [
     './_base_/upernet_gcvit_tiny.py',
     './_base_/small_semantic.py',
-    './_base_/adamw_160k.py',
+    './_base_/adamw.py',
+    './_base_/schedule_160k.py',
     './_base_/segmentation_runtime.py',
 ]
 
@@ -66,7 +67,7 @@ test_dataloader = dict(
 
 iterations = 4000
 train_cfg = dict(max_iters=iterations, val_interval=500)
-optim_wrapper = dict(optimizer=dict(lr=2e-4, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
+optim_wrapper = dict(optimizer=dict(lr=2e-4), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=100, end=iterations),

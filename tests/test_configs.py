@@ -49,6 +49,16 @@ def parameters(name: str) -> int:
 # --- What the files say -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize('path', CONFIGS, ids=NAMES)
+def test_no_setting_is_further_away_than_two_files(path):
+    assert levels_of_bases(path) <= 2
+
+
+def levels_of_bases(path: Path) -> int:
+    own = [base for base in Config._get_base_files(str(path)) if '::' not in base]
+    return max((1 + levels_of_bases(path.parent / base) for base in own), default=0)
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_what_follows_the_backbone_takes_its_maps(name):
     with torch.device('meta'):

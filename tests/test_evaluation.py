@@ -321,20 +321,13 @@ def test_label_maps_are_written_with_the_values_of_the_data(
 
 
 CLASSIFIER = """
-_base_ = '{base}'
+_base_ = ['{configs}/gcvit_xxtiny_imagenet.py', '{configs}/_base_/nano_arch.py']
 data_preprocessor = dict(num_classes=7)
 model = dict(
     backbone=dict(
         _delete_=True,
         type='GCViT',
-        arch=dict(
-            dim=32,
-            depths=(1, 1, 1, 1),
-            num_heads=(1, 2, 4, 8),
-            mlp_ratio=3,
-            layer_scale=None,
-            drop_path_rate=0.0,
-        ),
+        arch=_base_.nano_arch,
         window_size=4,
         out_indices=(3,),
     ),
@@ -365,8 +358,7 @@ def test_classes_are_written_as_a_table(tmp_path):
             pixels = rng.integers(0, 256, (80, 70, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / f'data/{name}/{name}{i}.png')
     config = tmp_path / 'config.py'
-    base = ROOT / 'configs/gcvit_xxtiny_imagenet.py'
-    config.write_text(CLASSIFIER.format(base=base, data=tmp_path / 'data'))
+    config.write_text(CLASSIFIER.format(configs=ROOT / 'configs', data=tmp_path / 'data'))
     checkpoint = write_random_model(config, tmp_path / 'model.pth')
     succeed(
         'test.py', config, checkpoint, '--work-dir', tmp_path / 'work',

@@ -10,27 +10,18 @@ from gcvit_mm.datasets.check import (
     print_reports,
     write_reports,
 )
-from gcvit_mm.engine.launch import OptionsAction, load_config, run
+from gcvit_mm.engine.launch import add_config_arguments, load_config, run
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='Exit status: 1 where anything is an error, 0 otherwise.'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=OptionsAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='settings that override the config, as for tools/train.py',
-    )
+    add_config_arguments(parser)
     parser.add_argument(
         '--splits', nargs='+', choices=SPLITS, default=SPLITS, help='which data; default: all'
     )
     parser.add_argument('--out', metavar='FILE.json', help='write everything that was found')
-    parser.set_defaults(work_dir=None, launcher='none')  # what load_config takes besides
     return parser.parse_args()
 
 

@@ -17,9 +17,10 @@ from mmengine.runner import Runner
 
 import gcvit_mm.evaluation  # noqa: F401  (registers)
 from gcvit_mm.engine.launch import (
-    add_arguments,
+    add_config_arguments,
+    add_run_arguments,
     leaf_datasets,
-    load_config,
+    load_run_config,
     prepare,
     report_bad_images,
     run,
@@ -30,9 +31,9 @@ from gcvit_mm.errors import UserError
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    add_config_arguments(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
-    add_arguments(parser)
+    add_run_arguments(parser)
     parser.add_argument(
         '--out',
         metavar='PREFIX',
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_run_config(args)
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
         use_tta_pipeline(cfg)

@@ -5,15 +5,22 @@ import argparse
 import torch
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from gcvit_mm.engine.launch import add_arguments, load_config, prepare, report_bad_images, run
+from gcvit_mm.engine.launch import (
+    add_config_arguments,
+    add_run_arguments,
+    load_run_config,
+    prepare,
+    report_bad_images,
+    run,
+)
 from gcvit_mm.engine.preflight import check_data
 from gcvit_mm.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
-    add_arguments(parser)
+    add_config_arguments(parser)
+    add_run_arguments(parser)
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: bfloat16 where the GPU has it'
     )
@@ -32,7 +39,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_config(args)
+    cfg = load_run_config(args)
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:

@@ -8,6 +8,3 @@ optim_wrapper = dict(
         custom_keys={'relative_position_bias_table': dict(decay_mult=0.0)},
     ),
 )
-train_cfg = dict(type='EpochBasedTrainLoop', val_interval=1)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')

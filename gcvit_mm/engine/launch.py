@@ -77,9 +77,9 @@ def _unpack(value: Any) -> Any:
     return value.replace('\0', ' ') if isinstance(value, str) else value
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that training and testing share."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """The config and what overrides it."""
+    parser.add_argument('config', help='config file')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -88,6 +88,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='settings that override the config, model.backbone.with_cp=True for example',
     )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments that training and testing share."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--skip-bad-images',
         action='store_true',
@@ -96,8 +101,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def load_run_config(args: argparse.Namespace) -> Config:
     """The config that the command line asks for, ready for ``Runner.from_cfg``.
+
+    Raises:
+        UserError: As of ``load_config``.
+    """
+    cfg = load_config(args)
+    cfg.setdefault('custom_hooks', [])
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    return cfg
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config that the command line asks for.
 
     Raises:
         UserError: The config cannot be read, or an option names no section of it.
@@ -109,14 +127,11 @@ def load_config(args: argparse.Namespace) -> Config:
     except Exception as error:  # a config is Python: it may raise anything
         reason = f'{type(error).__name__}: {error}'
         raise UserError(f'config {args.config} cannot be read: {reason}') from error
-    cfg.setdefault('custom_hooks', [])
     _check_options(cfg, args.cfg_options)
     try:
         cfg.merge_from_dict(args.cfg_options)
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f'--cfg-options does not fit the config: {error}') from error
-    cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
 
 

@@ -1,10 +1,9 @@
 """Swin's schedule for UPerNet on ADE20K: 160,000 iterations, 1500 of warm-up, then linear decay."""
 
-_base_ = './adamw.py'
-
-optim_wrapper = dict(optimizer=dict(lr=6e-5, weight_decay=0.01))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=1500, end=160000),
 ]
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
