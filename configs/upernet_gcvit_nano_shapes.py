@@ -2,6 +2,8 @@
 
 Command: ``tools/make_shapes.py data/shapes`` and then
 ``tools/train.py configs/upernet_gcvit_nano_shapes.py``
+Takes: 7 minutes on two CPU cores.
+Result: mIoU 81.5 on the 120 validation images (``docs/results.md``).
 """
 
 _base_ = [
