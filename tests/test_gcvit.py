@@ -166,10 +166,19 @@ def training_step(model: GCViT, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return outs
 
 
-def test_eager_and_sdpa_agree_in_values_and_gradients():
-    eager = nano(window_size=(3, 4, 5, 3), attn_impl='eager').double()
-    sdpa = nano(window_size=(3, 4, 5, 3), attn_impl='sdpa').double()
-    x = torch.randn(2, 3, 70, 90, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ('windows', 'size'),
+    [
+        ((3, 4, 5, 3), (70, 90)),  # cut off at both borders
+        ((4, 4, 2, 2), (64, 96)),  # at none
+        ((4, 2, 2, 1), (64, 40)),  # at one
+        ((8, 8, 8, 8), (40, 20)),  # maps smaller than a window
+    ],
+)
+def test_eager_and_sdpa_agree_in_values_and_gradients(windows, size):
+    eager = nano(window_size=windows, attn_impl='eager').double()
+    sdpa = nano(window_size=windows, attn_impl='sdpa').double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
     for a, b in zip(training_step(eager, x), training_step(sdpa, x), strict=True):
         assert torch.allclose(a, b, atol=1e-10)
     expected = gradients(sdpa)

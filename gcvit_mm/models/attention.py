@@ -1,39 +1,119 @@
-"""Window attention with a learned relative-position bias, and its implementations."""
+"""Window attention with a learned relative-position bias, and its implementations.
+
+Where windows do not divide a map it is padded with zeros, before the linear layer that makes
+queries, keys and values: padded cells have its bias for key and value, and are attended to. All
+implementations take and give maps:
+
+    qkv: Queries, keys and values, (B, H, W, 3 C), or keys and values alone, (B, H, W, 2 C); of a
+        cell the channels are ordered by which of them, head, channel of the head.
+    padding: What a padded cell has in place of ``qkv``, shape (3 C,) or (2 C,).
+    q_global: The query of an image that all its windows share, (B, heads, N, C / heads) with N
+        cells in a window; None where ``qkv`` has the windows' own.
+    table: The bias of each head by relative position, ((2 window - 1)^2, heads).
+    index: ``relative_position_index(window)``.
+    window: Side of a window, in cells.
+
+They return the map (B, H, W, C).
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from .windows import partition, unpartition
+from .windows import partition, segments, unpartition
 
 
-def eager_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """The readable reference: softmax(q k^T / sqrt(d) + bias) v.
+def eager_attention(
+    qkv: Tensor, padding: Tensor, q_global: Tensor | None, table: Tensor, index: Tensor, window: int
+) -> Tensor:
+    """The readable reference: softmax(q k^T / sqrt(d) + bias) v in windows of a padded map."""
+    B, H, W, channels = qkv.shape
+    rows, columns = -(-H // window), -(-W // window)
+    padded = padding.to(qkv.dtype).expand(B, rows * window, columns * window, channels).clone()
+    padded[:, :H, :W] = qkv
+    parts = 3 if q_global is None else 2
+    *q, k, v = _split_heads(partition(padded, window, window), parts, table.shape[1])
+    query = q[0] if q_global is None else q_global[:, None]
+    scores = (query * query.shape[-1] ** -0.5) @ k.transpose(-2, -1) + _look_up(table, index)
+    out = scores.softmax(dim=-1).to(v.dtype) @ v
+    return unpartition(_join_heads(out), window, window, columns)[:, :H, :W]
 
-    Args:
-        q: Queries of shape (B, nW, heads, N, d), or (B, 1, heads, N, d) where all windows of an
-            image share one query.
-        k: Keys of shape (B, nW, heads, N, d).
-        v: Values of shape (B, nW, heads, N, d).
-        bias: Relative-position bias of shape (heads, N, N).
+
+def sdpa_attention(
+    qkv: Tensor, padding: Tensor, q_global: Tensor | None, table: Tensor, index: Tensor, window: int
+) -> Tensor:
+    """The same through ``scaled_dot_product_attention``, and without padding.
+
+    All padded cells of a window have one key and value. Their share in the softmax is that of a
+    single key whose bias is the logarithm of the sum of the exponentials of theirs. So whole
+    windows and those cut off at the borders are computed apart, each with the cells there are.
+    """
+    rows = []
+    for ys, height in segments(qkv.shape[1], window):
+        row = []
+        for xs, width in segments(qkv.shape[2], window):
+            bias = _bias_of_cells(table, index, window, height, width).to(qkv.dtype)
+            query = None
+            if q_global is not None:
+                grid = q_global.unflatten(2, (window, window))
+                query = grid[:, :, :height, :width].flatten(2, 3).to(qkv.dtype)
+            row.append(_attend(qkv[:, ys, xs], padding, query, bias, height, width))
+        rows.append(torch.cat(row, dim=2) if len(row) > 1 else row[0])
+    return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
+
+
+def _attend(
+    qkv: Tensor, padding: Tensor, query: Tensor | None, bias: Tensor, height: int, width: int
+) -> Tensor:
+    """Attention in windows that divide a map, and share one key more if they are cut off."""
+    split = 3 if query is None else 2, len(bias)
+    *q, k, v = _split_heads(partition(qkv, height, width), *split)  # (B, nW, heads, n, d)
+    if bias.shape[2] > bias.shape[1]:
+        *_, pad_k, pad_v = _split_heads(padding.to(qkv.dtype)[None, None, None], *split)
+        shape = (*k.shape[:3], 1, k.shape[4])
+        k = torch.cat([k, pad_k.expand(shape)], dim=3)
+        v = torch.cat([v, pad_v.expand(shape)], dim=3)
+    images, windows = k.shape[:2]
+    query = q[0] if query is None else query[:, None].expand(-1, windows, -1, -1, -1)
+    # The fused kernels take four dimensions: windows are folded into the batch.
+    q4, k4, v4 = (t.flatten(0, 1) for t in (query, k, v))
+    out = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=bias[None])
+    out = _join_heads(out.unflatten(0, (images, windows)))
+    return unpartition(out, height, width, qkv.shape[2] // width)
+
+
+def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    """(B, nW, n, parts * C) -> for each part (B, nW, heads, n, d)."""
+    return x.unflatten(-1, (parts, heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    """(B, nW, heads, n, d) -> (B, nW, n, C)."""
+    return x.transpose(2, 3).flatten(3)
+
+
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    """The bias of each head, (heads, *index.shape)."""
+    # Many times as fast on CPUs, and in the backward pass, as rows of all heads and a permutation.
+    return table.t().contiguous().index_select(1, index.flatten()).view(-1, *index.shape)
+
+
+def _bias_of_cells(table: Tensor, index: Tensor, window: int, height: int, width: int) -> Tensor:
+    """The bias within a window of which only the first rows and columns are on the map.
 
     Returns:
-        Tensor of shape (B, nW, heads, N, d).
+        Shape (heads, n, n) with n = height * width, or (heads, n, n + 1) where n is less than a
+        whole window: the last column is for the padding, all cells of which have one key.
     """
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias
-    return scores.softmax(dim=-1).to(v.dtype) @ v
-
-
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """``eager_attention`` through ``torch.nn.functional.scaled_dot_product_attention``.
-
-    Its fused kernels take four dimensions and a bias of the query's type, so windows are folded
-    into the batch.
-    """
-    shape = v.shape
-    q, k, v = (t.expand(shape).flatten(0, 1) for t in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None]).view(shape)
+    grid = index.view([window] * 4)[:height, :width]  # by the query's y, x and the key's y, x
+    bias = _look_up(table, grid[:, :, :height, :width].flatten(2).flatten(0, 1))
+    if height == width == window:
+        return bias
+    beyond = [grid[:, :, height:].flatten(2), grid[:, :, :height, width:].flatten(2)]
+    padded = _look_up(table, torch.cat(beyond, dim=2).flatten(0, 1))
+    padded = padded.float() if padded.dtype.itemsize < 4 else padded
+    return torch.cat([bias, padded.logsumexp(dim=2, keepdim=True).to(bias.dtype)], dim=2)
 
 
 ATTENTION = {'eager': eager_attention, 'sdpa': sdpa_attention}
@@ -67,7 +147,6 @@ class WindowAttention(nn.Module):
         self, dim: int, num_heads: int, window_size: int, global_query: bool, impl: str
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.window_size = window_size
         self.attention = ATTENTION[impl]
         self.qkv = nn.Linear(dim, dim * (2 if global_query else 3))
@@ -88,14 +167,6 @@ class WindowAttention(nn.Module):
         Returns:
             Map of shape (B, H, W, C).
         """
-        windows = partition(x, self.window_size)  # (B, nW, N, C)
-        qkv = self.qkv(windows).unflatten(-1, (-1, self.num_heads, x.shape[-1] // self.num_heads))
-        *q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, nW, heads, N, d)
-        query = q[0] if q_global is None else q_global[:, None]
-        out = self.attention(query, k, v, self.position_bias(index)).transpose(2, 3).flatten(3)
-        return unpartition(self.proj(out), self.window_size, (x.shape[1], x.shape[2]))
-
-    def position_bias(self, index: Tensor) -> Tensor:
-        """The bias of each pair of cells, shape (heads, N, N)."""
-        # An embedding look-up has a much faster backward than advanced indexing.
-        return F.embedding(index, self.relative_position_bias_table).permute(2, 0, 1)
+        table = self.relative_position_bias_table
+        out = self.attention(self.qkv(x), self.qkv.bias, q_global, table, index, self.window_size)
+        return self.proj(out)

@@ -1,46 +1,56 @@
-"""Windows of a channels-last map: pure functions, padding inside."""
+"""Windows of a channels-last map: pure functions."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def partition(x: Tensor, window: int) -> Tensor:
-    """Cut a map into windows, zero-padded at the right and bottom where it does not divide.
+def partition(x: Tensor, height: int, width: int) -> Tensor:
+    """Cut a map into windows.
 
     Args:
-        x: Map of shape (B, H, W, C).
-        window: Side of a window, in cells.
+        x: Map of shape (B, H, W, C), which the windows divide.
+        height: Rows of a window.
+        width: Columns of a window.
 
     Returns:
-        Windows of shape (B, nW, window * window, C), row by row; all windows of an image stand
+        Windows of shape (B, nW, height * width, C), row by row; all windows of an image stand
         together, in the order ``unpartition`` expects.
     """
     B, H, W, C = x.shape
-    pad_h, pad_w = -H % window, -W % window
-    if pad_h or pad_w:
-        x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-    rows, cols = (H + pad_h) // window, (W + pad_w) // window
-    x = x.view(B, rows, window, cols, window, C).transpose(2, 3)
-    return x.reshape(B, rows * cols, window * window, C)
+    x = x.view(B, H // height, height, W // width, width, C).transpose(2, 3)
+    return x.reshape(B, -1, height * width, C)
 
 
-def unpartition(windows: Tensor, window: int, size: tuple[int, int]) -> Tensor:
-    """Put windows together again and crop the padding: the inverse of ``partition``.
+def unpartition(windows: Tensor, height: int, width: int, columns: int) -> Tensor:
+    """Put windows together again: the inverse of ``partition``.
 
     Args:
-        windows: Windows of shape (B, nW, window * window, C).
-        window: Side of a window, in cells.
-        size: Height and width of the map before it was padded.
+        windows: Windows of shape (B, nW, height * width, C).
+        height: Rows of a window.
+        width: Columns of a window.
+        columns: Windows beside each other.
 
     Returns:
         Map of shape (B, H, W, C).
     """
-    H, W = size
-    B, _, _, C = windows.shape
-    rows, cols = -(-H // window), -(-W // window)
-    x = windows.view(B, rows, cols, window, window, C).transpose(2, 3)
-    return x.reshape(B, rows * window, cols * window, C)[:, :H, :W]
+    B, count, _, C = windows.shape
+    x = windows.view(B, count // columns, columns, height, width, C).transpose(2, 3)
+    return x.reshape(B, -1, columns * width, C)
+
+
+def segments(size: int, window: int) -> list[tuple[slice, int]]:
+    """Cut an axis of a map into whole windows and, at its end, what is less than one.
+
+    Args:
+        size: Cells of the axis.
+        window: Cells of a window.
+
+    Returns:
+        The parts, and the cells of a window in each.
+    """
+    whole = size - size % window
+    parts = [(slice(0, whole), window), (slice(whole, size), size - whole)]
+    return [(part, cells) for part, cells in parts if part.stop > part.start]
 
 
 def relative_position_index(window: int) -> Tensor:

@@ -1,0 +1,216 @@
+"""Time models beside each other: backbones, or the whole models of configs.
+
+Models take turns, after a warm-up, so that all see the same machine. A model is an arch of GC ViT
+(gcvit_tiny), a peer (swin_tiny, convnext_tiny, resnet50), timm_NAME, or a config; options follow
+after colons: gcvit_tiny:window_size=24:attn_impl=eager:compile.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from gcvit_mm.benchmark import Measured, Peaks, build_subject, count_work, measure, measure_peaks
+from gcvit_mm.engine.launch import run
+from gcvit_mm.errors import UserError
+
+MODELS = ('gcvit_tiny', 'gcvit_tiny:attn_impl=eager', 'swin_tiny', 'convnext_tiny', 'resnet50')
+DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+
+
+def parse_args() -> argparse.Namespace:
+    summary, _, details = __doc__.partition('\n\n')
+    parser = argparse.ArgumentParser(description=summary, epilog=details)
+    parser.add_argument('models', nargs='*', default=MODELS, metavar='MODEL')
+    parser.add_argument(
+        '--size', nargs='+', type=size, default=[(512, 512)], metavar='HxW', help='of the images'
+    )
+    parser.add_argument('--batch', type=int, default=1, metavar='N', help='images at once')
+    parser.add_argument(
+        '--mode', nargs='+', choices=['inference', 'training'], default=['inference']
+    )
+    parser.add_argument('--dtype', nargs='+', choices=DTYPES, default=['float32'])
+    parser.add_argument('--device', type=torch.device, help='default: the GPU where there is one')
+    parser.add_argument('--threads', type=int, metavar='N', help='of the CPU')
+    parser.add_argument('--repeat', type=int, default=10, metavar='N', help='timed steps of each')
+    parser.add_argument('--warmup', type=int, default=2, metavar='N', help='steps of each before')
+    parser.add_argument('--out', metavar='FILE.json', help='write everything that was measured')
+    return parser.parse_args()
+
+
+def size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition('x')
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, 800x1280 for example')
+    return int(height), int(width)
+
+
+def main() -> None:
+    args = parse_args()
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else the profiler reports on itself
+    device = args.device or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if device.type == 'cuda' and not torch.cuda.is_available():
+        raise UserError('--device cuda: there is no GPU that PyTorch can use')
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    MMLogger.get_current_instance().setLevel('WARNING')  # else each initialised tensor is named
+    if min(args.repeat, args.warmup, args.batch) < 1:
+        raise UserError('--repeat, --warmup and --batch must be at least 1')
+    runs = []
+    for dtype in args.dtype:
+        for shape in args.size:
+            for mode in args.mode:
+                with redirect_stdout(sys.stderr):  # the packages print; stdout is for the tables
+                    runs.append(compare(args, device, dtype, shape, mode))
+                print_table(runs[-1])
+    if args.out:
+        content = json.dumps(dict(machine=machine(device), runs=runs), indent=1)
+        try:
+            Path(args.out).write_text(f'{content}\n')
+        except OSError as error:
+            raise UserError(f'{args.out} cannot be written: {error.strerror}') from error
+
+
+def compare(
+    args: argparse.Namespace,
+    device: torch.device,
+    dtype: str,
+    shape: tuple[int, int],
+    mode: str,
+) -> dict[str, Any]:
+    """Measure all models under the same settings."""
+    case: Any = dict(
+        batch=args.batch,
+        size=shape,
+        training=mode == 'training',
+        dtype=DTYPES[dtype],
+        device=device,
+    )
+    works = [count_work(build_subject(name, **case, counted=True).step) for name in args.models]
+    subjects = [build_subject(name, **case) for name in args.models]
+
+    def progress(rounds: range) -> Any:
+        return tqdm(rounds, f'{mode} {dtype} {shape[0]}x{shape[1]}', leave=False, disable=None)
+
+    found = measure(subjects, device, repeat=args.repeat, warmup=args.warmup, turn=progress)
+    peaks = peaks_of(device, dtype)
+    medians = {name: each.median for name, each in zip(args.models, found, strict=True)}
+    rows = [
+        {
+            'model': name,
+            **figures(each),
+            'images_per_second': args.batch / each.median,
+            'flops': work.flops,
+            'bytes': work.bytes,
+            'times_floor': each.median / max(work.flops / peaks.flops, work.bytes / peaks.bytes),
+            'time_over': {peer: each.median / other for peer, other in medians.items()},
+        }
+        for name, each, work in zip(args.models, found, works, strict=True)
+    ]
+    settings = dict(dtype=dtype, size=list(shape), batch=args.batch, mode=mode)
+    return dict(**settings, peaks=vars(peaks), models=rows)
+
+
+@cache
+def peaks_of(device: torch.device, dtype: str) -> Peaks:
+    return measure_peaks(device, DTYPES[dtype])
+
+
+def figures(found: Measured) -> dict[str, Any]:
+    low, _, high = (
+        statistics.quantiles(found.seconds, n=4) if len(found.seconds) > 1 else (found.seconds * 3)
+    )
+    return {
+        'seconds': found.median,
+        'quartiles': [low, high],
+        'first_seconds': found.first,
+        'peak_bytes': found.peak_bytes,
+    }
+
+
+def print_table(result: dict[str, Any]) -> None:
+    height, width = result['size']
+    print(f'{result["mode"]}, {result["dtype"]}, {result["batch"]} x {height}x{width}')
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column('model', overflow='fold')
+    first = result['models'][0]['model']
+    for title in (
+        'ms',
+        'quartiles',
+        'images/s',
+        'time / first',
+        'peak MB',
+        'GFLOP',
+        'GB',
+        'floors',
+    ):
+        table.add_column(title, justify='right')
+    for row in result['models']:
+        low, high = row['quartiles']
+        table.add_row(
+            row['model'],
+            f'{1e3 * row["seconds"]:.1f}',
+            f'{1e3 * low:.1f}-{1e3 * high:.1f}',
+            f'{row["images_per_second"]:.2f}',
+            f'{row["time_over"][first]:.2f}',
+            f'{row["peak_bytes"] / 1e6:.0f}',
+            f'{row["flops"] / 1e9:.1f}',
+            f'{row["bytes"] / 1e9:.2f}',
+            f'{row["times_floor"]:.1f}',
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal and 'COLUMNS' not in os.environ:
+        console.width = 200  # in files, each model is to be on one line
+    console.print(table)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures were measured on."""
+    on_gpu = device.type == 'cuda'
+    return {
+        'device': torch.cuda.get_device_name(device) if on_gpu else processor(),
+        'threads': torch.get_num_threads(),
+        'torch': torch.__version__,
+        'python': platform.python_version(),
+        'commit': commit(),
+        'date': datetime.date.today().isoformat(),
+    }
+
+
+def processor() -> str:
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.machine()
+
+
+def commit() -> str:
+    command = ['git', 'describe', '--always', '--dirty']
+    try:
+        found = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+    return found.stdout.strip()
+
+
+if __name__ == '__main__':
+    run(main)
