@@ -306,7 +306,7 @@ def test_registry_of_mmengine_builds_the_backbone():
         (dict(arch={**NANO, 'num_heads': (1, 2, 3, 8)}), 'stage 2'),
         (dict(arch={**NANO, 'depths': (2, 2)}), 'depths'),
         (dict(arch='tiny', window_size=(7, 7)), 'window_size'),
-        (dict(arch='tiny', attn_impl='flash'), "'auto', 'eager', 'sdpa'"),
+        (dict(arch='tiny', attn_impl='flash'), "'auto', 'eager', 'sdpa', 'triton'"),
         (dict(arch='tiny', frozen_stages=5), 'frozen_stages'),
         (dict(arch='tiny', out_indices=(3, 1)), 'out_indices'),
         (dict(arch='tiny', drop_path_rate=1.0), 'drop_path_rate'),

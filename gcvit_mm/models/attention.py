@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from .triton_attention import window_attention
 from .windows import partition, segments, unpartition
 
 
@@ -116,11 +117,20 @@ def _bias_of_cells(table: Tensor, index: Tensor, window: int, height: int, width
     return torch.cat([bias, padded.logsumexp(dim=2, keepdim=True).to(bias.dtype)], dim=2)
 
 
-ATTENTION = {'eager': eager_attention, 'sdpa': sdpa_attention}
+def triton_attention(
+    qkv: Tensor, padding: Tensor, q_global: Tensor | None, table: Tensor, index: Tensor, window: int
+) -> Tensor:
+    """The same in kernels of our own for CUDA, which read and write the map itself."""
+    return window_attention(qkv, padding, table, window, q_global)
+
+
+ATTENTION = {'eager': eager_attention, 'sdpa': sdpa_attention, 'triton': triton_attention}
 
 
 def resolve_attention(name: str) -> str:
-    """The implementation that ``name`` stands for; 'auto' is the fastest that is available.
+    """The implementation that ``name`` stands for.
+
+    'auto' is the fastest that was measured; 'triton' was not, for want of a GPU.
 
     Raises:
         ArgumentError: ``name`` is not 'auto' or a key of ``ATTENTION``.

@@ -263,7 +263,7 @@ class GCViT(BaseModule):
         norm_eval: Keep norm layers in evaluation mode while training. GC ViT's own are LayerNorms,
             which compute the same in both modes.
         with_cp: Recompute the blocks' activations in the backward pass to save memory.
-        attn_impl: 'auto', 'eager' or 'sdpa'.
+        attn_impl: 'auto', 'eager', 'sdpa', or 'triton' on CUDA devices.
         in_channels: Channels of the images.
         init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=FILE)`` takes
             official, timm's and this package's files; see ``gcvit_mm.checkpoint.load_pretrained``
