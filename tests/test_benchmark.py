@@ -134,7 +134,7 @@ def test_bfloat16_is_measured_as_well():
         'benchmark.py', 'gcvit_xxtiny', '--size', '64x64', '--mode', 'training', '--repeat', '1',
         '--dtype', 'bfloat16', '--device', 'cpu',
     )  # fmt: skip
-    assert 'training, bfloat16, 1 x 64x64' in output
+    assert 'training, bfloat16, 1 image of 64x64' in output
 
 
 @pytest.mark.parametrize(
@@ -157,3 +157,7 @@ def test_wrong_models_are_refused(name, message):
 def test_wrong_requests_end_with_one_line():
     assert 'must be at least 1' in fail('benchmark.py', 'resnet50', '--repeat', '0')
     assert 'timm has no model nothing' in fail('benchmark.py', 'timm_nothing')
+
+
+def test_page_of_performance_says_what_the_measurements_say():
+    succeed('performance_page.py', '--check')

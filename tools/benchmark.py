@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from gcvit_mm.benchmark import Measured, Peaks, build_subject, count_work, measure, measure_peaks
+from gcvit_mm.benchmark.table import heading, table
 from gcvit_mm.engine.launch import run
 from gcvit_mm.errors import UserError
 
@@ -79,7 +81,8 @@ def main() -> None:
                     runs.append(compare(args, device, dtype, shape, mode))
                 print_table(runs[-1])
     if args.out:
-        content = json.dumps(dict(machine=machine(device), runs=runs), indent=1)
+        command = shlex.join(sys.argv[1:])
+        content = json.dumps(dict(machine=machine(device), command=command, runs=runs), indent=1)
         try:
             Path(args.out).write_text(f'{content}\n')
         except OSError as error:
@@ -144,39 +147,17 @@ def figures(found: Measured) -> dict[str, Any]:
 
 
 def print_table(result: dict[str, Any]) -> None:
-    height, width = result['size']
-    print(f'{result["mode"]}, {result["dtype"]}, {result["batch"]} x {height}x{width}')
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column('model', overflow='fold')
-    first = result['models'][0]['model']
-    for title in (
-        'ms',
-        'quartiles',
-        'images/s',
-        'time / first',
-        'peak MB',
-        'GFLOP',
-        'GB',
-        'floors',
-    ):
-        table.add_column(title, justify='right')
-    for row in result['models']:
-        low, high = row['quartiles']
-        table.add_row(
-            row['model'],
-            f'{1e3 * row["seconds"]:.1f}',
-            f'{1e3 * low:.1f}-{1e3 * high:.1f}',
-            f'{row["images_per_second"]:.2f}',
-            f'{row["time_over"][first]:.2f}',
-            f'{row["peak_bytes"] / 1e6:.0f}',
-            f'{row["flops"] / 1e9:.1f}',
-            f'{row["bytes"] / 1e9:.2f}',
-            f'{row["times_floor"]:.1f}',
-        )
+    print(heading(result))
+    titles, *rows = table(result)
+    printed = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, title in enumerate(titles):
+        printed.add_column(title, justify='left' if i < 2 else 'right', overflow='fold')
+    for cells in rows:
+        printed.add_row(*cells)
     console = Console(highlight=False)
     if not console.is_terminal and 'COLUMNS' not in os.environ:
         console.width = 200  # in files, each model is to be on one line
-    console.print(table)
+    console.print(printed)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -1,0 +1,82 @@
+"""Write docs/performance.md from the measurements in docs/performance/."""
+
+import argparse
+import json
+from pathlib import Path
+
+from gcvit_mm.benchmark.table import heading, table
+from gcvit_mm.engine.launch import run
+from gcvit_mm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, FOLDER = ROOT / 'docs' / 'performance.md', ROOT / 'docs' / 'performance'
+
+HEAD = """# Performance
+
+Written by `tools/performance_page.py` from the measurements in `docs/performance/`, which
+`tools/benchmark.py` made. The models of a table took turns in one process, after a warm-up, with
+random weights and images: medians, and the quartiles. Peers are as their packages build them.
+
+- *peak MB*: the most memory that a step held at once, the model included, 10^6 bytes.
+- *GFLOP*: arithmetic of matrix products and convolutions, attention's two products included.
+- *GB*: what these read and write, each by itself, attention scores excepted: what has to move
+  where all else is fused into them.
+- *time / floor*: the time over what the device would take for the arithmetic or for the bytes,
+  whichever is longer, at the rates that it reached in a large matrix product and a large copy.
+- *time / 1* and so on: the time over that of the model of this number.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--check', action='store_true', help='write nothing, fail if it is old')
+    check = parser.parse_args().check
+    new = page()
+    if PAGE.is_file() and PAGE.read_text() == new:
+        return
+    if check:
+        raise UserError('docs/performance.md is old: run tools/performance_page.py')
+    PAGE.write_text(new)
+
+
+def page() -> str:
+    files = sorted(FOLDER.glob('*.json'))
+    return '\n'.join([HEAD, *(section(path) for path in files)])
+
+
+def section(path: Path) -> str:
+    """A machine, and a table for each setting."""
+    content = json.loads(path.read_text())
+    machine = content['machine']
+    lines = [
+        f'## {machine["device"]}',
+        '',
+        f'{machine["threads"]} threads of the CPU, torch {machine["torch"]}, Python '
+        f'{machine["python"]}; commit {machine["commit"]}, {machine["date"]}; '
+        f'[`{path.name}`](performance/{path.name}).',
+        '',
+        f'    python tools/benchmark.py {content["command"]}',
+        '',
+    ]
+    for each in content['runs']:
+        titles, *rows = table(each)
+        lines += [
+            f'### {heading(each).capitalize()}',
+            '',
+            markdown(titles),
+            f'|---|---|{"---:|" * (len(titles) - 2)}',
+            *map(markdown, rows),
+            '',
+            f'The device reached {each["peaks"]["flops"] / 1e9:.0f} GFLOP/s and '
+            f'{each["peaks"]["bytes"] / 1e9:.1f} GB/s.',
+            '',
+        ]
+    return '\n'.join(lines)
+
+
+def markdown(cells: list[str]) -> str:
+    return f'| {" | ".join(cells)} |'
+
+
+if __name__ == '__main__':
+    run(main)
