@@ -156,7 +156,7 @@ def print_table(result: dict[str, Any]) -> None:
         printed.add_row(*cells)
     console = Console(highlight=False)
     if not console.is_terminal and 'COLUMNS' not in os.environ:
-        console.width = 200  # in files, each model is to be on one line
+        console.width = 10_000  # in files, each model is to be on one line
     console.print(printed)
 
 
