@@ -108,7 +108,6 @@ def load_run_config(args: argparse.Namespace) -> Config:
         UserError: As of ``load_config``.
     """
     cfg = load_config(args)
-    cfg.setdefault('custom_hooks', [])
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
@@ -127,6 +126,7 @@ def load_config(args: argparse.Namespace) -> Config:
     except Exception as error:  # a config is Python: it may raise anything
         reason = f'{type(error).__name__}: {error}'
         raise UserError(f'config {args.config} cannot be read: {reason}') from error
+    cfg.setdefault('custom_hooks', [])
     _check_options(cfg, args.cfg_options)
     try:
         cfg.merge_from_dict(args.cfg_options)
