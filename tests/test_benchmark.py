@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from command_line import NANO, ROOT, fail, succeed
+from command_line import NANO, ROOT, call, fail, succeed
 from torch import nn
 
 from gcvit_mm.benchmark import Subject, build_subject, count_work, measure
@@ -39,7 +39,7 @@ def test_counted_arithmetic_is_the_published(name, giga_multiplications):
     assert count_work(model.step).flops / 2e9 == pytest.approx(giga_multiplications, rel=0.025)
 
 
-def test_ours_and_timms_do_the_same_arithmetic_but_for_norms_between_stages():
+def test_ours_and_timms_do_the_same_arithmetic():
     ours, theirs = (
         count_work(subject(name, size=(224, 224)).step).flops
         for name in ('gcvit_xxtiny', 'timm_gcvit_xxtiny')
@@ -157,6 +157,8 @@ def test_wrong_models_are_refused(name, message):
 def test_wrong_requests_end_with_one_line():
     assert 'must be at least 1' in fail('benchmark.py', 'resnet50', '--repeat', '0')
     assert 'timm has no model nothing' in fail('benchmark.py', 'timm_nothing')
+    assert 'folder nowhere' in fail('benchmark.py', 'resnet50', '--out', 'nowhere/out.json')
+    assert "'gpu' is not cpu, cuda" in call('benchmark.py', '--device', 'gpu').stderr
 
 
 def test_page_of_performance_says_what_the_measurements_say():

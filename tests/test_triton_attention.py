@@ -13,6 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+if not hasattr(torch.library, 'custom_op'):
+    pytest.skip('needs torch 2.4', allow_module_level=True)
+
 from gcvit_mm import GCViT
 from gcvit_mm.errors import ArgumentError
 from gcvit_mm.models import triton_attention

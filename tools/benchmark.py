@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import subprocess
@@ -47,7 +48,7 @@ def parse_args() -> argparse.Namespace:
         '--mode', nargs='+', choices=['inference', 'training'], default=['inference']
     )
     parser.add_argument('--dtype', nargs='+', choices=DTYPES, default=['float32'])
-    parser.add_argument('--device', type=torch.device, help='default: the GPU where there is one')
+    parser.add_argument('--device', type=device_of, help='default: the GPU where there is one')
     parser.add_argument('--threads', type=int, metavar='N', help='of the CPU')
     parser.add_argument('--repeat', type=int, default=10, metavar='N', help='timed steps of each')
     parser.add_argument('--warmup', type=int, default=2, metavar='N', help='steps of each before')
@@ -62,6 +63,12 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def device_of(text: str) -> torch.device:
+    if not re.fullmatch(r'cpu|cuda(:\d+)?', text):
+        raise argparse.ArgumentTypeError(f'{text!r} is not cpu, cuda or cuda:NUMBER')
+    return torch.device(text)
+
+
 def main() -> None:
     args = parse_args()
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else the profiler reports on itself
@@ -73,6 +80,8 @@ def main() -> None:
     MMLogger.get_current_instance().setLevel('WARNING')  # else each initialised tensor is named
     if min(args.repeat, args.warmup, args.batch) < 1:
         raise UserError('--repeat, --warmup and --batch must be at least 1')
+    if args.out and not Path(args.out).parent.is_dir():
+        raise UserError(f'--out: folder {Path(args.out).parent} does not exist: make it first')
     runs = []
     for dtype in args.dtype:
         for shape in args.size:

@@ -6,9 +6,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+
+from ..errors import UserError
+
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import flop_registry
+except ImportError:  # before torch 2.4
+    flop_registry = {}
 
 _BATCHED = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
@@ -53,7 +59,12 @@ def count_work(step: Callable[[], object]) -> Work:
 
     Attention must go through ``torch.matmul`` or ``scaled_dot_product_attention``: other kernels
     of one's own are not seen.
+
+    Raises:
+        UserError: This torch is too old.
     """
+    if not flop_registry:
+        raise UserError(f'benchmarks need torch 2.4 or later, this is {torch.__version__}')
     counter = _Counter()
     # Attention in its parts, which are counted the same way on every device.
     with sdpa_kernel(SDPBackend.MATH), counter:

@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from .triton_attention import window_attention
 from .windows import partition, segments, unpartition
 
 
@@ -121,6 +120,12 @@ def triton_attention(
     qkv: Tensor, padding: Tensor, q_global: Tensor | None, table: Tensor, index: Tensor, window: int
 ) -> Tensor:
     """The same in kernels of our own for CUDA, which read and write the map itself."""
+    if not hasattr(torch.library, 'custom_op'):
+        raise ArgumentError(
+            f"attn_impl='triton' needs torch 2.4 or later, this is {torch.__version__}"
+        )
+    from .triton_attention import window_attention
+
     return window_attention(qkv, padding, table, window, q_global)
 
 
