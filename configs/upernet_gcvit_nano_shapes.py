@@ -24,7 +24,7 @@ dataset = dict(
 )
 norm = dict(type='BN')
 # 89 of 100 pixels are background. Counted in full they teach the backbone to tell objects from
-# background by brightness and to drop the colours by which classes differ.
+# background, and to lose what tells the classes apart.
 loss = dict(class_weight=[0.3, 1.0, 1.0, 1.0])
 
 model = dict(
