@@ -157,6 +157,35 @@ def test_images_may_have_other_than_three_channels():
     assert nano(in_channels=5)(torch.randn(1, 5, 32, 32))[0].shape == (1, 32, 8, 8)
 
 
+def test_evaluation_follows_changed_weights_and_image_sizes():
+    # Biases are kept from image to image; each of these ways to change weights is in use.
+    def in_place(model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+
+    def by_data(model):  # as averages of weights are swapped in; autograd does not see it
+        for parameter in model.parameters():
+            parameter.data.copy_(parameter.data * 0.5)
+
+    def by_loading(model):
+        model.load_state_dict(nano(seed=1, window_size=5).state_dict())
+
+    model = nano(window_size=5).double().eval()
+    images = [
+        torch.randn(1, 3, *size).double() for size in ((70, 90), (70, 90), (90, 70), (33, 90))
+    ]
+    for change in (lambda model: None, in_place, by_data, by_loading):
+        change(model)
+        fresh = nano(window_size=5).double().eval()
+        fresh.load_state_dict(model.state_dict())
+        for x in images:
+            with torch.no_grad():
+                outs = model(x)
+            for out, expected in zip(outs, fresh(x), strict=True):  # with gradients, nothing kept
+                assert torch.allclose(out, expected, atol=1e-10)
+
+
 # --- Training ---------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from gcvit_mm import GCViT
 from gcvit_mm.errors import ArgumentError
 from gcvit_mm.models import triton_attention
 from gcvit_mm.models.attention import eager_attention
+from gcvit_mm.models.position_bias import PositionBias
 from gcvit_mm.models.triton_attention import available, window_attention
 from gcvit_mm.models.windows import relative_position_index
 
@@ -77,7 +78,7 @@ def eager(
     """The package's readable attention, with the arguments of ``window_attention``."""
     padding = qkv.new_zeros(qkv.shape[-1]) if padding is None else padding
     index = relative_position_index(window).to(qkv.device)
-    return eager_attention(qkv, padding, q_global, table, index, window)
+    return eager_attention(qkv, padding, q_global, PositionBias(table, index, window))
 
 
 def results(attention, inputs, grad, window, dtype=None, **options) -> dict[str, Tensor | None]:

@@ -9,9 +9,7 @@ implementations take and give maps:
     padding: What a padded cell has in place of ``qkv``, shape (3 C,) or (2 C,).
     q_global: The query of an image that all its windows share, (B, heads, N, C / heads) with N
         cells in a window; None where ``qkv`` has the windows' own.
-    table: The bias of each head by relative position, ((2 window - 1)^2, heads).
-    index: ``relative_position_index(window)``.
-    window: Side of a window, in cells.
+    bias: The windows' ``PositionBias``.
 
 They return the map (B, H, W, C).
 """
@@ -21,27 +19,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from .position_bias import PositionBias
 from .windows import partition, segments, unpartition
 
 
 def eager_attention(
-    qkv: Tensor, padding: Tensor, q_global: Tensor | None, table: Tensor, index: Tensor, window: int
+    qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
 ) -> Tensor:
     """The readable reference: softmax(q k^T / sqrt(d) + bias) v in windows of a padded map."""
     B, H, W, channels = qkv.shape
+    window = bias.window
     rows, columns = -(-H // window), -(-W // window)
     padded = padding.to(qkv.dtype).expand(B, rows * window, columns * window, channels).clone()
     padded[:, :H, :W] = qkv
     parts = 3 if q_global is None else 2
-    *q, k, v = _split_heads(partition(padded, window, window), parts, table.shape[1])
+    *q, k, v = _split_heads(partition(padded, window, window), parts, bias.heads)
     query = q[0] if q_global is None else q_global[:, None]
-    scores = (query * query.shape[-1] ** -0.5) @ k.transpose(-2, -1) + _look_up(table, index)
+    scores = (query * query.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.whole()
     out = scores.softmax(dim=-1).to(v.dtype) @ v
     return unpartition(_join_heads(out), window, window, columns)[:, :H, :W]
 
 
 def sdpa_attention(
-    qkv: Tensor, padding: Tensor, q_global: Tensor | None, table: Tensor, index: Tensor, window: int
+    qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
 ) -> Tensor:
     """The same through ``scaled_dot_product_attention``, and without padding.
 
@@ -49,16 +49,18 @@ def sdpa_attention(
     single key whose bias is the logarithm of the sum of the exponentials of theirs. So whole
     windows and those cut off at the borders are computed apart, each with the cells there are.
     """
+    window = bias.window
     rows = []
     for ys, height in segments(qkv.shape[1], window):
         row = []
         for xs, width in segments(qkv.shape[2], window):
-            bias = _bias_of_cells(table, index, window, height, width).to(qkv.dtype)
+            whole = height == width == window
+            mask = (bias.whole() if whole else bias.cut_off(height, width)).to(qkv.dtype)
             query = None
             if q_global is not None:
                 grid = q_global.unflatten(2, (window, window))
                 query = grid[:, :, :height, :width].flatten(2, 3).to(qkv.dtype)
-            row.append(_attend(qkv[:, ys, xs], padding, query, bias, height, width))
+            row.append(_attend(qkv[:, ys, xs], padding, query, mask, height, width))
         rows.append(torch.cat(row, dim=2) if len(row) > 1 else row[0])
     return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
 
@@ -67,15 +69,13 @@ def _attend(
     qkv: Tensor, padding: Tensor, query: Tensor | None, bias: Tensor, height: int, width: int
 ) -> Tensor:
     """Attention in windows that divide a map, and share one key more if they are cut off."""
-    split = 3 if query is None else 2, len(bias)
-    *q, k, v = _split_heads(partition(qkv, height, width), *split)  # (B, nW, heads, n, d)
-    if bias.shape[2] > bias.shape[1]:
-        *_, pad_k, pad_v = _split_heads(padding.to(qkv.dtype)[None, None, None], *split)
-        shape = (*k.shape[:3], 1, k.shape[4])
-        k = torch.cat([k, pad_k.expand(shape)], dim=3)
-        v = torch.cat([v, pad_v.expand(shape)], dim=3)
-    images, windows = k.shape[:2]
-    query = q[0] if query is None else query[:, None].expand(-1, windows, -1, -1, -1)
+    cells = partition(qkv, height, width)  # (B, nW, n, parts * C)
+    images, windows, n = cells.shape[:3]
+    if bias.shape[2] > n:
+        padded = padding.to(cells.dtype).expand(images, windows, 1, -1)
+        cells = torch.cat([cells, padded], dim=2)
+    *q, k, v = _split_heads(cells, 3 if query is None else 2, len(bias))
+    query = q[0][..., :n, :] if query is None else query[:, None].expand(-1, windows, -1, -1, -1)
     # The fused kernels take four dimensions: windows are folded into the batch.
     q4, k4, v4 = (t.flatten(0, 1) for t in (query, k, v))
     out = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=bias[None])
@@ -93,31 +93,8 @@ def _join_heads(x: Tensor) -> Tensor:
     return x.transpose(2, 3).flatten(3)
 
 
-def _look_up(table: Tensor, index: Tensor) -> Tensor:
-    """The bias of each head, (heads, *index.shape)."""
-    # Many times as fast on CPUs, and in the backward pass, as rows of all heads and a permutation.
-    return table.t().contiguous().index_select(1, index.flatten()).view(-1, *index.shape)
-
-
-def _bias_of_cells(table: Tensor, index: Tensor, window: int, height: int, width: int) -> Tensor:
-    """The bias within a window of which only the first rows and columns are on the map.
-
-    Returns:
-        Shape (heads, n, n) with n = height * width, or (heads, n, n + 1) where n is less than a
-        whole window: the last column is for the padding, all cells of which have one key.
-    """
-    grid = index.view([window] * 4)[:height, :width]  # by the query's y, x and the key's y, x
-    bias = _look_up(table, grid[:, :, :height, :width].flatten(2).flatten(0, 1))
-    if height == width == window:
-        return bias
-    beyond = [grid[:, :, height:].flatten(2), grid[:, :, :height, width:].flatten(2)]
-    padded = _look_up(table, torch.cat(beyond, dim=2).flatten(0, 1))
-    padded = padded.float() if padded.dtype.itemsize < 4 else padded
-    return torch.cat([bias, padded.logsumexp(dim=2, keepdim=True).to(bias.dtype)], dim=2)
-
-
 def triton_attention(
-    qkv: Tensor, padding: Tensor, q_global: Tensor | None, table: Tensor, index: Tensor, window: int
+    qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
 ) -> Tensor:
     """The same in kernels of our own for CUDA, which read and write the map itself."""
     if not hasattr(torch.library, 'custom_op'):
@@ -126,7 +103,7 @@ def triton_attention(
         )
     from .triton_attention import window_attention
 
-    return window_attention(qkv, padding, table, window, q_global)
+    return window_attention(qkv, padding, bias.table, bias.window, q_global)
 
 
 ATTENTION = {'eager': eager_attention, 'sdpa': sdpa_attention, 'triton': triton_attention}
@@ -166,6 +143,7 @@ class WindowAttention(nn.Module):
         self.attention = ATTENTION[impl]
         self.qkv = nn.Linear(dim, dim * (2 if global_query else 3))
         self.proj = nn.Linear(dim, dim)
+        self.kept_biases: dict[tuple[int, int], Tensor] = {}
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
@@ -182,6 +160,13 @@ class WindowAttention(nn.Module):
         Returns:
             Map of shape (B, H, W, C).
         """
-        table = self.relative_position_bias_table
-        out = self.attention(self.qkv(x), self.qkv.bias, q_global, table, index, self.window_size)
-        return self.proj(out)
+        # Looked up once for many images, while nothing is learned. On GPUs it would cost a wait
+        # to notice another table.
+        keeps = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_cuda)
+        bias = PositionBias(
+            self.relative_position_bias_table,
+            index,
+            self.window_size,
+            kept=self.kept_biases if keeps else None,
+        )
+        return self.proj(self.attention(self.qkv(x), self.qkv.bias, q_global, bias))

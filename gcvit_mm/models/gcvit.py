@@ -48,16 +48,15 @@ STRIDES = (4, 8, 16, 32)
 
 
 class SqueezeExcite(nn.Module):
-    """Channel gate from the map's mean: linear, GELU, linear, sigmoid; no biases."""
+    """Gate of each channel from the map's mean: linear, GELU, linear, sigmoid; no biases."""
 
     def __init__(self, dim: int, ratio: float = 0.25) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, int(dim * ratio), bias=False)
         self.fc2 = nn.Linear(int(dim * ratio), dim, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        gate = self.fc2(F.gelu(self.fc1(x.mean(dim=(2, 3))))).sigmoid()
-        return x * gate[:, :, None, None]
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C)
+        return self.fc2(F.gelu(self.fc1(x.mean(dim=(2, 3))))).sigmoid()
 
 
 class MBConv(nn.Module):
@@ -70,7 +69,11 @@ class MBConv(nn.Module):
         self.conv_pw = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        return x + self.conv_pw(self.se(F.gelu(self.conv_dw(x))))
+        y = F.gelu(self.conv_dw(x))
+        # Gated are the weights, for each image, and not the map: the product is the same.
+        weight = self.conv_pw.weight.flatten(1) * self.se(y)[:, None]  # (B, C, C)
+        cells = y.permute(0, 2, 3, 1).flatten(1, 2) @ weight.transpose(1, 2)
+        return x + cells.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
@@ -97,6 +100,7 @@ class Stem(nn.Module):
         self.down = Downsample(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
         return self.down(self.conv(x).permute(0, 2, 3, 1))
 
 
