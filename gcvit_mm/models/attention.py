@@ -50,7 +50,7 @@ def sdpa_attention(
     windows and those cut off at the borders are computed apart, each with the cells there are.
     """
     window = bias.window
-    rows = []
+    pieces = []
     for ys, height in segments(qkv.shape[1], window):
         row = []
         for xs, width in segments(qkv.shape[2], window):
@@ -61,14 +61,18 @@ def sdpa_attention(
                 grid = q_global.unflatten(2, (window, window))
                 query = grid[:, :, :height, :width].flatten(2, 3).to(qkv.dtype)
             row.append(_attend(qkv[:, ys, xs], padding, query, mask, height, width))
-        rows.append(torch.cat(row, dim=2) if len(row) > 1 else row[0])
-    return torch.cat(rows, dim=1) if len(rows) > 1 else rows[0]
+        pieces.append(row)
+    return _assemble(pieces)
 
 
 def _attend(
     qkv: Tensor, padding: Tensor, query: Tensor | None, bias: Tensor, height: int, width: int
 ) -> Tensor:
-    """Attention in windows that divide a map, and share one key more if they are cut off."""
+    """Attention in windows that divide a map, and share one key more if they are cut off.
+
+    Returns:
+        The windows in their rows and columns, (B, rows, height, columns, width, C).
+    """
     cells = partition(qkv, height, width)  # (B, nW, n, parts * C)
     images, windows, n = cells.shape[:3]
     if bias.shape[2] > n:
@@ -79,8 +83,25 @@ def _attend(
     # The fused kernels take four dimensions: windows are folded into the batch.
     q4, k4, v4 = (t.flatten(0, 1) for t in (query, k, v))
     out = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=bias[None])
-    out = _join_heads(out.unflatten(0, (images, windows)))
-    return unpartition(out, height, width, qkv.shape[2] // width)
+    out = _join_heads(out.unflatten(0, (images, windows))).unflatten(2, (height, width))
+    return out.unflatten(1, (-1, qkv.shape[2] // width)).transpose(2, 3)
+
+
+def _assemble(pieces: list[list[Tensor]]) -> Tensor:
+    """The map (B, H, W, C) of windows (B, rows, height, columns, width, C), piece beside piece."""
+    if torch.is_grad_enabled():
+        maps = [[piece.flatten(3, 4).flatten(1, 2) for piece in row] for row in pieces]
+        bands = [torch.cat(row, dim=2) if len(row) > 1 else row[0] for row in maps]
+        return torch.cat(bands, dim=1) if len(bands) > 1 else bands[0]
+    # One pass over the map instead of three; it would take more of them in the backward pass.
+    heights = [row[0].shape[1] * row[0].shape[2] for row in pieces]
+    widths = [piece.shape[3] * piece.shape[4] for piece in pieces[0]]
+    first = pieces[0][0]
+    out = first.new_empty(len(first), sum(heights), sum(widths), first.shape[-1])
+    for band, row in zip(out.split(heights, dim=1), pieces, strict=True):
+        for part, piece in zip(band.split(widths, dim=2), row, strict=True):
+            part.unflatten(2, piece.shape[3:5]).unflatten(1, piece.shape[1:3]).copy_(piece)
+    return out
 
 
 def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:

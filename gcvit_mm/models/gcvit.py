@@ -69,11 +69,13 @@ class MBConv(nn.Module):
         self.conv_pw = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
-        y = F.gelu(self.conv_dw(x))
-        # Gated are the weights, for each image, and not the map: the product is the same.
-        weight = self.conv_pw.weight.flatten(1) * self.se(y)[:, None]  # (B, C, C)
-        cells = y.permute(0, 2, 3, 1).flatten(1, 2) @ weight.transpose(1, 2)
-        return x + cells.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        return x + self._mix(F.gelu(self.conv_dw(x)))
+
+    def _mix(self, x: Tensor) -> Tensor:
+        """Gate and pointwise convolution; gated are an image's weights instead of its map."""
+        weight = self.conv_pw.weight.flatten(1) * self.se(x)[:, None]  # (B, C, C)
+        cells = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.transpose(1, 2)
+        return cells.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
