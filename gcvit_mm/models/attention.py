@@ -145,6 +145,10 @@ def resolve_attention(name: str) -> str:
     return name
 
 
+# Torch before 2.3 cannot tell.
+_is_compiling = getattr(torch.compiler, 'is_compiling', lambda: True)
+
+
 class WindowAttention(nn.Module):
     """Multi-head attention within windows; the query is the window's own or the image's.
 
@@ -183,7 +187,7 @@ class WindowAttention(nn.Module):
         """
         # Looked up once for many images, while nothing is learned. On GPUs it would cost a wait
         # to notice another table.
-        keeps = not (torch.is_grad_enabled() or torch.compiler.is_compiling() or x.is_cuda)
+        keeps = not (torch.is_grad_enabled() or _is_compiling() or x.is_cuda)
         bias = PositionBias(
             self.relative_position_bias_table,
             index,

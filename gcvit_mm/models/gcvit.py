@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from .attention import WindowAttention, resolve_attention
+from .compilation import compile_blocks
 from .windows import relative_position_index
 
 _TINY = dict(
@@ -151,16 +152,21 @@ class Mlp(nn.Module):
 class DropPath(nn.Module):
     """Drop the residual branch of whole items of a batch, at random, while training."""
 
+    keep: Tensor
+
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
+        self.drops = rate > 0
+        # A tensor, for a compiled block must not depend on what differs from block to block.
+        self.register_buffer('keep', torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
+        if not (self.training and self.drops):
             return x
-        keep = 1 - self.rate
-        mask = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
-        return x * mask / keep
+        keep = self.keep.to(x.dtype)
+        mask = torch.bernoulli(keep.expand(x.shape[0], *[1] * (x.ndim - 1)))
+        return x * (mask / keep)
 
 
 class Block(nn.Module):
@@ -270,6 +276,10 @@ class GCViT(BaseModule):
             which compute the same in both modes.
         with_cp: Recompute the blocks' activations in the backward pass to save memory.
         attn_impl: 'auto', 'eager', 'sdpa', or 'triton' on CUDA devices.
+        compile_sides: Not None compiles the blocks with ``torch.compile``, once for each shape of
+            images. So that there are few, images are padded with zeros to the next of these
+            heights and widths, as a larger image in their batch would, and the maps are cut back;
+            larger ones keep their size, and with ``()`` all do, which fits crops of one size.
         in_channels: Channels of the images.
         init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=FILE)`` takes
             official, timm's and this package's files; see ``gcvit_mm.checkpoint.load_pretrained``
@@ -300,6 +310,7 @@ class GCViT(BaseModule):
         norm_eval: bool = False,
         with_cp: bool = False,
         attn_impl: str = 'auto',
+        compile_sides: Sequence[int] | None = None,
         in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -352,6 +363,9 @@ class GCViT(BaseModule):
         self.apply(_init_module)
         for module in self._frozen_modules():
             module.requires_grad_(False)
+        self.compile_sides = sorted(compile_sides or ())
+        if compile_sides is not None:
+            compile_blocks([module for module in self.modules() if isinstance(module, Block)])
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s checkpoint, of whatever naming and windows, and report on every key.
@@ -378,6 +392,20 @@ class GCViT(BaseModule):
             A map of shape (B, out_channels[j], ceil(H / s), ceil(W / s)), s = out_strides[j], for
             each entry j of ``out_indices``.
         """
+        height, width = x.shape[2:]
+        padded = self._padded(height) - height, self._padded(width) - width
+        if not any(padded):
+            return self._pyramid(x)
+        outs = self._pyramid(F.pad(x, (0, padded[1], 0, padded[0])))
+        return tuple(
+            out[:, :, : -(-height // stride), : -(-width // stride)]
+            for out, stride in zip(outs, self.out_strides, strict=True)
+        )
+
+    def _padded(self, side: int) -> int:
+        return next((padded for padded in self.compile_sides if padded >= side), side)
+
+    def _pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = []
         x = self.stem(x)
         for i, stage in enumerate(self.stages):
