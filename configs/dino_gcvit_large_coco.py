@@ -9,7 +9,8 @@ Windows (of the 384-pixel weights), drop path rate and schedule are ours: the pa
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py'
 
 custom_imports = dict(
-    imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.evaluation'], allow_failed_imports=False
+    imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'gcvit_mm.evaluation'],
+    allow_failed_imports=False,
 )
 model = dict(
     backbone=dict(
@@ -36,3 +37,4 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='FasterCocoMetric', proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+optim_wrapper = dict(optimizer=dict(fused=True), constructor='GroupedOptimWrapperConstructor')

@@ -8,7 +8,8 @@ Paper: no figure; windows and drop path rate are ours.
 _base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
 
 custom_imports = dict(
-    imports=['gcvit_mm', 'gcvit_mm.datasets', 'mmdet.models'], allow_failed_imports=False
+    imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'mmdet.models'],
+    allow_failed_imports=False,
 )
 model = dict(
     backbone=dict(
@@ -36,6 +37,8 @@ test_dataloader = val_dataloader
 # The longest key that is part of a parameter's name counts: these must be longer than 'backbone'.
 backbone_without_decay = dict(lr_mult=0.1, decay_mult=0.0)
 optim_wrapper = dict(
+    optimizer=dict(fused=True),
+    constructor='GroupedOptimWrapperConstructor',
     paramwise_cfg=dict(
         custom_keys={
             key: backbone_without_decay
@@ -48,6 +51,6 @@ optim_wrapper = dict(
                 'relative_position_bias_table',
             )
         }
-    )
+    ),
 )
 default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))

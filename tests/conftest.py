@@ -20,7 +20,8 @@ def tiny_shapes(tmp_path_factory) -> Path:
 def trained(tiny_shapes, tmp_path_factory) -> SimpleNamespace:
     """One epoch of the nano config: what it wrote, its work folder and its checkpoint."""
     work_dir = tmp_path_factory.mktemp('trained')
-    output = succeed('train.py', NANO, '--work-dir', work_dir, *on(tiny_shapes))
+    each_step = 'default_hooks.logger.interval=1'
+    output = succeed('train.py', NANO, '--work-dir', work_dir, *on(tiny_shapes, each_step))
     return SimpleNamespace(
         output=output, work_dir=work_dir, checkpoint=work_dir / 'epoch_1.pth', data=tiny_shapes
     )

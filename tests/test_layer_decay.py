@@ -239,8 +239,8 @@ def test_the_log_has_one_line_per_layer(tmp_path):
         model = Tied()
     build_optim_wrapper(model, optim_wrapper(bypass_duplicate=True, norm_decay_mult=0.0))
     logger.handlers[-1].flush()
-    head, *lines = (tmp_path / 'log').read_text().partition('Layer decay')[2].splitlines()
-    assert head == ' 0.9, 8 groups of parameters:'
+    head, *lines = (tmp_path / 'log').read_text().partition('8 groups of ')[2].splitlines()
+    assert [head, lines.pop(0).strip()] == ['parameters', 'layer decay 0.9']
     assert [line.partition(':')[0].strip() for line in lines] == [
         *(f'student.backbone layer {i}' for i in range(3)),
         'all else',
@@ -261,3 +261,15 @@ def test_a_training_keeps_the_rates_of_its_layers(tiny_shapes, tmp_path):
     saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['optimizer']
     rates = {group['initial_lr'] for group in saved['param_groups']}
     assert sorted(rates) == pytest.approx([1e-3 * 0.5**i for i in range(9, -1, -1)])
+
+
+def test_grouping_gives_each_parameter_the_settings_that_mmengine_gives():
+    with torch.device('meta'):
+        model = MODELS.build(BACKBONE)
+    cfg = dict(
+        optimizer=dict(type='AdamW', lr=LR, weight_decay=DECAY),
+        paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'stem': dict(lr_mult=0.1)}),
+    )
+    grouped = dict(cfg, constructor='GroupedOptimWrapperConstructor')
+    assert settings(model, grouped) == settings(model, cfg)
+    assert len(build_optim_wrapper(model, grouped).optimizer.param_groups) == 3

@@ -296,7 +296,7 @@ def test_the_log_states_what_runs_and_holds_plain_lines(trained):
     for line in (
         r'device: .+, 1 process\(es\)',
         r'mmcv ops: \S.+',
-        r'attention: (sdpa|explicit)',
+        r'attention: sdpa',
         r'effective batch: 4 images \(4 a process x 1 process\(es\) x 1 accumulated\)',
         r'learning rate: 0\.001',
         r'precision: float32',
@@ -311,6 +311,16 @@ def test_the_log_states_what_runs_and_holds_plain_lines(trained):
     assert not re.search(r'[\r\x1b]', log)
     # Without a terminal there is no bar, and no line of a lower level than in the file.
     assert not re.search(r'\r|\x1b|it/s| - DEBUG - ', trained.output)
+
+
+def test_the_log_states_the_share_of_time_spent_waiting_for_data(trained):
+    log = log_of(trained.work_dir)
+    lines = re.findall(r'time: (\S+)  data_time: (\S+) .* data_share: (\S+)', log)
+    time, waited, share = (float(figure) for figure in lines[0])
+    assert share == pytest.approx(waited / time, abs=1e-3)
+    first, second = (float(line[2]) for line in lines)  # the second is the mean of both
+    total = float(re.search(r'Waiting for data took (\S+)% of the training time', log)[1]) / 100
+    assert 0 < min(first, 2 * second - first) - 0.01 < total < max(first, 2 * second - first) + 0.01
 
 
 def in_terminal(*command):

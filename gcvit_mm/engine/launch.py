@@ -156,6 +156,7 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
     cfg.custom_hooks.extend(
         [
             dict(type='RunSummaryHook'),
+            dict(type='DataTimeHook'),
             dict(type='ProgressBarHook'),
             dict(type='CheckpointGuardHook', exact=exact_checkpoint),
         ]

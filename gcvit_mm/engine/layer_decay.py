@@ -1,15 +1,12 @@
 """Learning rates that fall from layer to layer towards the stem, in models of all packages."""
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-from mmengine.logging import MMLogger, print_log
-from mmengine.optim import DefaultOptimWrapperConstructor
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ..errors import UserError
+from .grouped import GroupedOptimWrapperConstructor
 
 Depth = Callable[[str, str], tuple[int, int]]
 
@@ -27,7 +24,7 @@ _OPTIONS = (
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
     """mmengine's constructor of optimizers, with a learning rate for each layer of the backbone.
 
     A layer's rate is ``layer_decay_rate`` times that of the layer behind it; heads, necks and all
@@ -35,7 +32,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     mmpretrain's method ``get_layer_depth``: ``GCViT``, ``mmpretrain.SwinTransformer``,
     ``mmpretrain.VisionTransformer`` and others, in a model of mmdet, mmseg or mmpretrain.
 
-    Parameters of equal settings share a group, and the log has one line per layer.
+    The log has one line per layer.
 
     Args:
         optim_wrapper_cfg: As for mmengine's; its ``optimizer`` must have ``lr``.
@@ -74,31 +71,26 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if self.base_lr is None:
             raise UserError('optim_wrapper.optimizer.lr is not set, and layer decay needs it')
 
-    def add_params(
-        self,
-        params: list[dict],
-        module: nn.Module,
-        prefix: str = '',
-        is_dcn_module: int | float | None = None,
-    ) -> None:
-        """Append a model's groups of parameters to ``params``; mmengine calls it."""
-        if prefix:  # one of the calls by which mmengine's method goes through the model
-            super().add_params(params, module, prefix, is_dcn_module)
-            return
-        depths = _find_depths(module)
-        singles: list[dict] = []
-        with _without_lines_per_parameter():
-            super().add_params(singles, module)
-        names = {parameter: name for name, parameter in module.named_parameters()}
-        _refuse_duplicates(singles, names)
+    def arrange(
+        self, singles: list[dict], names: dict[nn.Parameter, str], model: nn.Module
+    ) -> list[str]:
+        """Give each parameter the learning rate of its layer."""
+        depths = _find_depths(model)
         layers: dict[str, list[dict]] = {}
         for single in singles:
             layer, scale = self._place(names[single['params'][0]], depths)
             single.setdefault('lr', self.base_lr)
             single['lr'] *= scale
             layers.setdefault(layer, []).append(single)
-        params.extend(_merge(singles))
-        self._log(layers, len(params))
+        lines = [f'layer decay {self.paramwise_cfg["layer_decay_rate"]}']
+        for layer, own in layers.items():
+            rates = ', '.join(f'{lr:.3g}' for lr in sorted({single['lr'] for single in own}))
+            spared = sum(single.get('weight_decay') == 0 for single in own)
+            lines.append(
+                f'{layer}: learning rate {rates}; {len(own)} tensors, {spared} of them '
+                'without weight decay'
+            )
+        return lines
 
     def _place(self, name: str, depths: dict[str, Depth]) -> tuple[str, float]:
         """The layer that a parameter is of, in words, and the factor of its learning rate."""
@@ -108,18 +100,6 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 scale = self.paramwise_cfg['layer_decay_rate'] ** (count - 1 - layer)
                 return f'{prefix[:-1]} layer {layer}', scale
         return 'all else', 1.0
-
-    def _log(self, layers: dict[str, list[dict]], groups: int) -> None:
-        rate = self.paramwise_cfg['layer_decay_rate']
-        lines = [f'Layer decay {rate}, {groups} groups of parameters:']
-        for layer, singles in layers.items():
-            rates = ', '.join(f'{lr:.3g}' for lr in sorted({single['lr'] for single in singles}))
-            spared = sum(single.get('weight_decay') == 0 for single in singles)
-            lines.append(
-                f'{layer}: learning rate {rates}; {len(singles)} tensors, {spared} of them '
-                'without weight decay'
-            )
-        print_log('\n    '.join(lines), logger='current')
 
 
 def _find_depths(model: nn.Module) -> dict[str, Depth]:
@@ -141,41 +121,3 @@ def _find_depths(model: nn.Module) -> dict[str, Depth]:
             "has no method get_layer_depth, as GCViT and most of mmpretrain's backbones have it"
         )
     return depths
-
-
-def _refuse_duplicates(singles: list[dict], names: dict[nn.Parameter, str]) -> None:
-    seen = set()
-    for single in singles:
-        (parameter,) = single['params']
-        if parameter in seen:
-            raise UserError(
-                f'{names[parameter]} is in the model more than once: set '
-                'optim_wrapper.paramwise_cfg.bypass_duplicate=True'
-            )
-        seen.add(parameter)
-
-
-def _merge(singles: list[dict]) -> list[dict]:
-    """Join groups of equal settings: an optimizer takes its step group by group."""
-    merged: dict[str, dict] = {}
-    for single in singles:
-        applied = ('params', 'lr_mult', 'decay_mult')
-        settings = {key: value for key, value in single.items() if key not in applied}
-        group = merged.setdefault(repr(sorted(settings.items())), {'params': [], **settings})
-        group['params'] += single['params']
-    return list(merged.values())
-
-
-@contextmanager
-def _without_lines_per_parameter() -> Iterator[None]:
-    """Keep mmengine from logging each parameter's settings, which are not final here."""
-
-    def is_wanted(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith('paramwise_options')
-
-    logger = MMLogger.get_current_instance()
-    logger.addFilter(is_wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_wanted)
