@@ -12,6 +12,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+import gcvit_mm.engine  # noqa: F401  registers
 from gcvit_mm import GCViT
 from gcvit_mm.errors import UserError
 
