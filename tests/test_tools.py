@@ -399,6 +399,24 @@ def test_evaluation_needs_no_pretraining_and_writes_coco_files_and_pictures(trai
     assert re.search(r'This run:\n    device: ', output)
 
 
+def test_evaluation_in_mixed_precision_finds_nearly_the_same(trained, tmp_path):
+    best = {}
+    for name, options in {'float32': [], 'bfloat16': ['--amp']}.items():
+        output = succeed(
+            'test.py', NANO, trained.checkpoint, '--work-dir', tmp_path, *options,
+            '--out', tmp_path / name, *on(trained.data),
+        )  # fmt: skip
+        assert ('Features are computed in bfloat16' in output) == (name == 'bfloat16')
+        found = json.loads((tmp_path / f'{name}.bbox.json').read_text())
+        best[name] = {}
+        for each in found:
+            scores = best[name].setdefault(each['image_id'], [])
+            scores.append(each['score'])
+    assert best['float32'] != best['bfloat16']  # something was computed in another precision
+    for image, scores in best['float32'].items():
+        assert max(best['bfloat16'][image]) == pytest.approx(max(scores), abs=0.02)
+
+
 # --- The recipe -------------------------------------------------------------------------------
 
 

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import PrepareTTAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch.utils._pytree import tree_map_only
 
 import gcvit_mm.evaluation  # noqa: F401  (registers)
 from gcvit_mm.engine.launch import (
@@ -43,6 +45,11 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--show-dir', metavar='DIR', help='write pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    parser.add_argument(
+        '--amp',
+        action='store_true',
+        help='features in bfloat16, or float16 where the GPU lacks it; predictions in float32',
+    )
     return parser.parse_args()
 
 
@@ -59,20 +66,42 @@ def main() -> None:
             write_predictions(cfg, prefix)
         prepare(cfg, exact_checkpoint=True, skip_bad_images=args.skip_bad_images)
         check_data(cfg, ('test_dataloader',))
-        metrics = evaluate(cfg, args.tta)
+        metrics = evaluate(cfg, args.tta, args.amp)
         if prefix and is_main_process():
             Path(f'{prefix}.metrics.json').write_text(as_json(metrics))
     if args.skip_bad_images:
         report_bad_images(cfg)
 
 
-def evaluate(cfg: Config, tta: bool) -> dict[str, Any]:
+def evaluate(cfg: Config, tta: bool, amp: bool) -> dict[str, Any]:
     runner = Runner.from_cfg(cfg)
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if amp:
+        dtype = extract_in_half_precision(model)
+        runner.logger.info(f'Features are computed in {dtype}, predictions from them in float32')
     if tta:
-        if is_model_wrapper(runner.model):  # of several processes: a test has no use for it
-            runner.model = runner.model.module
+        runner.model = model  # without the wrapper of several processes: a test has no use for it
         runner.register_hook(PrepareTTAHook(dict(cfg.tta_model)))
     return runner.test()
+
+
+def extract_in_half_precision(model: Any) -> str:
+    """Have backbone and neck compute in a shorter type, and give their maps in float32.
+
+    Heads keep float32: mmdet's compute coordinates of boxes in the type of the maps, and with
+    bfloat16 they would be rounded to multiples of 8 pixels.
+    """
+    on_gpu = torch.cuda.is_available()
+    dtype = torch.float16 if on_gpu and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    extract = model.extract_feat
+
+    def extract_feat(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast('cuda' if on_gpu else 'cpu', dtype):
+            maps = extract(*args, **kwargs)
+        return tree_map_only(torch.Tensor, torch.Tensor.float, maps)
+
+    model.extract_feat = extract_feat
+    return str(dtype).removeprefix('torch.')
 
 
 def use_tta_pipeline(cfg: Config) -> None:
