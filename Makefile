@@ -16,7 +16,7 @@ IS_TESTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 # The only packages without a wheel; they are pure Python. Everything else must come as a wheel.
 SOURCES := onedl-mmcv,onedl-mmdetection,onedl-mmpretrain,onedl-mmsegmentation
 
-.PHONY: setup install env demo test test-slow lint
+.PHONY: setup install env demo test test-slow gpu lint
 
 setup:
 	@test -e "$(STAMP)" || $(MAKE) --no-print-directory install
@@ -30,6 +30,20 @@ test: setup
 # Large models, minutes each.
 test-slow: setup
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+# What needs an NVIDIA GPU: the tests of the kernels, and the measurements of docs/performance.md.
+OURS := gcvit_tiny gcvit_tiny:attn_impl=eager gcvit_tiny:attn_impl=triton
+WIDE := gcvit_tiny:window_size=24 gcvit_tiny:window_size=24:attn_impl=eager \
+	gcvit_tiny:window_size=24:attn_impl=triton
+PEERS := swin_tiny convnext_tiny resnet50
+MEASURE = $(PY) tools/benchmark.py --device cuda --dtype bfloat16 --mode inference training
+gpu: setup
+	$(PY) -m pytest tests/test_triton_attention.py tests/test_compilation.py
+	$(MEASURE) $(OURS) $(WIDE) gcvit_tiny:attn_impl=triton:compile $(PEERS) --size 800x1280 --batch 2 \
+	    --out docs/performance/gpu_800x1280.json
+	$(MEASURE) $(OURS) timm_gcvit_tiny $(PEERS) --size 224x224 --batch 64 \
+	    --out docs/performance/gpu_224x224.json
+	$(PY) tools/performance_page.py
 
 lint: setup
 	$(PY) -m ruff check .
