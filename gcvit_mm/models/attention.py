@@ -185,9 +185,10 @@ class WindowAttention(nn.Module):
         Returns:
             Map of shape (B, H, W, C).
         """
-        # Looked up once for many images, while nothing is learned. On GPUs it would cost a wait
-        # to notice another table.
-        keeps = not (torch.is_grad_enabled() or _is_compiling() or x.is_cuda)
+        # Computed once for many images, while nothing is learned. Elsewhere than on CPUs it would
+        # cost a wait to notice another table.
+        learns = torch.is_grad_enabled() or _is_compiling()
+        keeps = x.device.type == 'cpu' and not learns
         bias = PositionBias(
             self.relative_position_bias_table,
             index,
