@@ -61,9 +61,15 @@ def test_attention_scores_are_arithmetic_but_no_bytes():
     assert work.bytes == 4 * q.nbytes
 
 
-def test_training_does_three_times_the_arithmetic_of_inference():
+def test_other_batched_products_read_and_write_all_their_matrices():
+    map_, weight = torch.ones(2, 49, 32), torch.ones(2, 32, 32)
+    assert count_work(lambda: map_ @ weight).bytes == 2 * map_.nbytes + weight.nbytes
+
+
+@pytest.mark.parametrize('name', ['resnet50', 'convnext_tiny'])
+def test_training_does_three_times_the_arithmetic_of_inference(name):
     once, training = (
-        count_work(subject('resnet50', training=training).step).flops for training in (False, True)
+        count_work(subject(name, training=training).step).flops for training in (False, True)
     )
     # The images get no gradient.
     assert 2.8 * once < training < 3 * once

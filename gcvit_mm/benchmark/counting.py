@@ -12,7 +12,7 @@ from ..errors import UserError
 
 try:
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import flop_registry
+    from torch.utils.flop_counter import conv_flop_count, flop_registry
 except ImportError:  # before torch 2.4
     flop_registry = {}
 
@@ -46,12 +46,28 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         packet = func._overloadpacket
         if packet in flop_registry:
-            self.work.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
+            if packet is torch.ops.aten.convolution_backward:
+                self.work.flops += _flops_of_convolution_backward(*args)
+            else:
+                self.work.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
             outs = out if isinstance(out, tuple | list) else (out,)
             sizes = sorted(x.nbytes for x in (*args, *outs) if isinstance(x, Tensor))
-            # The largest matrix of attention's two products is that of the scores.
-            self.work.bytes += sum(sizes[:2] if packet in _BATCHED else sizes)
+            # The largest matrix of attention's two products is that of the scores; of other
+            # products no matrix is larger than both others.
+            scores = packet in _BATCHED and sizes[-1] > sizes[-2]
+            self.work.bytes += sum(sizes[:-1] if scores else sizes)
         return out
+
+
+def _flops_of_convolution_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, *settings: Any
+) -> int:
+    # PyTorch's own count of the weight's gradient leaves groups out: depthwise ones would do the
+    # arithmetic of dense ones. Each gradient takes what the forward pass takes.
+    *_, transposed, _, _, wanted = settings
+    sizes = list(x.shape), list(weight.shape), list(gradient.shape)
+    forward: int = conv_flop_count(*sizes, transposed=transposed)
+    return forward * sum(wanted[:2])
 
 
 def count_work(step: Callable[[], object]) -> Work:
