@@ -43,6 +43,9 @@ gpu: setup
 	    --out docs/performance/gpu_800x1280.json
 	$(MEASURE) $(OURS) timm_gcvit_tiny $(PEERS) --size 224x224 --batch 64 \
 	    --out docs/performance/gpu_224x224.json
+	$(MEASURE) configs/mask_rcnn_gcvit_tiny_coco.py mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py \
+	    mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py --size 800x1280 --batch 2 \
+	    --out docs/performance/gpu_mask_rcnn.json
 	$(PY) tools/performance_page.py
 
 lint: setup

@@ -152,6 +152,7 @@ def test_bfloat16_is_measured_as_well():
         ('gcvit_tiny:window_size=7,7', 'window_size'),
         ('resnet50:fast', "'fast' is neither key=value nor compile"),
         ('configs/nothing.py', 'configs/nothing.py cannot be read'),
+        ('mmdet::swin/nothing.py:model.x=1', 'mmdet::swin/nothing.py cannot be read'),
         (f'{ROOT}/{NANO}:model.backbone.nothing.x=1', "the model cannot be built.*'nothing'"),
     ],
 )

@@ -1,8 +1,9 @@
 """Time models beside each other: backbones, or the whole models of configs.
 
 Models take turns, after a warm-up, so that all see the same machine. A model is an arch of GC ViT
-(gcvit_tiny), a peer (swin_tiny, convnext_tiny, resnet50), timm_NAME, or a config; options follow
-after colons: gcvit_tiny:window_size=24:attn_impl=eager:compile.
+(gcvit_tiny), a peer (swin_tiny, convnext_tiny, resnet50), timm_NAME, or a config, also a package's
+(mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py); options follow after colons:
+gcvit_tiny:window_size=24:attn_impl=eager:compile.
 """
 
 import argparse

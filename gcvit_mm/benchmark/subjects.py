@@ -1,6 +1,7 @@
 """What a benchmark compares: GC ViT, its peers, and the whole models of configs."""
 
 import copy
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
@@ -70,7 +72,7 @@ def parse_spec(text: str) -> Spec:
     Raises:
         UserError: It is not of that form.
     """
-    name, *parts = text.split(':')
+    name, *parts = re.split('(?<!:):(?!:)', text)  # mmdet::CONFIG is one name
     spec = Spec(name)
     for part in parts:
         key, equals, value = part.partition('=')
@@ -192,7 +194,8 @@ def _whole_model(
     spec: Spec, batch: int, size: tuple[int, int], device: torch.device, training: bool
 ) -> _Parts:
     try:
-        cfg = Config.fromfile(spec.name)
+        read = get_config if '::' in spec.name else Config.fromfile
+        cfg = read(spec.name)
     except Exception as error:  # a config is Python: it may raise anything
         raise UserError(f'config {spec.name} cannot be read: {error}') from error
     try:
