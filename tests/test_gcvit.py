@@ -339,6 +339,8 @@ def test_registry_of_mmengine_builds_the_backbone():
         (dict(arch='tiny', frozen_stages=5), 'frozen_stages'),
         (dict(arch='tiny', out_indices=(3, 1)), 'out_indices'),
         (dict(arch='tiny', drop_path_rate=1.0), 'drop_path_rate'),
+        (dict(arch='tiny', compile_sides=800), 'compile_sides must be a list of pixels, not 800'),
+        (dict(arch='tiny', compile_sides=(0, 800)), 'compile_sides'),
     ],
 )
 def test_wrong_arguments_are_refused_with_the_valid_choices(options, message):

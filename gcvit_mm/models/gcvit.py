@@ -363,8 +363,9 @@ class GCViT(BaseModule):
         self.apply(_init_module)
         for module in self._frozen_modules():
             module.requires_grad_(False)
-        self.compile_sides = sorted(compile_sides or ())
+        self.compile_sides: list[int] = []
         if compile_sides is not None:
+            self.compile_sides = _check_compile_sides(compile_sides)
             compile_blocks([module for module in self.modules() if isinstance(module, Block)])
 
     def init_weights(self) -> None:
@@ -514,3 +515,13 @@ def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(4)):
         raise ArgumentError(f'out_indices must ascend within 0, 1, 2, 3, not {indices}')
     return indices
+
+
+def _check_compile_sides(compile_sides: Sequence[int]) -> list[int]:
+    try:
+        sides = sorted(int(side) for side in compile_sides)
+    except (TypeError, ValueError):
+        sides = [0]
+    if any(side < 1 for side in sides):
+        raise ArgumentError(f'compile_sides must be a list of pixels, not {compile_sides!r}')
+    return sides
