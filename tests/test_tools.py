@@ -375,7 +375,7 @@ def test_an_error_in_a_terminal_stands_on_a_line_of_its_own(data, tmp_path):
     in_order = ('train_dataloader.batch_size=1', 'train_dataloader.sampler.shuffle=False')
     status, shown = in_terminal('train.py', NANO, '--work-dir', tmp_path, *on(data, *in_order))
     assert status == 1
-    assert re.search(r'train:  38%.*3/8', shown)
+    assert re.search(r'train:  \d\d%.*[123]/8', shown)  # not each step is drawn
     assert screen(shown)[-1].startswith('error: image '), shown[-500:]
 
 
