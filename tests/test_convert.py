@@ -366,7 +366,7 @@ def test_errors_of_the_command_line_write_nothing(official, tool, tmp_path):
     (tmp_path / 'there.pth').write_text('precious')
     (tmp_path / 'cut.safetensors').write_bytes(Path(official).read_bytes()[:5000])
     (tmp_path / 'folder.pth').mkdir()
-    before = {path: path.stat() for path in tmp_path.rglob('*')}
+    before = content(tmp_path)
     for arguments, message in (
         ((official, 'there.pth'), 'there.pth exists: --force overwrites it'),
         ((official, 'folder.pth', '--force'), 'folder.pth is a folder'),
@@ -380,9 +380,17 @@ def test_errors_of_the_command_line_write_nothing(official, tool, tmp_path):
         source, target, *options = arguments
         with pytest.raises(UserError, match=message):
             tool(tmp_path / source, tmp_path / target, '--task', DENSE, *options)
-    assert {path: path.stat() for path in tmp_path.rglob('*')} == before
+    assert content(tmp_path) == before
     tool(official, tmp_path / 'there.pth', '--task', DENSE, '--force')
     assert len(state_dict_of(read_checkpoint(tmp_path / 'there.pth'))) == 224
+
+
+def content(folder):
+    """Each path in it, with a file's bytes and when it was written."""
+    return {
+        path: path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob('*')
+    }
 
 
 def test_the_error_is_one_line_for_the_person_at_the_terminal(tmp_path):

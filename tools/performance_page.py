@@ -40,20 +40,23 @@ def main() -> None:
 
 
 def page() -> str:
-    files = sorted(FOLDER.glob('*.json'))
-    return '\n'.join([HEAD, *(section(path) for path in files)])
+    parts, device = [HEAD], None
+    for path in sorted(FOLDER.glob('*.json')):
+        content = json.loads(path.read_text())
+        if content['machine']['device'] != device:
+            device = content['machine']['device']
+            parts += [f'## {device}', '']
+        parts.append(section(path.name, content))
+    return '\n'.join(parts)
 
 
-def section(path: Path) -> str:
-    """A machine, and a table for each setting."""
-    content = json.loads(path.read_text())
+def section(name: str, content: dict) -> str:
+    """What a command measured: a table for each setting."""
     machine = content['machine']
     lines = [
-        f'## {machine["device"]}',
-        '',
         f'{machine["threads"]} threads of the CPU, torch {machine["torch"]}, Python '
         f'{machine["python"]}; commit {machine["commit"]}, {machine["date"]}; '
-        f'[`{path.name}`](performance/{path.name}).',
+        f'[`{name}`](performance/{name}).',
         '',
         f'    python tools/benchmark.py {content["command"]}',
         '',

@@ -15,7 +15,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import PrepareTTAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch.utils._pytree import tree_map_only
+from mmengine.utils import apply_to
 
 import gcvit_mm.evaluation  # noqa: F401  (registers)
 from gcvit_mm.engine.launch import (
@@ -98,7 +98,7 @@ def extract_in_half_precision(model: Any) -> str:
     def extract_feat(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast('cuda' if on_gpu else 'cpu', dtype):
             maps = extract(*args, **kwargs)
-        return tree_map_only(torch.Tensor, torch.Tensor.float, maps)
+        return apply_to(maps, torch.is_tensor, torch.Tensor.float)
 
     model.extract_feat = extract_feat
     return str(dtype).removeprefix('torch.')

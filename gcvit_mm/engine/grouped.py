@@ -53,9 +53,13 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """Change the settings of parameters, each in a group of its own, before they are joined.
 
         Returns:
-            What to log.
+            Lines for the log: here, the settings and how many tensors have them.
         """
-        return []
+        lines = []
+        for group in _merge(singles):
+            settings = [f'{key} {value:g}' for key, value in group.items() if key != 'params']
+            lines.append(f'{len(group["params"])} tensors: {", ".join(settings) or "as it is"}')
+        return lines
 
 
 def _refuse_duplicates(singles: list[dict], names: dict[nn.Parameter, str]) -> None:
@@ -83,7 +87,7 @@ def _merge(singles: list[dict]) -> list[dict]:
 
 @contextmanager
 def _without_lines_per_parameter() -> Iterator[None]:
-    """Keep mmengine from logging each parameter's settings, which are not final here."""
+    """Keep mmengine from logging each parameter's settings: the groups' are logged."""
 
     def is_wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith('paramwise_options')

@@ -168,7 +168,7 @@ class WindowAttention(nn.Module):
         self.attention = ATTENTION[impl]
         self.qkv = nn.Linear(dim, dim * (2 if global_query else 3))
         self.proj = nn.Linear(dim, dim)
-        self.kept_biases: dict[tuple[int, int], Tensor] = {}
+        self.kept_biases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )

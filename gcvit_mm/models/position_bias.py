@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+MOST_KEPT = 3
+"""Biases that a block keeps: of windows cut off at a map's right, at its bottom, and at both."""
 MOST_KEPT_CELLS = 256
 """Of a window whose bias is kept: larger ones take as much memory as the maps."""
 
@@ -14,8 +16,8 @@ class PositionBias:
         table: The bias of each head by relative position, ((2 window - 1)^2, heads).
         index: ``relative_position_index(window)``.
         window: Side of a window, in cells.
-        kept: Where biases of cut-off windows stay from one call to the next, as long as the table
-            and the map's size are the same; None where they are to be computed.
+        kept: Where biases of cut-off windows stay from one call to the next, each with a copy of
+            the table that it is of; None where they are to be computed.
     """
 
     def __init__(
@@ -23,7 +25,7 @@ class PositionBias:
         table: Tensor,
         index: Tensor,
         window: int,
-        kept: dict[tuple[int, int], Tensor] | None = None,
+        kept: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.table = table
         self.index = index
@@ -44,14 +46,13 @@ class PositionBias:
         """
         if self.kept is None or height * width > MOST_KEPT_CELLS:
             return self._cut_off(height, width)
-        table = self.kept.get((0, 0))
-        if table is None or not torch.equal(table, self.table) or len(self.kept) > 4:
-            self.kept.clear()
-            self.kept[0, 0] = self.table.clone()
-        bias = self.kept.get((height, width))
-        if bias is None:
-            bias = self.kept[height, width] = self._cut_off(height, width)
-        return bias
+        size = height, width
+        found = self.kept.get(size)
+        if found is None or not torch.equal(found[0], self.table):
+            if len(self.kept) >= MOST_KEPT:
+                self.kept.clear()
+            found = self.kept[size] = self.table.clone(), self._cut_off(height, width)
+        return found[1]
 
     def _cut_off(self, height: int, width: int) -> Tensor:
         window = self.window
