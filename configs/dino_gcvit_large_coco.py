@@ -36,5 +36,6 @@ val_dataloader = dict(num_workers=4, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='FasterCocoMetric', proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+train_cfg = dict(type='ExactEpochBasedTrainLoop')
+default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3))
 optim_wrapper = dict(optimizer=dict(fused=True), constructor='GroupedOptimWrapperConstructor')

@@ -53,4 +53,5 @@ optim_wrapper = dict(
         }
     ),
 )
-default_hooks = dict(checkpoint=dict(max_keep_ckpts=3))
+train_cfg = dict(type='ExactIterBasedTrainLoop')
+default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3))

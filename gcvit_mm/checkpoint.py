@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -68,13 +69,16 @@ _META = 'gcvit_mm'
 
 
 def read_checkpoint(
-    path: str | os.PathLike, map_location: str | torch.device | None = 'cpu'
+    path: str | os.PathLike,
+    map_location: str | torch.device | None = 'cpu',
+    lazy: bool = False,
 ) -> Any:
     """Read a ``.pth`` or ``.safetensors`` file without executing anything that it holds.
 
     Args:
         path: The file.
         map_location: Device of the tensors; None leaves them where a ``.pth`` file has them.
+        lazy: Leave the tensors of a ``.pth`` file on the disk, for a look at what else it holds.
 
     Returns:
         The file's content, as ``torch.load`` gives it; of a ``.safetensors`` file the tensors as
@@ -89,7 +93,7 @@ def read_checkpoint(
     try:
         if path.endswith('.safetensors'):
             return _load_safetensors(path, str(map_location or 'cpu'))
-        return _load_pickle(path, map_location)
+        return _load_pickle(path, map_location, lazy)
     except pickle.UnpicklingError as error:
         refused = re.search(r'GLOBAL ([\w.]+)', str(error))
         raise UserError(
@@ -112,15 +116,15 @@ def _load_safetensors(path: str, device: str) -> dict[str, dict]:
     return dict(meta=meta, state_dict=load_file(path, device))
 
 
-def _load_pickle(path: str, map_location: str | torch.device | None) -> Any:
+def _load_pickle(path: str, map_location: str | torch.device | None, lazy: bool) -> Any:
+    # Files of before PyTorch 1.6 are no archives, and read as a whole.
+    options: dict[str, Any] = dict(map_location=map_location, mmap=lazy and is_zipfile(path))
     if digit_version(torch.__version__) >= digit_version('2.6'):
         with torch.serialization.safe_globals([(f, name) for name, f in SAFE_GLOBALS.items()]):
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, weights_only=True, **options)
     # Older releases cannot be told of more types by name: there, the same list restricts an
     # ordinary unpickler.
-    return torch.load(
-        path, map_location=map_location, weights_only=False, pickle_module=_RestrictedPickle
-    )
+    return torch.load(path, weights_only=False, pickle_module=_RestrictedPickle, **options)
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
@@ -140,6 +144,21 @@ class _RestrictedPickle:
     @staticmethod
     def load(file: Any, **options: Any) -> Any:
         return _RestrictedUnpickler(file, **options).load()
+
+
+def verify_checkpoint(path: str | os.PathLike) -> None:
+    """Compare all of a ``.pth`` file with the checksums (CRC-32) that PyTorch writes into it.
+
+    Raises:
+        UserError: A byte differs, a part is missing, or the file is not such an archive.
+    """
+    try:
+        with ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
+        raise UserError(f'checkpoint {path} is truncated or damaged ({error})') from error
+    if damaged:
+        raise UserError(f'checkpoint {path} is damaged: the checksum of {damaged} does not match')
 
 
 def weights_entry(content: Any, ema: bool = False) -> str | None:
@@ -262,7 +281,9 @@ def _dump_safetensors(
 
 @contextmanager
 def replacing(path: str) -> Iterator[BinaryIO]:
-    """Open a file beside ``path`` for writing, which takes its place when it is complete.
+    """Open a file beside ``path`` for writing, which takes its place when it is complete on disk.
+
+    A crash at any moment, of the machine too, leaves the file that was there, or the new one.
 
     Raises:
         UserError: Writing failed; nothing is left then.
@@ -272,13 +293,25 @@ def replacing(path: str) -> Iterator[BinaryIO]:
         # torch writes the name of a file into it, but knows none here: equal weights, equal bytes.
         with open(temporary, 'wb') as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(os.path.dirname(path) or '.')
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f'{path} cannot be written, is the disk full? ({reason})') from error
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _sync_folder(path: str) -> None:
+    """Write a folder's list of files to the disk, without which a renamed file could be lost."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 # --- Loading ----------------------------------------------------------------------------------

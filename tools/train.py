@@ -3,17 +3,21 @@
 import argparse
 
 import torch
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.config import Config
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
 
 from gcvit_mm.engine.launch import (
     add_config_arguments,
     add_run_arguments,
+    agree,
     load_run_config,
     prepare,
     report_bad_images,
     run,
 )
 from gcvit_mm.engine.preflight import check_data
+from gcvit_mm.engine.resume import find_resumable
 from gcvit_mm.errors import UserError
 
 
@@ -32,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint, by default the latest in the work folder',
+        help='go on from a checkpoint, by default the newest whole one in the work folder',
     )
     return parser.parse_args()
 
@@ -46,17 +50,30 @@ def main() -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
-    fresh = args.resume == 'auto' and not find_latest_checkpoint(cfg.work_dir)
-    if args.resume and not fresh:
-        cfg.resume, cfg.load_from = True, None if args.resume == 'auto' else args.resume
     prepare(cfg, exact_checkpoint=False, skip_bad_images=args.skip_bad_images)
+    if args.resume:
+        resume(cfg, args.resume)
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    runner = Runner.from_cfg(cfg)
-    if fresh:
-        runner.logger.info(f'Nothing to resume in {cfg.work_dir}: training starts from scratch')
-    runner.train()
+    Runner.from_cfg(cfg).train()
     if args.skip_bad_images:
         report_bad_images(cfg)
+
+
+def resume(cfg: Config, checkpoint: str) -> None:
+    """Let a training go on from a checkpoint; 'auto' is the newest whole one."""
+    if checkpoint == 'auto':
+        checkpoint, lines = agree(lambda: find_resumable(cfg.work_dir))
+        going_on = (
+            f'training goes on from {checkpoint}'
+            if checkpoint
+            else (f'nothing to resume in {cfg.work_dir}: training starts from scratch')
+        )
+        if is_main_process():
+            print(*(f'passed over: {line}' for line in lines), going_on, sep='\n', flush=True)
+    if checkpoint:
+        cfg.resume, cfg.load_from = True, checkpoint
+        # It has all the weights.
+        cfg.model.get('backbone', {}).pop('init_cfg', None)
 
 
 def use_amp(cfg) -> None:

@@ -22,7 +22,7 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=310, val_interval=1)
+train_cfg = dict(type='ExactEpochBasedTrainLoop', max_epochs=310, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 custom_hooks = [dict(type='EMAHook', momentum=2e-4)]

@@ -1,6 +1,6 @@
 """Swin's schedule for UPerNet on ADE20K: 160,000 iterations, 1500 of warm-up, then linear decay."""
 
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=16000)
+train_cfg = dict(type='ExactIterBasedTrainLoop', max_iters=160000, val_interval=16000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [

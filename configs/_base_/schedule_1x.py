@@ -1,6 +1,6 @@
 """The 1x schedule: 2500 iterations of warm-up, 12 epochs, steps at 8 and 11."""
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=1)
+train_cfg = dict(type='ExactEpochBasedTrainLoop', max_epochs=12, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [

@@ -1,6 +1,6 @@
 """The paper's 3x schedule: 2500 iterations of warm-up, 36 epochs, steps at 27 and 33."""
 
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=36, val_interval=1)
+train_cfg = dict(type='ExactEpochBasedTrainLoop', max_epochs=36, val_interval=1)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 param_scheduler = [

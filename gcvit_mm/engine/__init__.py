@@ -4,14 +4,23 @@ from .checkpoint_guard_hook import CheckpointGuardHook
 from .data_time_hook import DataTimeHook
 from .grouped import GroupedOptimWrapperConstructor
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .loops import ExactEpochBasedTrainLoop, ExactIterBasedTrainLoop
+from .preemption_hook import PreemptionHook
 from .progress_bar_hook import ProgressBarHook
 from .run_summary_hook import RunSummaryHook
+from .safe_checkpoint_hook import SafeCheckpointHook
+from .workers import init_worker
 
 __all__ = [
     'CheckpointGuardHook',
     'DataTimeHook',
+    'ExactEpochBasedTrainLoop',
+    'ExactIterBasedTrainLoop',
     'GroupedOptimWrapperConstructor',
     'LayerDecayOptimWrapperConstructor',
+    'PreemptionHook',
     'ProgressBarHook',
     'RunSummaryHook',
+    'SafeCheckpointHook',
+    'init_worker',
 ]

@@ -5,6 +5,7 @@ import difflib
 import inspect
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,15 +13,18 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.dist import is_main_process
+from mmengine.dist import broadcast_object_list, get_world_size, init_dist, is_main_process
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import CheckpointLoader
+from mmengine.utils.dl_utils import set_multi_processing
 from tqdm import tqdm
 
 from ..checkpoint import read_checkpoint, state_dict_of
 from ..errors import UserError
+from .workers import outlive_signals
 
 BAD_IMAGES = 'bad_images.txt'
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def run(main: Callable[[], None]) -> None:
@@ -159,8 +163,13 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
             dict(type='DataTimeHook'),
             dict(type='ProgressBarHook'),
             dict(type='CheckpointGuardHook', exact=exact_checkpoint),
+            dict(type='PreemptionHook'),
         ]
     )
+    outlive_signals()
+    for name in LOADERS:
+        if cfg.get(name):
+            cfg[name].setdefault('worker_init_fn', dict(type='init_worker'))
     if skip_bad_images:
         _skip_bad_images(cfg)
     _init_processes(cfg)
@@ -182,7 +191,7 @@ def _skip_bad_images(cfg: Config) -> None:
     path = os.path.join(cfg.work_dir, BAD_IMAGES)
     Path(path).unlink(missing_ok=True)
     loaders = []
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in LOADERS:
         for dataset in leaf_datasets(cfg.get(name)):
             for step in find_steps(dataset.get('pipeline', []), 'LoadWholeImage'):
                 step.update(
@@ -226,12 +235,17 @@ def find_steps(pipeline: Any, name: str) -> list[ConfigDict]:
 
 
 def _init_processes(cfg: Config) -> None:
-    if cfg.launcher != 'pytorch':
+    if cfg.launcher == 'none':
         return
-    here, gpus = int(os.environ['LOCAL_WORLD_SIZE']), torch.cuda.device_count()
-    check_gpus(here, gpus)
-    if gpus:
+    env, gpus = cfg.get('env_cfg', {}), torch.cuda.device_count()
+    if 'LOCAL_WORLD_SIZE' in os.environ:
+        check_gpus(int(os.environ['LOCAL_WORLD_SIZE']), gpus)
+    if gpus or cfg.launcher == 'mpi':
+        set_multi_processing(**env.get('mp_cfg', {}), distributed=True)
+        init_dist(cfg.launcher, **env.get('dist_cfg', {}))
         return
+    if cfg.launcher == 'slurm':
+        _name_slurm_processes()
     # mmengine would select a GPU for each process; it leaves alone what is initialised already.
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
@@ -239,8 +253,28 @@ def _init_processes(cfg: Config) -> None:
         device_ids=None,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
-    if torch.distributed.get_rank() == 0:
-        print(f'no GPU on this machine: {here} CPU processes, connected by gloo')
+    if is_main_process():
+        print(f'no GPU on this machine: {get_world_size()} CPU processes, connected by gloo')
+
+
+def _name_slurm_processes() -> None:
+    """Tell PyTorch what SLURM says of this process, as torchrun does."""
+    names = dict(RANK='PROCID', WORLD_SIZE='NTASKS', LOCAL_RANK='LOCALID')
+    for name, slurm in names.items():
+        os.environ[name] = os.environ[f'SLURM_{slurm}']
+    nodes = os.environ['SLURM_NODELIST']
+    shown = subprocess.run(
+        ['scontrol', 'show', 'hostnames', nodes], capture_output=True, text=True, check=True
+    )
+    os.environ.setdefault('MASTER_ADDR', shown.stdout.split()[0])
+    os.environ.setdefault('MASTER_PORT', '29500')
+
+
+def agree(decide: Callable[[], Any]) -> Any:
+    """What the main process decides, in all processes."""
+    decided = [decide() if is_main_process() else None]
+    broadcast_object_list(decided)
+    return decided[0]
 
 
 def check_gpus(processes: int, gpus: int) -> None:

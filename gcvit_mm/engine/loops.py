@@ -1,0 +1,188 @@
+"""Training loops that go on exactly where an interrupted training was.
+
+Random numbers are a function of the seed and the place in the training: those of a sample of how
+often the data were gone through and its index, those of a step of its number and the process. So
+there are no generators' states to keep, workers included, and neither the number of workers nor
+what happened between two steps changes anything.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from mmengine.dist import get_rank
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ..datasets.seeded import SeededBatchSampler, SeededDataset
+from ..errors import ArgumentError
+from ..randomness import seed_generators
+
+PASSES, SAMPLES = 'data_passes', 'data_samples'
+"""Where the message hub, which is in checkpoints, has the place in the data."""
+
+
+class _Exact:
+    """What both loops share."""
+
+    runner: Runner
+    dataloader: DataLoader
+    _iter: int
+
+    @property
+    def _batches(self) -> SeededBatchSampler:
+        return self.dataloader.batch_sampler  # type: ignore[return-value]
+
+    def _start_pass(self, passes: int, samples: int = 0) -> int:
+        """Set where the data go on; the number of the first batch."""
+        self._batches.go_to(_seed(self.runner), passes, samples)
+        self._note(passes, samples)
+        return self._batches.first
+
+    def _note(self, passes: int, samples: int) -> None:
+        self.runner.message_hub.update_info(PASSES, passes)
+        self.runner.message_hub.update_info(SAMPLES, samples)
+
+    def _noted(self, name: str, default: int) -> int:
+        return self.runner.message_hub.runtime_info.get(name, default)
+
+    def _enter_step(self, passes: int, batch: int) -> None:
+        # A checkpoint after this step goes on behind it.
+        self._note(passes, (batch + 1) * self._batches.samples_per_batch)
+        seed_generators(_seed(self.runner), self._iter, get_rank())
+
+
+@LOOPS.register_module()
+class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
+    """mmengine's ``EpochBasedTrainLoop`` that also goes on within an epoch, and exactly.
+
+    Args:
+        runner: The runner.
+        dataloader: Config of the data loader.
+        max_epochs: Epochs to train.
+        val_begin: The first epoch that is evaluated after.
+        val_interval: Epochs between evaluations.
+        dynamic_intervals: Milestones, in epochs, and ``val_interval`` from there.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: dict,
+        max_epochs: int,
+        val_begin: int = 1,
+        val_interval: int = 1,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__(
+            runner,
+            _seeded(dataloader, _seed(runner)),
+            max_epochs,
+            val_begin,
+            val_interval,
+            dynamic_intervals,
+        )
+
+    def run_epoch(self) -> None:
+        """Train an epoch, or what is left of it."""
+        started = self._noted(PASSES, self._epoch) == self._epoch
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        first = self._start_pass(self._epoch, self._noted(SAMPLES, 0) if started else 0)
+        for number, data_batch in enumerate(self.dataloader, first):
+            self._enter_step(self._epoch, number)
+            self.run_iter(number, data_batch)
+        self._note(self._epoch + 1, 0)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+
+@LOOPS.register_module()
+class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
+    """mmengine's ``IterBasedTrainLoop`` that goes on exactly, without reading what it passes over.
+
+    Args:
+        runner: The runner.
+        dataloader: Config of the data loader.
+        max_iters: Iterations to train.
+        val_begin: The first iteration that is evaluated after.
+        val_interval: Iterations between evaluations.
+        dynamic_intervals: Milestones, in iterations, and ``val_interval`` from there.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: dict,
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
+    ) -> None:
+        super().__init__(
+            runner,
+            _seeded(dataloader, _seed(runner)),
+            max_iters,
+            val_begin,
+            val_interval,
+            dynamic_intervals,
+        )
+
+    def run(self) -> nn.Module:
+        """Train."""
+        self.runner.call_hook('before_train')
+        # For hooks and logs, the whole training is an epoch.
+        self.runner.call_hook('before_train_epoch')
+        data = self._endless()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            passes, number, data_batch = next(data)
+            self._enter_step(passes, number)
+            self.run_iter(data_batch)
+            self._validate_if_due()
+        self.runner.call_hook('after_train_epoch')
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _endless(self) -> Iterator[tuple[int, int, Sequence]]:
+        """Batches, each with how often the sampler was exhausted, and its number since."""
+        before = self._iter * self._batches.samples_per_batch  # mmengine's own loop notes nothing
+        passes, samples = self._noted(PASSES, 0), self._noted(SAMPLES, before)
+        while True:
+            number = self._start_pass(passes, samples)
+            for data_batch in self.dataloader:
+                yield passes, number, data_batch
+                number += 1
+            passes, samples = passes + 1, 0
+
+    def _validate_if_due(self) -> None:
+        self._decide_current_val_interval()
+        due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+        if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
+            self.runner.val_loop.run()
+
+
+def _seed(runner: Runner) -> int:
+    """The training's seed, the same in all processes."""
+    assert runner.seed is not None  # it draws one where the config has none
+    own = runner._randomness_cfg.get('diff_rank_seed', False)
+    return runner.seed - get_rank() if own else runner.seed
+
+
+def _seeded(dataloader: Any, seed: int) -> dict:
+    """The config of a data loader with samples whose augmentation follows from their place."""
+    if not isinstance(dataloader, dict):
+        raise ArgumentError(
+            'the loops of gcvit_mm take the config of a data loader, not a built one'
+        )
+    batch_sampler = dict(
+        type=SeededBatchSampler,
+        seed=seed,
+        sampler_cfg=dataloader['sampler'],
+        batch_sampler_cfg=dataloader.get('batch_sampler'),
+        drop_last=dataloader.get('drop_last', False),
+    )
+    dataset = dict(type=SeededDataset, dataset=dataloader['dataset'])
+    rest = {key: value for key, value in dataloader.items() if key != 'drop_last'}
+    return {**rest, 'dataset': dataset, 'batch_sampler': batch_sampler}

@@ -1,0 +1,40 @@
+"""Where to go on with a training."""
+
+import os
+from pathlib import Path
+
+from ..checkpoint import read_checkpoint, verify_checkpoint
+from ..errors import UserError
+
+
+def find_resumable(folder: str | os.PathLike) -> tuple[str | None, list[str]]:
+    """Find the newest checkpoint in a work folder that is whole and has the state of a training.
+
+    Args:
+        folder: The work folder; it need not exist.
+
+    Returns:
+        The file, None where there is none, and a line for each checkpoint that is passed over.
+    """
+    found, passed_over = [], []
+    for path in Path(folder).glob('*.pth'):
+        try:
+            content = read_checkpoint(path, lazy=True)
+        except UserError as error:
+            passed_over.append(str(error))
+            continue
+        if isinstance(content, dict) and {'meta', 'optimizer', 'message_hub'} <= content.keys():
+            # The time in the file, as copying may change the file's own.
+            meta = content['meta']
+            found.append((meta.get('time', ''), meta.get('iter', 0), path))
+    latest = Path(folder, 'last_checkpoint')
+    if latest.is_file() and not Path(folder, latest.read_text()).exists():
+        passed_over.append(f'{latest} names {latest.read_text()}, which does not exist')
+    for _, _, path in sorted(found, reverse=True):
+        try:
+            verify_checkpoint(path)
+        except UserError as error:
+            passed_over.append(str(error))
+        else:
+            return str(path), passed_over
+    return None, passed_over

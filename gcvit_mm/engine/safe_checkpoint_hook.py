@@ -1,0 +1,198 @@
+"""Checkpoints that a crash, a kill or a full disk cannot take away."""
+
+import os
+from typing import Any, Literal
+
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..checkpoint import replacing
+from ..errors import UserError
+
+KEPT = 'kept_checkpoints'
+"""Where the message hub lists the checkpoints that ``max_keep_ckpts`` counts."""
+
+
+@register_backend('whole_file')
+class WholeFileBackend(LocalBackend):
+    """mmengine's backend of local files, which writes a file whole or not at all."""
+
+    def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
+        """Write a file; one of the name is replaced when the new one is on the disk."""
+        path = os.fspath(filepath)
+        try:
+            os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        except OSError as error:
+            raise UserError(f'{path} cannot be written ({error})') from error
+        with replacing(path) as file:
+            file.write(obj)
+
+
+@HOOKS.register_module()
+class SafeCheckpointHook(CheckpointHook):
+    """mmengine's ``CheckpointHook``, which is never without a whole checkpoint once it had one.
+
+    A checkpoint is written beside its place, flushed to the disk and renamed, and older ones are
+    removed after that. ``last_checkpoint`` names it relative to its folder.
+
+    Args:
+        interval: Epochs or iterations between checkpoints; -1 for none but the last.
+        by_epoch: Whether ``interval`` counts epochs.
+        save_optimizer: Save the optimizer's state too; without it no training can be resumed.
+        save_param_scheduler: Save the schedules' state too.
+        out_dir: Folder for the checkpoints, to which the work folder's name is appended; None
+            takes the work folder.
+        max_keep_ckpts: How many to keep besides the best; -1 keeps all.
+        save_last: Save after the last epoch or iteration too.
+        save_best: The metric, or metrics, whose best checkpoint is kept.
+        rule: 'greater' or 'less', for each metric; None goes by its name.
+        filename_tmpl: Name of a file, with {} for the epoch or iteration.
+        save_begin: The first epoch or iteration to save after.
+        backend_args: Of mmengine's file backend; None writes local files as said above.
+        on_failure: What a checkpoint that cannot be written does to the training: 'stop', or
+            'continue' with an error in the log.
+    """
+
+    def __init__(
+        self,
+        interval: int = -1,
+        by_epoch: bool = True,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        out_dir: str | None = None,
+        max_keep_ckpts: int = -1,
+        save_last: bool = True,
+        save_best: str | list[str] | None = None,
+        rule: str | list[str] | None = None,
+        filename_tmpl: str | None = None,
+        save_begin: int = 0,
+        backend_args: dict | None = None,
+        on_failure: Literal['stop', 'continue'] = 'stop',
+    ) -> None:
+        super().__init__(
+            interval=interval,
+            by_epoch=by_epoch,
+            save_optimizer=save_optimizer,
+            save_param_scheduler=save_param_scheduler,
+            out_dir=out_dir,
+            max_keep_ckpts=max_keep_ckpts,
+            save_last=save_last,
+            save_best=save_best,
+            rule=rule,
+            filename_tmpl=filename_tmpl,
+            save_begin=save_begin,
+            backend_args=backend_args or dict(backend='whole_file'),
+        )
+        self.on_failure = on_failure
+        self.saved_iter = -1  # how many iterations the latest checkpoint is after
+
+    def save_now(self, runner: Runner) -> str:
+        """Save after an iteration that no checkpoint is due after, from ``after_train_iter``.
+
+        Returns:
+            The file's name.
+        """
+        name = f'iter_{runner.iter + 1}.pth'
+        if self.saved_iter != runner.iter + 1:
+            self._save(runner, name, dict(epoch=runner.epoch, iter=runner.iter + 1))
+        return os.path.basename(str(self.last_ckpt))
+
+    # mmengine's hook calls this one where a checkpoint is due.
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        self._save(runner, self.filename_tmpl.format(step), meta)
+
+    def _save(self, runner: Runner, name: str, meta: dict) -> None:
+        before = runner.message_hub.runtime_info.get(KEPT, [])
+        kept = [*(other for other in before if other != name), name]
+        outdated = kept[: -self.max_keep_ckpts] if self.max_keep_ckpts > 0 else []
+        runner.message_hub.update_info(KEPT, kept[len(outdated) :])
+        if not self._write(runner, name, meta, self.save_optimizer, self.save_param_scheduler):
+            runner.message_hub.update_info(KEPT, before)
+            return
+        self.last_ckpt = self._path(name)
+        self.saved_iter = meta['iter']
+        if is_main_process():
+            for other in outdated:
+                self._remove(other)
+
+    def _write(
+        self, runner: Runner, name: str, meta: dict, optimizer: bool, schedules: bool
+    ) -> bool:
+        """Write a checkpoint; False where that failed and training is to go on."""
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                save_optimizer=optimizer,
+                save_param_scheduler=schedules,
+                meta=dict(meta),
+                backend_args=self.backend_args,
+            )
+            if is_main_process() and optimizer:
+                self.file_backend.put(name.encode(), self._path('last_checkpoint'))
+        except UserError as error:
+            if self.on_failure == 'stop':
+                raise UserError(
+                    f'{error}. Earlier checkpoints are whole: make room and go on by --resume. To '
+                    'train on without new ones, set default_hooks.checkpoint.on_failure=continue'
+                ) from error
+            runner.logger.error(f'{error}; training goes on without this checkpoint')
+            return False
+        return True
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        if not self.save_best:
+            return
+        if 'auto' in self.key_indicators:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        steps = runner.epoch if self.by_epoch else runner.iter
+        meta = dict(epoch=runner.epoch, iter=runner.iter)
+        improved = [
+            key for key in self.key_indicators if self._save_if_best(runner, metrics, key, meta)
+        ]
+        # So that a resumed training knows of the best.
+        if improved and self.last_ckpt is not None:
+            self._save_checkpoint_with_step(runner, steps, meta)
+
+    def _save_if_best(self, runner: Runner, metrics: dict, key: str, meta: dict) -> bool:
+        info = runner.message_hub.runtime_info
+        suffix = '' if len(self.key_indicators) == 1 else f'_{key}'
+        score, best = metrics[key], info.get(f'best_score{suffix}')
+        if score is None or not (best is None or self.is_better_than[key](score, best)):
+            return False
+        steps, unit = (runner.epoch, 'epoch') if self.by_epoch else (runner.iter, 'iter')
+        name = f'best_{key}_{self.filename_tmpl.format(steps)}'.replace('/', '_')
+        if not self._write(runner, name, meta, optimizer=False, schedules=False):
+            return False
+        previous = info.get(f'best_ckpt{suffix}')
+        runner.message_hub.update_info(f'best_score{suffix}', score)
+        runner.message_hub.update_info(f'best_ckpt{suffix}', self._path(name))
+        self._set_best(key, self._path(name))
+        if previous and previous != self._path(name) and is_main_process():
+            self._remove(os.path.basename(previous))
+        runner.logger.info(
+            f'The best checkpoint with {score:0.4f} {key} at {steps} {unit} is saved to {name}.'
+        )
+        return True
+
+    def _set_best(self, key: str, path: str) -> None:
+        if len(self.key_indicators) == 1:
+            self.best_ckpt_path = path
+        else:
+            self.best_ckpt_path_dict[key] = path
+
+    def _path(self, name: str) -> str:
+        return self.file_backend.join_path(self.out_dir, name)
+
+    def _remove(self, name: str) -> None:
+        path = self._path(name)
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+
+
+def checkpoint_hook(runner: Any) -> SafeCheckpointHook | None:
+    """The hook of a runner that saves its checkpoints, if it is ours."""
+    return next((hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)
