@@ -1,0 +1,303 @@
+"""Trainings that are killed, stopped or out of room, and go on as if nothing had been."""
+
+import contextlib
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, on, succeed
+
+from gcvit_mm.checkpoint import read_checkpoint, verify_checkpoint
+from gcvit_mm.engine.resume import find_resumable
+from gcvit_mm.engine.safe_checkpoint_hook import WholeFileBackend
+from gcvit_mm.errors import UserError
+
+SEGMENTER = 'configs/upernet_gcvit_nano_shapes.py'
+NO_EVALUATION = ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None']
+
+
+def detector(data: Path, *options: str) -> list[object]:
+    """Two epochs of eight steps each, with workers and batches by aspect ratio."""
+    return [
+        NANO,
+        *on(
+            data,
+            'train_cfg.max_epochs=2',
+            'train_dataloader.batch_size=1',
+            'train_dataloader.num_workers=2',
+            'train_dataloader.batch_sampler.type=AspectRatioBatchSampler',
+            'default_hooks.logger.interval=1',
+            *NO_EVALUATION,
+            *options,
+        ),
+    ]
+
+
+def segmenter(data: Path, steps: int) -> list[object]:
+    """Steps of one image, with a checkpoint after every third."""
+    return [
+        SEGMENTER,
+        '--cfg-options',
+        f'train_dataloader.dataset.data_root={data}',
+        'train_dataloader.batch_size=1',
+        'train_dataloader.num_workers=1',
+        'model.decode_head.norm_cfg.type=LN2d',
+        'model.auxiliary_head.norm_cfg.type=LN2d',
+        f'train_cfg.max_iters={steps}',
+        'default_hooks.checkpoint.interval=3',
+        'default_hooks.logger.interval=1',
+        *NO_EVALUATION,
+    ]
+
+
+def start(work_dir: Path, arguments: list[object]) -> subprocess.Popen:
+    command = [sys.executable, 'tools/train.py', *arguments, '--work-dir', work_dir, '--resume']
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def wait_for(process: subprocess.Popen, text: str) -> str:
+    """Read what a process writes until ``text`` comes."""
+    output = ''
+    for line in process.stdout:
+        output += line
+        if text in line:
+            return output
+    raise AssertionError(f'{text!r} never came:\n{output}')
+
+
+def weights(file: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(file)['state_dict']
+
+
+def assert_identical(file: Path, other: Path) -> None:
+    first, second = weights(file), weights(other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+# --- Signals and kills ------------------------------------------------------------------------
+
+
+def test_a_training_stopped_in_an_epoch_by_sigterm_goes_on_to_the_same_weights(
+    tiny_shapes, tmp_path
+):
+    succeed('train.py', *detector(tiny_shapes), '--work-dir', tmp_path / 'whole')
+    process = start(tmp_path / 'work', detector(tiny_shapes))
+    wait_for(process, '[1][3/8]')
+    os.killpg(process.pid, signal.SIGTERM)  # as clusters do: workers get it too
+    output = process.stdout.read()
+    assert process.wait(60) == 0, output
+    (saved,) = (tmp_path / 'work').glob('*.pth')
+    step = int(saved.stem.removeprefix('iter_'))
+    assert 3 <= step < TRAIN_IMAGES
+    assert f'SIGTERM: training ends after iteration {step}, saved in' in output
+    assert (tmp_path / 'work/last_checkpoint').read_text() == saved.name
+
+    # Another number of workers, and another batch of random numbers, change nothing.
+    output = succeed(
+        'train.py',
+        *detector(tiny_shapes, 'train_dataloader.num_workers=1'),
+        '--work-dir',
+        tmp_path / 'work',
+        '--resume',
+    )
+    assert f'[1][{step + 1}/8]' in output
+    assert f'[1][{step}/8]' not in output
+    assert_identical(tmp_path / 'work/epoch_2.pth', tmp_path / 'whole/epoch_2.pth')
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_random_moments_leave_the_weights_as_they_would_be(tiny_shapes, tmp_path):
+    kills, seed = 30, random.randrange(2**32)
+    moment = random.Random(seed)
+    steps = 400
+    succeed('train.py', *segmenter(tiny_shapes, steps), '--work-dir', tmp_path / 'whole')
+    in_a_save = 0
+    for kill in range(kills):
+        process = start(tmp_path / 'work', segmenter(tiny_shapes, steps))
+        wait_for(process, 'Iter(train)')
+        # Some kills at any moment, others as a checkpoint is being written.
+        if kill % 2:
+            time.sleep(moment.uniform(0, 0.6))
+        else:
+            wait_for(process, 'Saving checkpoint')
+            time.sleep(moment.uniform(0, 0.06))
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL, f'seed {seed}: too late for kill {kill}'
+        in_a_save += bool(list((tmp_path / 'work').glob('*.tmp')))
+    output = succeed(
+        'train.py', *segmenter(tiny_shapes, steps), '--work-dir', tmp_path / 'work', '--resume'
+    )
+    print(f'seed {seed}: {in_a_save} kills left an unfinished file', output.splitlines()[:3])
+    last = f'iter_{steps}.pth'
+    assert_identical(tmp_path / 'work' / last, tmp_path / 'whole' / last)
+
+
+# --- Damage -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_checkpoints(trained, tmp_path) -> tuple[Path, Path]:
+    """An older and a newer checkpoint in a work folder."""
+    older, newer = tmp_path / 'work/epoch_1.pth', tmp_path / 'work/epoch_2.pth'
+    older.parent.mkdir()
+    shutil.copy(trained.checkpoint, older)
+    content = read_checkpoint(trained.checkpoint)
+    content['meta'].update(iter=content['meta']['iter'] + 2, epoch=2)
+    torch.save(content, newer)
+    return older, newer
+
+
+def test_the_newest_whole_checkpoint_is_found(two_checkpoints):
+    older, newer = two_checkpoints
+    assert find_resumable(older.parent) == (str(newer), [])
+    os.utime(older, (2e9, 2e9))  # copying may set any time
+    assert find_resumable(older.parent) == (str(newer), [])
+
+
+@pytest.mark.parametrize('tenths', range(10))
+def test_a_truncated_checkpoint_is_passed_over_with_the_reason(tenths, two_checkpoints):
+    older, newer = two_checkpoints
+    content = newer.read_bytes()
+    newer.write_bytes(content[: len(content) * tenths // 10])
+    found, (reason,) = find_resumable(older.parent)
+    assert found == str(older)
+    assert f'{newer} cannot be read, it is truncated or damaged' in reason
+
+
+def test_a_checkpoint_cut_by_its_last_byte_is_passed_over(two_checkpoints):
+    older, newer = two_checkpoints
+    newer.write_bytes(newer.read_bytes()[:-1])
+    found, reasons = find_resumable(older.parent)
+    assert (found, len(reasons)) == (str(older), 1)
+
+
+def test_one_flipped_bit_anywhere_is_noticed_or_changes_nothing(two_checkpoints):
+    older, newer = two_checkpoints
+    content = newer.read_bytes()
+    expected = read_checkpoint(newer)
+    moment = random.Random(0)
+    noticed = 0
+    for _ in range(60):
+        place = moment.randrange(len(content))
+        flipped = content[place] ^ (1 << moment.randrange(8))
+        newer.write_bytes(content[:place] + bytes([flipped]) + content[place + 1 :])
+        found, reasons = find_resumable(older.parent)
+        if reasons:
+            assert found == str(older)
+            noticed += 1
+        else:  # between the parts of the archive
+            torch.testing.assert_close(
+                read_checkpoint(found)['state_dict'], expected['state_dict'], rtol=0, atol=0
+            )
+    assert noticed > 50
+
+
+def test_a_missing_checkpoint_is_named(two_checkpoints):
+    older, newer = two_checkpoints
+    (older.parent / 'last_checkpoint').write_text(newer.name)
+    newer.unlink()
+    found, (reason,) = find_resumable(older.parent)
+    assert found == str(older)
+    assert reason.endswith('names epoch_2.pth, which does not exist')
+
+
+def test_weights_without_a_state_are_nothing_to_resume(trained, tmp_path):
+    content = read_checkpoint(trained.checkpoint)
+    torch.save({'meta': content['meta'], 'state_dict': content['state_dict']}, tmp_path / 'b.pth')
+    assert find_resumable(tmp_path) == (None, [])
+
+
+def test_resume_says_what_it_passes_over(two_checkpoints, trained):
+    older, newer = two_checkpoints
+    newer.write_bytes(newer.read_bytes()[:5000])
+    arguments = (NANO, '--work-dir', older.parent, '--resume')
+    output = succeed('train.py', *arguments, *on(trained.data, 'train_cfg.max_epochs=2'))
+    assert f'passed over: checkpoint {newer} cannot be read' in output
+    assert f'training goes on from {older}' in output
+    verify_checkpoint(newer)  # written again
+
+
+# --- No room ----------------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_with_its_name():
+    with pytest.raises(UserError, match=r'/proc/none/x.pth cannot be written'):
+        WholeFileBackend().put(b'content', '/proc/none/x.pth')
+
+
+def test_a_file_of_the_backend_is_whole_or_the_old_one(tmp_path):
+    file = tmp_path / 'new folder/x.pth'
+    WholeFileBackend().put(b'old', file)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(UserError, match='is the disk full'):
+            WholeFileBackend().put(b'new' * 1000, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in file.parent.iterdir()] == ['x.pth']
+    assert file.read_bytes() == b'old'
+
+
+@pytest.fixture
+def small_disk(trained, tmp_path) -> Path:
+    """A file system with room for a checkpoint and a half."""
+    folder = tmp_path / 'disk'
+    folder.mkdir()
+    size = trained.checkpoint.stat().st_size * 3 // 2
+    mounted = subprocess.run(
+        ['mount', '-t', 'tmpfs', '-o', f'size={size}', 'none', folder], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip(f'a file system cannot be mounted here: {mounted.stderr.decode().strip()}')
+    yield folder
+    with contextlib.suppress(OSError):
+        subprocess.run(['umount', folder], check=False)
+
+
+@pytest.mark.parametrize('on_failure', ['stop', 'continue'])
+def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(
+    on_failure, small_disk, trained, tmp_path
+):
+    process = start(
+        small_disk,
+        [
+            NANO,
+            *on(
+                trained.data,
+                'train_cfg.max_epochs=3',
+                f'default_hooks.checkpoint.on_failure={on_failure}',
+                *NO_EVALUATION,
+            ),
+        ],
+    )
+    output, _ = process.communicate()
+    assert 'Traceback' not in output
+    assert 'epoch_2.pth cannot be written, is the disk full?' in output
+    if on_failure == 'stop':
+        assert process.returncode == 1
+        assert 'Earlier checkpoints are whole: make room and go on by --resume' in output
+        assert '3 epochs' not in output
+    else:
+        assert process.returncode == 0
+        assert 'training goes on without this checkpoint' in output
+        assert 'epoch_3.pth cannot be written' in output
+    assert [path.name for path in small_disk.glob('*.pth*')] == ['epoch_1.pth']
+    assert find_resumable(small_disk) == (str(small_disk / 'epoch_1.pth'), [])
