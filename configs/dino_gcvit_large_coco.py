@@ -37,5 +37,12 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='FasterCocoMetric', proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
 train_cfg = dict(type='ExactEpochBasedTrainLoop')
-default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3))
-optim_wrapper = dict(optimizer=dict(fused=True), constructor='GroupedOptimWrapperConstructor')
+default_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
+    non_finite=dict(type='NonFiniteHook'),
+)
+optim_wrapper = dict(
+    type='GuardedOptimWrapper',
+    optimizer=dict(fused=True),
+    constructor='GroupedOptimWrapperConstructor',
+)

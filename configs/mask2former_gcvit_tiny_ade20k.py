@@ -37,6 +37,7 @@ test_dataloader = val_dataloader
 # The longest key that is part of a parameter's name counts: these must be longer than 'backbone'.
 backbone_without_decay = dict(lr_mult=0.1, decay_mult=0.0)
 optim_wrapper = dict(
+    type='GuardedOptimWrapper',
     optimizer=dict(fused=True),
     constructor='GroupedOptimWrapperConstructor',
     paramwise_cfg=dict(
@@ -54,4 +55,7 @@ optim_wrapper = dict(
     ),
 )
 train_cfg = dict(type='ExactIterBasedTrainLoop')
-default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3))
+default_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
+    non_finite=dict(type='NonFiniteHook'),
+)

@@ -42,15 +42,13 @@ def detector(data: Path, *options: str) -> list[object]:
 
 
 def segmenter(data: Path, steps: int) -> list[object]:
-    """Steps of one image, with a checkpoint after every third."""
+    """Steps of two images, with a checkpoint after every third."""
     return [
         SEGMENTER,
         '--cfg-options',
         f'train_dataloader.dataset.data_root={data}',
-        'train_dataloader.batch_size=1',
+        'train_dataloader.batch_size=2',
         'train_dataloader.num_workers=1',
-        'model.decode_head.norm_cfg.type=LN2d',
-        'model.auxiliary_head.norm_cfg.type=LN2d',
         f'train_cfg.max_iters={steps}',
         'default_hooks.checkpoint.interval=3',
         'default_hooks.logger.interval=1',

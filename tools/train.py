@@ -81,7 +81,7 @@ def use_amp(cfg) -> None:
         raise UserError('--amp needs a GPU: leave it out, a CPU trains in float32')
     bf16 = torch.cuda.is_bf16_supported()
     cfg.optim_wrapper.update(
-        type='AmpOptimWrapper',
+        type='GuardedAmpOptimWrapper',
         dtype='bfloat16' if bf16 else 'float16',
         # bfloat16 has float32's range: nothing to scale.
         loss_scale=dict(enabled=False) if bf16 else 'dynamic',

@@ -1,7 +1,7 @@
 """AdamW without weight decay on norms and relative-position-bias tables."""
 
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='GuardedOptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     constructor='GroupedOptimWrapperConstructor',
     paramwise_cfg=dict(

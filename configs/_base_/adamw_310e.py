@@ -1,7 +1,7 @@
 """The official ImageNet schedule: 310 epochs, 20 of warm-up, cosine to 5e-6, moving average."""
 
 optim_wrapper = dict(
-    type='OptimWrapper',
+    type='GuardedOptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
     constructor='GroupedOptimWrapperConstructor',
     clip_grad=dict(max_norm=5.0),

@@ -6,5 +6,6 @@ custom_imports = dict(
     imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine'], allow_failed_imports=False
 )
 default_hooks = dict(
-    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3, save_best='accuracy/top1')
+    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3, save_best='accuracy/top1'),
+    non_finite=dict(type='NonFiniteHook'),
 )

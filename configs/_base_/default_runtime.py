@@ -6,5 +6,8 @@ custom_imports = dict(
     imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'gcvit_mm.evaluation'],
     allow_failed_imports=False,
 )
-default_hooks = dict(checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3))
+default_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
+    non_finite=dict(type='NonFiniteHook'),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -3,6 +3,7 @@
 from .checkpoint_guard_hook import CheckpointGuardHook
 from .data_time_hook import DataTimeHook
 from .grouped import GroupedOptimWrapperConstructor
+from .guarded import GuardedAmpOptimWrapper, GuardedOptimWrapper, NonFiniteHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .loops import ExactEpochBasedTrainLoop, ExactIterBasedTrainLoop
 from .preemption_hook import PreemptionHook
@@ -17,7 +18,10 @@ __all__ = [
     'ExactEpochBasedTrainLoop',
     'ExactIterBasedTrainLoop',
     'GroupedOptimWrapperConstructor',
+    'GuardedAmpOptimWrapper',
+    'GuardedOptimWrapper',
     'LayerDecayOptimWrapperConstructor',
+    'NonFiniteHook',
     'PreemptionHook',
     'ProgressBarHook',
     'RunSummaryHook',

@@ -24,6 +24,29 @@ from ..errors import UserError
 from .workers import outlive_signals
 
 BAD_IMAGES = 'bad_images.txt'
+LESS_MEMORY = (
+    'take fewer images (train_dataloader.batch_size), recompute activations '
+    '(model.backbone.with_cp=True) or take smaller images; on a GPU also --amp'
+)
+FAILURES = {
+    r'CUDA out of memory\. Tried to allocate [\d.]+ \w+': LESS_MEMORY,
+    r"can't allocate memory: you tried to allocate \d+ bytes": LESS_MEMORY,
+    r'DataLoader worker \(pid \d+\) is killed by signal: \w+': (
+        'mostly for want of memory: take fewer train_dataloader.num_workers, or give more memory '
+        '(in containers, also shared memory)'
+    ),
+    r'DataLoader worker \(pid\(s\) [\d, ]+\) exited unexpectedly': (
+        'a process that loads data ended, mostly for want of memory: take fewer '
+        'train_dataloader.num_workers'
+    ),
+    r'DataLoader timed out after [\d.]+ seconds': (
+        'a process that loads data is stuck: look at the file system that the data are on, or '
+        'allow more time by train_dataloader.timeout'
+    ),
+}
+"""What PyTorch says (RuntimeError), and what to do."""
+LOADER_TIMEOUT = 600
+"""Seconds after which a loader that gives no batch is an error."""
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -35,16 +58,29 @@ def run(main: Callable[[], None]) -> None:
         finally:
             for bar in list(tqdm._instances):  # else messages would share a bar's line
                 bar.close()
-    except UserError as error:
-        message = str(error)
-        if message.startswith('Caught '):  # in a data loader's worker, whose traceback it carries
-            message = message.rsplit(f'{type(error).__name__}: ', 1)[-1]
-        message = ' '.join(message.split())
+    except (UserError, RuntimeError) as error:
+        message = _explain(error)
+        if message is None:
+            raise
         print(f'error: {message}', file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def _explain(error: Exception) -> str | None:
+    """A line for the person at the terminal, None where the traceback is wanted."""
+    message = str(error)
+    if isinstance(error, UserError):
+        if message.startswith('Caught '):  # in a data loader's worker, whose traceback it carries
+            message = message.rsplit(f'{type(error).__name__}: ', 1)[-1]
+        return ' '.join(message.split())
+    for pattern, advice in FAILURES.items():
+        found = re.search(pattern, message)
+        if found:
+            return f'{found.group(0)}: {advice}'
+    return None
 
 
 class OptionsAction(DictAction):
@@ -170,6 +206,8 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
     for name in LOADERS:
         if cfg.get(name):
             cfg[name].setdefault('worker_init_fn', dict(type='init_worker'))
+            if cfg[name].get('num_workers'):
+                cfg[name].setdefault('timeout', LOADER_TIMEOUT)
     if skip_bad_images:
         _skip_bad_images(cfg)
     _init_processes(cfg)

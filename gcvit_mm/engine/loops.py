@@ -7,6 +7,7 @@ what happened between two steps changes anything.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.dist import get_rank
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from ..datasets.seeded import SeededBatchSampler, SeededDataset
 from ..errors import ArgumentError
 from ..randomness import seed_generators
+from .guarded import RollBack, lower_learning_rate
 
 PASSES, SAMPLES = 'data_passes', 'data_samples'
 """Where the message hub, which is in checkpoints, has the place in the data."""
@@ -29,6 +31,7 @@ class _Exact:
     runner: Runner
     dataloader: DataLoader
     _iter: int
+    max_iters: Any
 
     @property
     def _batches(self) -> SeededBatchSampler:
@@ -46,6 +49,16 @@ class _Exact:
 
     def _noted(self, name: str, default: int) -> int:
         return self.runner.message_hub.runtime_info.get(name, default)
+
+    @contextmanager
+    def _going_back(self) -> Iterator[None]:
+        try:
+            yield
+        except RollBack as back:
+            runner = self.runner
+            runner.resume(back.checkpoint)
+            runner.optim_wrapper.initialize_count_status(runner.model, self._iter, self.max_iters)
+            lower_learning_rate(runner, back.lr_factor)
 
     def _enter_step(self, passes: int, batch: int) -> None:
         # A checkpoint after this step goes on behind it.
@@ -83,6 +96,22 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
             val_interval,
             dynamic_intervals,
         )
+
+    def run(self) -> nn.Module:
+        """Train."""
+        self.runner.call_hook('before_train')
+        while self._epoch < self._max_epochs and not self.stop_training:
+            with self._going_back():
+                self.run_epoch()
+                self._validate_if_due()
+        self.runner.call_hook('after_train')
+        return self.runner.model
+
+    def _validate_if_due(self) -> None:
+        self._decide_current_val_interval()
+        due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
+        if self.runner.val_loop is not None and self._epoch >= self.val_begin and due:
+            self.runner.val_loop.run()
 
     def run_epoch(self) -> None:
         """Train an epoch, or what is left of it."""
@@ -134,16 +163,21 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
         self.runner.call_hook('before_train')
         # For hooks and logs, the whole training is an epoch.
         self.runner.call_hook('before_train_epoch')
-        data = self._endless()
         while self._iter < self._max_iters and not self.stop_training:
-            self.runner.model.train()
-            passes, number, data_batch = next(data)
-            self._enter_step(passes, number)
-            self.run_iter(data_batch)
-            self._validate_if_due()
+            with self._going_back():
+                self._run_steps()
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')
         return self.runner.model
+
+    def _run_steps(self) -> None:
+        for passes, number, data_batch in self._endless():
+            self.runner.model.train()
+            self._enter_step(passes, number)
+            self.run_iter(data_batch)
+            self._validate_if_due()
+            if self._iter == self._max_iters or self.stop_training:
+                return
 
     def _endless(self) -> Iterator[tuple[int, int, Sequence]]:
         """Batches, each with how often the sampler was exhausted, and its number since."""
