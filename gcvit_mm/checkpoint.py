@@ -66,6 +66,13 @@ SAFE_GLOBALS: dict[str, Any] = {
 
 
 _META = 'gcvit_mm'
+_trusted = False
+
+
+def trust_checkpoints() -> None:
+    """From here on, read files that may execute code: the user says that they are to be trusted."""
+    global _trusted
+    _trusted = True
 
 
 def read_checkpoint(
@@ -97,17 +104,34 @@ def read_checkpoint(
     except pickle.UnpicklingError as error:
         refused = re.search(r'GLOBAL ([\w.]+)', str(error))
         raise UserError(
-            f'checkpoint {path} is refused: it names {refused.group(1)}, which could run code'
+            f'checkpoint {path} is refused: it names {refused.group(1)}, which could run code. '
+            'For a file that you trust, there is --trust-checkpoint'
             if refused
             else f'checkpoint {path} is not a checkpoint, or it is damaged: fetch or save it again'
         ) from error
     # What a damaged file raises depends on the byte that is hit.
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError) as error:
+    except _DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f'checkpoint {path} cannot be read, it is truncated or damaged: fetch or save it again '
             f'({reason})'
         ) from error
+
+
+_DAMAGE = (
+    RuntimeError,  # RecursionError too
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    MemoryError,
+    OverflowError,
+    BadZipFile,
+    SafetensorError,
+)
 
 
 def _load_safetensors(path: str, device: str) -> dict[str, dict]:
@@ -118,13 +142,26 @@ def _load_safetensors(path: str, device: str) -> dict[str, dict]:
 
 def _load_pickle(path: str, map_location: str | torch.device | None, lazy: bool) -> Any:
     # Files of before PyTorch 1.6 are no archives, and read as a whole.
-    options: dict[str, Any] = dict(map_location=map_location, mmap=lazy and is_zipfile(path))
+    archive = is_zipfile(path)
+    options: dict[str, Any] = dict(map_location=map_location, mmap=lazy and archive)
+    if _trusted:
+        return torch.load(path, weights_only=False, **options)
+    if archive:
+        _refuse_compressed(path)
     if digit_version(torch.__version__) >= digit_version('2.6'):
         with torch.serialization.safe_globals([(f, name) for name, f in SAFE_GLOBALS.items()]):
             return torch.load(path, weights_only=True, **options)
     # Older releases cannot be told of more types by name: there, the same list restricts an
     # ordinary unpickler.
     return torch.load(path, weights_only=False, pickle_module=_RestrictedPickle, **options)
+
+
+def _refuse_compressed(path: str) -> None:
+    """Raise ``UnpicklingError`` for an archive that would grow: PyTorch compresses nothing."""
+    with ZipFile(path) as archive:
+        grown = [info.filename for info in archive.infolist() if info.compress_type]
+    if grown:
+        raise pickle.UnpicklingError(f'{grown[0]} is compressed')
 
 
 class _RestrictedUnpickler(pickle.Unpickler):

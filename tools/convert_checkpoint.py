@@ -21,7 +21,7 @@ from gcvit_mm.checkpoint import (
     write_checkpoint,
 )
 from gcvit_mm.conversion import Conversion, convert, shorten
-from gcvit_mm.engine.launch import run
+from gcvit_mm.engine.launch import add_trust_argument, run
 from gcvit_mm.errors import UserError
 from gcvit_mm.hub import resolve
 
@@ -45,6 +45,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--ema', action='store_true', help='take the average of the weights')
     parser.add_argument('--force', action='store_true', help='overwrite DST')
+    add_trust_argument(parser)
     return parser.parse_args()
 
 

@@ -29,7 +29,7 @@ from gcvit_mm.checkpoint import (
     write_checkpoint,
 )
 from gcvit_mm.conversion import convert_names, describe, shorten
-from gcvit_mm.engine.launch import run
+from gcvit_mm.engine.launch import add_trust_argument, run
 from gcvit_mm.environment import ONEDL, OPENMMLAB
 from gcvit_mm.errors import UserError
 
@@ -49,6 +49,7 @@ def parse_args() -> argparse.Namespace:
         "its validation in the training's log",
     )
     parser.add_argument('--force', action='store_true', help='overwrite DST and its record')
+    add_trust_argument(parser)
     return parser.parse_args()
 
 

@@ -13,6 +13,8 @@ from ..errors import UserError
 class CheckpointGuardHook(Hook):
     """Refuse a checkpoint of another model, which mmengine would load in part and only log.
 
+    A config that is found in a checkpoint is not executed.
+
     Args:
         exact: Every tensor of the model must be in the file, as for a test. Otherwise, and where
             no training is resumed, half of them are enough: fine-tuning replaces heads.
@@ -27,6 +29,8 @@ class CheckpointGuardHook(Hook):
         Raises:
             UserError: The file does not fit.
         """
+        # mmengine would execute it, to look up a number of GPUs.
+        checkpoint.get('meta', {}).pop('config', None)
         source = runner._load_from or f'the latest in {runner.work_dir}'
         if runner._resume and 'message_hub' not in checkpoint:
             raise UserError(

@@ -15,12 +15,12 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.dist import broadcast_object_list, get_world_size, init_dist, is_main_process
 from mmengine.runner import Runner
-from mmengine.runner.checkpoint import CheckpointLoader
 from mmengine.utils.dl_utils import set_multi_processing
 from tqdm import tqdm
 
-from ..checkpoint import read_checkpoint, state_dict_of
+from ..checkpoint import trust_checkpoints
 from ..errors import UserError
+from .loaders import register_loaders
 from .workers import outlive_signals
 
 BAD_IMAGES = 'bad_images.txt'
@@ -138,7 +138,23 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help=f'go on without unreadable images, and list them in {BAD_IMAGES}',
     )
+    add_trust_argument(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+
+
+def add_trust_argument(parser: argparse.ArgumentParser) -> None:
+    """The way round the safe reading of checkpoints."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action=_TrustAction,
+        nargs=0,
+        help='read checkpoints that may execute code: only for files that you made yourself',
+    )
+
+
+class _TrustAction(argparse.Action):
+    def __call__(self, *_: Any) -> None:
+        trust_checkpoints()
 
 
 def load_run_config(args: argparse.Namespace) -> Config:
@@ -192,7 +208,7 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
     Raises:
         UserError: There are fewer GPUs than processes.
     """
-    CheckpointLoader.register_scheme(prefixes='', loader=_read_for_runner, force=True)
+    register_loaders()
     cfg.custom_hooks.extend(
         [
             dict(type='RunSummaryHook'),
@@ -211,17 +227,6 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
     if skip_bad_images:
         _skip_bad_images(cfg)
     _init_processes(cfg)
-
-
-def _read_for_runner(path: str, map_location: str | torch.device | None = None) -> Any:
-    """Read a checkpoint; a bare state dict is wrapped, because mmengine's hooks expect it so."""
-    content = read_checkpoint(path, map_location)
-    if isinstance(content, dict) and 'state_dict' in content:
-        return content
-    try:
-        return {'state_dict': state_dict_of(content)}
-    except UserError as error:
-        raise UserError(f'checkpoint {path}: {error}') from error
 
 
 def _skip_bad_images(cfg: Config) -> None:

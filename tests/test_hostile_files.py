@@ -1,0 +1,272 @@
+"""Files that want more than to be read: refused with a message, nothing run, nothing written."""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pickle
+import resource
+import struct
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_line import NANO, fail, on, succeed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmengine.logging import HistoryBuffer
+
+from gcvit_mm.checkpoint import read_checkpoint, state_dict_of
+from gcvit_mm.engine.loaders import register_loaders
+from gcvit_mm.engine.resume import find_resumable
+from gcvit_mm.errors import UserError
+
+MEMORY = 3 * 2**30
+
+
+class Call:
+    """Pickled as a call."""
+
+    def __init__(self, function: object, *arguments: object, state: object = None) -> None:
+        self.parts = (function, arguments) if state is None else (function, arguments, state)
+
+    def __reduce__(self) -> tuple:
+        return self.parts
+
+
+class Global:
+    """Pickled as the name of something in a module, whether or not it is there."""
+
+    def __init__(self, module: str, name: str, *arguments: object) -> None:
+        self.module, self.name, self.arguments = module, name, arguments
+
+
+def pickled(content: object) -> bytes:
+    if isinstance(content, Global):
+        head = f'c{content.module}\n{content.name}\n'.encode()
+        return b'\x80\x02' + head + pickle.dumps(content.arguments, 2)[2:-1] + b'R.'
+    return pickle.dumps(content, 2)
+
+
+def archive(path: Path, content: object, names: dict | None = None, compress: int = 0) -> Path:
+    """A ``.pth`` file as PyTorch writes them, around any pickle."""
+    with zipfile.ZipFile(path, 'w', compress) as file:
+        file.writestr('archive/data.pkl', content if type(content) is bytes else pickled(content))
+        file.writestr('archive/version', '3\n')
+        file.writestr('archive/byteorder', 'little')
+        for name, record in (names or {}).items():
+            file.writestr(name, record)
+    return path
+
+
+def storage(numel: int) -> bytes:
+    """A pickle of a tensor of ``numel`` numbers whose storage is record 0."""
+    return (
+        b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storage'
+        b'ctorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu'
+        + pickle.dumps(numel, 2)[2:-1]
+        + b'tQK\x00'
+        + pickle.dumps((numel,), 2)[2:-1]
+        + b'K\x01\x85\x89ccollections\nOrderedDict\n)RtR.'
+    )
+
+
+def hostile_files(folder: Path) -> dict[str, Path]:
+    """Files by what they try; those that run something write ``folder/ran``."""
+    ran = f'touch {folder}/ran'
+    code = f"open({str(folder / 'ran')!r}, 'w')"
+    globals_ = {
+        'os.system': Global('posix', 'system', ran),
+        'subprocess': Call(subprocess.getoutput, ran),
+        'eval': Global('builtins', 'eval', code),
+        'exec under its old name': Global('__builtin__', 'exec', code),
+        'open': Global('io', 'open', str(folder / 'ran'), 'w'),
+        'numpy runstring': Global('numpy.testing._private.utils', 'runstring', code, {}),
+        'torch.load': Call(torch.load, str(folder / 'inner.pth')),
+        'torch.hub': Global('torch.hub', 'load', str(folder), 'x'),
+        'getattr of an allowed type': Call(getattr, HistoryBuffer, '__init__'),
+        'getattr of a module': Global('builtins', 'getattr', 1, '__class__'),
+        'an object array of numpy': Call(np.array, [Call(os.system, ran)]),
+        'attributes of a namespace': Call(argparse.Namespace, state={'x': Call(os.system, ran)}),
+        'import': Global('builtins', '__import__', 'os'),
+    }
+    files = {
+        name: archive(folder / f'{i}.pth', content)
+        for i, (name, content) in enumerate(globals_.items())
+    }
+    files['a plain pickle'] = folder / 'plain.pth'
+    files['a plain pickle'].write_bytes(pickled(Call(os.system, ran)))
+    files['a bomb'] = archive(
+        folder / 'bomb.pth', storage(2**28), {'archive/data/0': bytes(2**30)}, zipfile.ZIP_DEFLATED
+    )
+    files['a shape larger than its data'] = archive(
+        folder / 'shape.pth', storage(2**40), {'archive/data/0': bytes(64)}
+    )
+    make = np._core.multiarray._reconstruct
+    files['a numpy array larger than memory'] = archive(
+        folder / 'array.pth', Call(make, np.ndarray, (2**44,), b'd')
+    )
+    script = torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2))
+    files['a TorchScript archive'] = folder / 'script.pth'
+    torch.jit.save(script, files['a TorchScript archive'])
+    files['a tar archive that leaves its folder'] = folder / 'tar.pth'
+    with tarfile.open(files['a tar archive that leaves its folder'], 'w') as tar:
+        for name in ('../ran', 'storages', 'tensors', 'pickle'):
+            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    files['an archive in an archive'] = archive(
+        folder / 'outer.pth', files['os.system'].read_bytes(), {'archive/data.pkl.zip': b'PK\3\4'}
+    )
+    for name, header in {
+        'safetensors with a huge header': struct.pack('<Q', 2**60),
+        'safetensors beyond the file': _safetensors({'a': ('F32', [2**40], [0, 2**42])}),
+        'safetensors that overlap': _safetensors({'a': ('F32', [4], [0, 8])}),
+    }.items():
+        files[name] = folder / f'{len(files)}.safetensors'
+        files[name].write_bytes(header + bytes(16))
+    return files
+
+
+def _safetensors(tensors: dict) -> bytes:
+    keys = ('dtype', 'shape', 'data_offsets')
+    header = json.dumps({name: dict(zip(keys, t, strict=True)) for name, t in tensors.items()})
+    return struct.pack('<Q', len(header)) + header.encode()
+
+
+@pytest.fixture(scope='module')
+def hostile(tmp_path_factory) -> dict[str, Path]:
+    return hostile_files(tmp_path_factory.mktemp('hostile'))
+
+
+@pytest.fixture
+def little_memory():
+    """Let the process grow by a few GB at most."""
+    now = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+NAMES = [
+    'os.system', 'subprocess', 'eval', 'exec under its old name', 'open', 'numpy runstring',
+    'torch.load', 'torch.hub', 'getattr of an allowed type', 'getattr of a module', 'an object array of numpy', 'attributes of a namespace', 'import',
+    'a plain pickle', 'a bomb', 'a shape larger than its data', 'a numpy array larger than memory',
+    'a TorchScript archive', 'a tar archive that leaves its folder', 'an archive in an archive',
+    'safetensors with a huge header', 'safetensors beyond the file', 'safetensors that overlap',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_hostile_file_is_refused_with_its_name_and_runs_and_writes_nothing(
+    name, hostile, little_memory
+):
+    assert set(NAMES) == set(hostile)
+    folder = hostile[name].parent
+    before = sorted(folder.parent.rglob('*'))
+    with pytest.raises(UserError, match=str(hostile[name])):
+        read_checkpoint(hostile[name])
+    assert sorted(folder.parent.rglob('*')) == before
+
+
+def test_names_in_an_archive_lead_nowhere(tmp_path):
+    names = {'../escaped': b'x', '/escaped': b'x', 'archive/data/0': bytes(16)}
+    folder = tmp_path / 'a/b'
+    folder.mkdir(parents=True)
+    archive(folder / 'x.pth', storage(4), names)
+    with contextlib.suppress(UserError):  # PyTorch wants all names in one folder
+        read_checkpoint(folder / 'x.pth')
+    assert [path.name for path in tmp_path.rglob('*')] == ['a', 'b', 'x.pth']
+
+
+@pytest.mark.parametrize(
+    'way', ['load_from', '--resume', 'Pretrained', 'test', 'convert', 'publish']
+)
+def test_every_way_that_a_file_comes_in_refuses_to_run_it(way, hostile, trained, tmp_path):
+    file, work = hostile['os.system'], ('--work-dir', tmp_path / 'work')
+    arguments = {
+        'load_from': ('train.py', NANO, *work, *on(trained.data, f'load_from={file}')),
+        '--resume': ('train.py', NANO, *work, '--resume', file, *on(trained.data)),
+        'Pretrained': (
+            'train.py', NANO, *work,
+            *on(
+                trained.data,
+                'model.backbone.init_cfg.type=Pretrained',
+                f'model.backbone.init_cfg.checkpoint={file}',
+            ),
+        ),
+        'test': ('test.py', NANO, file, *work, *on(trained.data)),
+        'convert': ('convert_checkpoint.py', file, tmp_path / 'x.pth', '--task=dense'),
+        'publish': ('publish_checkpoint.py', file, tmp_path / 'x.pth'),
+    }[way]  # fmt: skip
+    error = fail(*arguments)
+    assert f'checkpoint {file} is refused: it names posix.system, which could run code' in error
+    assert '--trust-checkpoint' in error
+    assert not (file.parent / 'ran').exists()
+    assert not (tmp_path / 'x.pth').exists()
+
+
+def test_a_config_in_a_checkpoint_is_not_executed(trained, tmp_path):
+    content = read_checkpoint(trained.checkpoint)
+    for key in ('config', 'cfg'):
+        content['meta'][key] = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    torch.save(content, tmp_path / 'x.pth')
+    options = on(trained.data, 'train_cfg.max_epochs=2')
+    resume = ('--resume', tmp_path / 'x.pth')
+    succeed('train.py', NANO, '--work-dir', tmp_path / 'work', *resume, *options)
+    succeed('test.py', NANO, tmp_path / 'x.pth', '--work-dir', tmp_path / 'work', *options)
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_file_that_the_user_trusts_is_read_whatever_it_names(trained, tmp_path):
+    content = read_checkpoint(trained.checkpoint)
+    content['meta']['of mine'] = Path('x')  # harmless, and not on the list
+    torch.save(content, tmp_path / 'x.pth')
+    arguments = ('test.py', NANO, tmp_path / 'x.pth', '--work-dir', tmp_path / 'work')
+    assert 'pathlib' in fail(*arguments, *on(trained.data))
+    output = succeed(*arguments, '--trust-checkpoint', *on(trained.data))
+    assert 'coco/bbox_mAP' in output
+
+
+@pytest.mark.parametrize(
+    'url', ['s3://bucket/x.pth', 'pavi://x', 'openmmlab://none', 'mmcls://none']
+)
+def test_no_address_leads_to_a_reader_that_executes(url):
+    from mmengine.runner.checkpoint import CheckpointLoader
+
+    before = dict(CheckpointLoader._schemes)
+    try:
+        register_loaders()
+        with pytest.raises(UserError, match=f'checkpoint {url}'):
+            CheckpointLoader.load_checkpoint(url)
+        readers = {loader.__module__ for loader in CheckpointLoader._schemes.values()}
+        assert readers == {'gcvit_mm.engine.loaders'}
+    finally:
+        CheckpointLoader._schemes.clear()
+        CheckpointLoader._schemes.update(before)
+
+
+# --- Chance -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_checkpoint_damaged_anyhow_is_read_or_refused_by_name(data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('fuzz')
+    path = folder / 'x.pth'
+    content = {'meta': {'iter': 1, 'time': ''}, 'state_dict': {'a': torch.arange(6.0)},
+               'message_hub': {}, 'optimizer': {}}  # fmt: skip
+    torch.save(content, path)
+    damaged = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(damaged) - 1))
+        damaged[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    path.write_bytes(bytes(damaged))
+    with contextlib.suppress(UserError):
+        state_dict_of(read_checkpoint(path))
+    found, reasons = find_resumable(folder)
+    assert found == str(path) or not reasons or str(path) in reasons[0]
