@@ -12,17 +12,22 @@ import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from command_line import NANO, fail, on, succeed
+from command_line import NANO, ROOT, fail, on, succeed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
+from mmengine.registry import init_default_scope
 
 from gcvit_mm.checkpoint import read_checkpoint, state_dict_of
+from gcvit_mm.datasets import SeededDataset
 from gcvit_mm.engine.loaders import register_loaders
+from gcvit_mm.engine.preflight import check_data
 from gcvit_mm.engine.resume import find_resumable
 from gcvit_mm.errors import UserError
 
@@ -154,9 +159,10 @@ def little_memory():
 
 NAMES = [
     'os.system', 'subprocess', 'eval', 'exec under its old name', 'open', 'numpy runstring',
-    'torch.load', 'torch.hub', 'getattr of an allowed type', 'getattr of a module', 'an object array of numpy', 'attributes of a namespace', 'import',
-    'a plain pickle', 'a bomb', 'a shape larger than its data', 'a numpy array larger than memory',
-    'a TorchScript archive', 'a tar archive that leaves its folder', 'an archive in an archive',
+    'torch.load', 'torch.hub', 'getattr of an allowed type', 'getattr of a module',
+    'an object array of numpy', 'attributes of a namespace', 'import', 'a plain pickle', 'a bomb',
+    'a shape larger than its data', 'a numpy array larger than memory', 'a TorchScript archive',
+    'a tar archive that leaves its folder', 'an archive in an archive',
     'safetensors with a huge header', 'safetensors beyond the file', 'safetensors that overlap',
 ]  # fmt: skip
 
@@ -270,3 +276,48 @@ def test_a_checkpoint_damaged_anyhow_is_read_or_refused_by_name(data, tmp_path_f
         state_dict_of(read_checkpoint(path))
     found, reasons = find_resumable(folder)
     assert found == str(path) or not reasons or str(path) in reasons[0]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_annotations_changed_anyhow_are_used_or_refused_by_name(data, tiny_shapes, tmp_path):
+    """Something, at any depth, is replaced, lost or put in: the data set is built and read."""
+    cfg = Config.fromfile(ROOT / NANO)
+    content = json.loads((tiny_shapes / 'annotations/instances_training.json').read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        change_something(content, data)
+    path = tmp_path / 'annotations.json'
+    path.write_text(json.dumps(content))
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(data_root=str(tiny_shapes), ann_file=str(path))
+    dataset.metainfo.classes = ('disk', 'box', 'star')
+    init_default_scope('mmdet')
+    try:
+        check_data(cfg, ('train_dataloader',))
+        samples = SeededDataset(dataset)
+        for index in range(len(samples)):
+            samples[0, 0, index]
+    except Exception as error:
+        assert str(path) in ' '.join([str(error), *getattr(error, '__notes__', [])]), repr(error)
+        # Anything but our own error, with a note, would be a traceback: for oddities only.
+        assert isinstance(error, UserError) or getattr(error, '__notes__', [])
+
+
+def change_something(node: Any, data: st.DataObject) -> None:
+    keys = list(range(len(node))) if isinstance(node, list) else list(node)
+    if not keys:
+        return
+    key = data.draw(st.sampled_from(keys))
+    if isinstance(node[key], list | dict) and data.draw(st.integers(0, 4)):
+        change_something(node[key], data)
+    elif data.draw(st.booleans()):
+        node[key] = data.draw(JSON)
+    else:
+        del node[key]

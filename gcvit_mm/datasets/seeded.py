@@ -31,7 +31,18 @@ class SeededDataset(Dataset):
     def __getitem__(self, key: tuple[int, ...]) -> Any:
         """The sample of the index that is last in ``key``, augmented by random numbers from it."""
         seed_generators(*key)
-        return self.seeded[key[-1]]
+        try:
+            return self.seeded[key[-1]]
+        except Exception as error:
+            if hasattr(error, 'add_note'):  # Python 3.11
+                error.add_note(f'while loading sample {key[-1]} of {self._name(key[-1])}')
+            raise
+
+    def _name(self, index: int) -> str:
+        file = getattr(self.seeded, 'ann_file', '') or type(self.seeded).__name__
+        if not hasattr(self.seeded, 'get_data_info'):
+            return file
+        return f'{file}: {self.seeded.get_data_info(index).get("img_path")}'
 
     def __getattr__(self, name: str) -> Any:
         if name == 'seeded':  # not there yet: the object is being unpickled

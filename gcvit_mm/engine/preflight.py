@@ -10,6 +10,7 @@ from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
+from ..coco_format import brief, find_misfit
 from ..errors import UserError
 from .launch import leaf_datasets
 
@@ -88,6 +89,7 @@ def _check_coco(loader: str, dataset: ConfigDict, classes: tuple[str, ...]) -> N
     path = _join(dataset, dataset.ann_file)
     # Lists of test images come without annotations.
     content = read_coco(path, need_annotations=loader != 'test_dataloader')
+    check_entries(path, content)
     ignored = check_categories(loader, path, content, classes)
     if ignored:
         print_log(
@@ -123,6 +125,18 @@ def read_coco(path: str, *, need_annotations: bool) -> dict:
                 f'annotation file {path} is not of COCO: a category is {entry}, without id and name'
             )
     return content
+
+
+def check_entries(path: str, content: dict) -> None:
+    """Raise ``UserError`` for the first image or annotation of a COCO file that cannot be used."""
+    for key in ('images', 'annotations'):
+        for i, entry in enumerate(content.get(key, [])):
+            misfit = find_misfit(key, entry)
+            if misfit:
+                raise UserError(
+                    f'annotation file {path}: {key}[{i}]: {misfit}: {brief(entry)}. '
+                    'tools/check_dataset.py lists everything that is wrong'
+                )
 
 
 def check_categories(loader: str, path: str, content: dict, classes: tuple[str, ...]) -> list[str]:

@@ -1,6 +1,8 @@
 """Checkpoints that a crash, a kill or a full disk cannot take away."""
 
 import os
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 from mmengine.dist import is_main_process
@@ -88,6 +90,14 @@ class SafeCheckpointHook(CheckpointHook):
         )
         self.on_failure = on_failure
         self.saved_iter = -1  # how many iterations the latest checkpoint is after
+
+    def before_train(self, runner: Runner) -> None:
+        """Find what an earlier run has left, and remove what it did not finish."""
+        super().before_train(runner)
+        if is_main_process():
+            for path in Path(str(self.out_dir)).glob('*.tmp'):
+                if re.search(r'\.pth\.\d+\.tmp$', path.name):
+                    path.unlink(missing_ok=True)
 
     def save_now(self, runner: Runner) -> str:
         """Save after an iteration that no checkpoint is due after, from ``after_train_iter``.

@@ -10,38 +10,12 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from pycocotools import mask as mask_utils
 
+from ...coco_format import FIELDS, brief, finite, wrong_fields
 from ...engine.preflight import check_categories, read_coco
 from ...errors import UserError
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .report import Finding, Report
 
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int | str)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e15  # neither infinite nor NaN
-
-
-def _is_length(value: Any) -> bool:
-    return isinstance(value, int) and 0 < value < 1e6
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
-
-
-ID, TEXT, LIST = (_is_id, 'an id'), (_is_text, 'a text'), (_is_list, 'a list')
-NUMBER, LENGTH = (_is_number, 'a number'), (_is_length, 'a number of pixels')
-FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
-    'images': {'id': ID, 'file_name': TEXT, 'width': LENGTH, 'height': LENGTH},
-    'annotations': {'id': ID, 'image_id': ID, 'category_id': ID, 'bbox': LIST, 'area': NUMBER},
-}
 # Pixels: COCO's own boxes and polygons leave the image, and each other, by less.
 MARGIN = 2
 # A share; of COCO's own annotations, fewer than 1 % differ more from their masks.
@@ -119,26 +93,13 @@ def _whole_entries(key: str, entries: list, report: Report) -> list[dict]:
     """The images or annotations that have all they need."""
     whole = []
     for i, entry in enumerate(entries):
-        wrong = _wrong_fields(key, entry)
+        wrong = wrong_fields(key, entry)
         for name in wrong:
             what = f'{key}: {name} is not {FIELDS[key][name][1]}'
-            report.add('error', what, f'{key}[{i}]: {_brief(entry)}')
+            report.add('error', what, f'{key}[{i}]: {brief(entry)}')
         if not wrong:
             whole.append(entry)
     return whole
-
-
-def _wrong_fields(key: str, entry: Any) -> list[str]:
-    if not isinstance(entry, dict):
-        return list(FIELDS[key])
-    return [name for name, (fits, _) in FIELDS[key].items() if not fits(entry.get(name))]
-
-
-def _brief(entry: Any) -> str:
-    if isinstance(entry, dict):
-        entry = {name: value for name, value in entry.items() if name != 'segmentation'}
-    text = str(entry)
-    return text if len(text) <= 120 else f'{text[:117]}...'
 
 
 def _check_ids(images: list[dict], annotations: list[dict], report: Report) -> None:
@@ -222,7 +183,7 @@ def _examine(task: Task) -> tuple[ReadImage | str, list[Finding]]:
 
 def _check_box(annotation: dict, width: int, height: int) -> Iterator[Finding]:
     box = annotation['bbox']
-    if not _finite(box, 4):
+    if not finite(box, 4):
         yield Finding('error', 'box is not four finite numbers', str(box))
         return
     x, y, w, h = box
@@ -240,12 +201,6 @@ def _check_box(annotation: dict, width: int, height: int) -> Iterator[Finding]:
         yield Finding('warning', what, str(annotation['area']))
     if annotation.get('iscrowd', 0) not in (0, 1):
         yield Finding('error', 'iscrowd is neither 0 nor 1', str(annotation['iscrowd']))
-
-
-def _finite(values: Any, count: int | None = None) -> bool:
-    return (
-        isinstance(values, list) and count in (None, len(values)) and all(map(_is_number, values))
-    )
 
 
 def _check_mask(annotation: dict, width: int, height: int, needed: bool) -> Iterator[Finding]:
@@ -274,8 +229,8 @@ def _read_polygons(polygons: list, width: int, height: int) -> tuple[list[Findin
     for polygon in polygons:
         if not isinstance(polygon, list):
             what = 'segmentation is not a list of polygons, each [x, y, x, y, ...]'
-            return [Finding('error', what, _brief(polygons))], None
-        if not _finite(polygon):
+            return [Finding('error', what, brief(polygons))], None
+        if not finite(polygon):
             findings.append(Finding('error', 'polygon with what is no finite number', ''))
         elif len(polygon) % 2:
             what = 'polygon of an odd number of coordinates'
@@ -353,7 +308,7 @@ def _compare_with_mask(annotation: dict, rle: dict) -> Iterator[Finding]:
     if abs(pixels - area) > max(AREA_TOLERANCE * area, 10):
         yield Finding('note', 'area is not that of the mask', f'{area:g}, mask {pixels}')
     box = annotation['bbox']
-    if _finite(box, 4):
+    if finite(box, 4):
         tight = mask_utils.toBbox(rle).tolist()
         corners = [(x, y, x + w, y + h) for x, y, w, h in (box, tight)]
         if max(abs(a - b) for a, b in zip(*corners, strict=True)) > MARGIN:
@@ -389,7 +344,7 @@ def _count(annotations: list[dict], classes: dict[int | str, str], report: Repor
             continue
         counts[name]['objects'] += 1
         per_image[annotation['image_id']] += 1
-        if _finite(annotation['bbox'], 4):
+        if finite(annotation['bbox'], 4):
             report.sizes.setdefault('box width', []).append(annotation['bbox'][2])
             report.sizes.setdefault('box height', []).append(annotation['bbox'][3])
     report.sizes['objects an image'] = list(per_image.values())

@@ -1,0 +1,73 @@
+"""What entries of annotation files in COCO's format must have."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e15  # neither infinite nor NaN
+
+
+def _is_length(value: Any) -> bool:
+    return isinstance(value, int) and 0 < value < 1e6
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+ID, TEXT, LIST = (_is_id, 'an id'), (_is_text, 'a text'), (_is_list, 'a list')
+NUMBER, LENGTH = (is_number, 'a number'), (_is_length, 'a number of pixels')
+FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
+    'images': {'id': ID, 'file_name': TEXT, 'width': LENGTH, 'height': LENGTH},
+    'annotations': {'id': ID, 'image_id': ID, 'category_id': ID, 'bbox': LIST, 'area': NUMBER},
+}
+
+
+def wrong_fields(key: str, entry: Any) -> list[str]:
+    """The fields that an entry of 'images' or 'annotations' lacks, or has with another meaning."""
+    if not isinstance(entry, dict):
+        return list(FIELDS[key])
+    return [name for name, (fits, _) in FIELDS[key].items() if not fits(entry.get(name))]
+
+
+def find_misfit(key: str, entry: Any) -> str | None:
+    """What keeps an entry of 'images' or 'annotations' from being used, in words."""
+    for name in wrong_fields(key, entry):
+        return f'{name} is not {FIELDS[key][name][1]}'
+    if key == 'annotations':
+        if not finite(entry['bbox'], 4):
+            return 'bbox is not four finite numbers'
+        return _misfit_of_mask(entry.get('segmentation'))
+    return None
+
+
+def _misfit_of_mask(mask: Any) -> str | None:
+    if isinstance(mask, dict):
+        fits = finite(mask.get('size'), 2) and isinstance(mask.get('counts'), list | str)
+        return None if fits else 'segmentation is no run-length encoding with size and counts'
+    polygons = mask or []
+    # To look at each number would take longer than to read the file.
+    fits = isinstance(polygons, list) and all(isinstance(polygon, list) for polygon in polygons)
+    return None if fits else 'segmentation is no list of polygons'
+
+
+def finite(values: Any, count: int | None = None) -> bool:
+    """Whether it is a list of finite numbers, ``count`` of them."""
+    return isinstance(values, list) and count in (None, len(values)) and all(map(is_number, values))
+
+
+def brief(entry: Any) -> str:
+    """An entry in a line, without its mask."""
+    if isinstance(entry, dict):
+        entry = {name: value for name, value in entry.items() if name != 'segmentation'}
+    text = str(entry)
+    return text if len(text) <= 120 else f'{text[:117]}...'
