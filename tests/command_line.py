@@ -11,7 +11,7 @@ TRAIN_IMAGES, VAL_IMAGES = 8, 5
 ENVIRONMENT = {
     **os.environ,
     'OMP_NUM_THREADS': '1',
-    'PYTHONPATH': str(ROOT),
+    'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),  # faults.py is there
     'PATH': os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']]),
 }
 

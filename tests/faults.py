@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv.transforms import BaseTransform
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
 
@@ -55,3 +57,34 @@ class Die(BaseTransform):
     def transform(self, results: dict) -> dict:
         os.kill(os.getpid(), signal.SIGKILL)
         return results
+
+
+@HOOKS.register_module()
+class LossRecorder(Hook):
+    """Writes the loss of each step, averaged over the processes, into the work folder."""
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        loss = torch.as_tensor(float(outputs['loss']), dtype=torch.float64)
+        all_reduce(loss, 'mean')
+        if runner.rank == 0:
+            with open(f'{runner.work_dir}/losses', 'a') as file:
+                file.write(f'{runner.iter} {loss.item()!r}\n')
+
+
+@HOOKS.register_module()
+class KillOnce(Hook):
+    """Kills the last process after an iteration, the first time that it comes there."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        done = Path(runner.work_dir, 'killed')
+        last = runner.rank == runner.world_size - 1
+        if last and runner.iter == self.iteration and not done.exists():
+            done.touch()
+            os.kill(os.getpid(), signal.SIGKILL)

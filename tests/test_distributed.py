@@ -4,11 +4,17 @@ import json
 import os
 import re
 import socket
+import subprocess
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, VAL_IMAGES, on, succeed
+from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, VAL_IMAGES, call, on, succeed
+
+from gcvit_mm.checkpoint import read_checkpoint
+from gcvit_mm.datasets.shapes import make_shapes
 
 PROCESSES = 2
 pytestmark = pytest.mark.skipif(
@@ -34,11 +40,15 @@ class WeightsHook(Hook):
 """
 
 
-@pytest.fixture(autouse=True)
-def free_port(monkeypatch):
+def unused_port() -> str:
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
-        monkeypatch.setitem(ENVIRONMENT, 'PORT', str(sock.getsockname()[1]))
+        return str(sock.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def free_port(monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, 'PORT', unused_port())
 
 
 def test_processes_train_one_model_and_go_on_with_it(tiny_shapes, tmp_path, monkeypatch):
@@ -84,3 +94,164 @@ def test_processes_evaluate_as_one_process_does(trained, tmp_path):
     assert images[0] == images[1]  # the images that pad the shares are not counted twice
     assert metrics[0]
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-3)
+
+
+# --- As one process ---------------------------------------------------------------------------
+
+STEPS, BATCH = 6, 4
+SEGMENTER = 'configs/upernet_gcvit_nano_shapes.py'
+SAMPLES = f"""
+_base_ = '{ROOT}/{SEGMENTER}'
+custom_imports = dict(imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'faults'])
+custom_hooks = [dict(type='LossRecorder'), dict(type='KillOnce', iteration={{kill}})]
+norm = dict(_delete_=True, type='GN', num_groups=8)  # the others' statistics are of a process
+loss = dict(class_weight=None)  # with weights, each process divides by the sum of its own
+model = dict(
+    backbone=dict(drop_path_rate=0.0),
+    decode_head=dict(norm_cfg=norm, dropout_ratio=0.0, loss_decode=loss),
+    auxiliary_head=dict(norm_cfg=norm, dropout_ratio=0.0, loss_decode=loss),
+)
+train_cfg = dict(max_iters={STEPS})
+# Adam's first steps take the sign even of gradients that are nothing but rounding.
+sgd = dict(_delete_=True, type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01)
+optim_wrapper = dict(optimizer=sgd)
+train_dataloader = dict(num_workers=1, sampler=dict(type='DefaultSampler'))
+default_hooks = dict(checkpoint=dict(interval=2))
+val_cfg = val_dataloader = val_evaluator = None
+"""
+
+
+@dataclass
+class Run:
+    """What a training of ``SAMPLES`` gave: the loss of each step, and the last checkpoint."""
+
+    losses: dict[int, float]
+    checkpoint: Path
+    output: str = ''
+
+
+def run_in(work: Path) -> Run:
+    lines = (work / 'losses').read_text().splitlines()
+    losses = {int(line.split()[0]): float(line.split()[1]) for line in lines}
+    return Run(losses, work / f'iter_{STEPS}.pth')
+
+
+def arguments_for(folder: Path, data: Path, processes: int, kill: int = -1) -> tuple[Path, list]:
+    """The config in a folder, and the other arguments of a training by some processes."""
+    config = folder / 'segmenter.py'
+    config.write_text(SAMPLES.format(kill=kill))
+    options = [
+        f'train_dataloader.batch_size={BATCH // processes}',
+        f'train_dataloader.dataset.data_root={data}',
+    ]
+    return config, ['--work-dir', folder / 'work', '--cfg-options', *options]
+
+
+def train(folder: Path, data: Path, processes: int, kill: int = -1) -> Run:
+    config, arguments = arguments_for(folder, data, processes, kill)
+    if processes == 1:
+        output = succeed('train.py', config, *arguments)
+    else:
+        output = succeed_anyhow('dist_train.sh', config, processes, *arguments)
+    run = run_in(folder / 'work')
+    run.output = output
+    return run
+
+
+@pytest.fixture(scope='module')
+def by_two(tiny_shapes, tmp_path_factory) -> Run:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENVIRONMENT, 'PORT', unused_port())
+        return train(tmp_path_factory.mktemp('two'), tiny_shapes, 2)
+
+
+def succeed_anyhow(*arguments):
+    """Like ``succeed``, where torchrun may print the traceback of a process that died."""
+    run = call(*arguments)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout + run.stderr
+
+
+@pytest.mark.slow
+def test_two_and_four_processes_have_the_losses_of_one_at_the_same_total_batch(
+    by_two, tiny_shapes, tmp_path
+):
+    for processes in (1, 4):
+        (tmp_path / f'{processes}').mkdir()
+    one = train(tmp_path / '1', tiny_shapes, 1).losses
+    four = train(tmp_path / '4', tiny_shapes, 4).losses
+    assert sorted(one) == list(range(STEPS))
+    assert len(set(one.values())) == STEPS
+    assert by_two.losses == pytest.approx(one, rel=1e-5)
+    assert four == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_and_the_result_is_the_same(
+    by_two, tiny_shapes, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(ENVIRONMENT, 'MAX_RESTARTS', '1')
+    run = train(tmp_path, tiny_shapes, 2, kill=4)
+    assert f'training goes on from {tmp_path}/work/iter_4.pth' in run.output
+    assert run.losses == by_two.losses
+    expected = read_checkpoint(by_two.checkpoint)['state_dict']
+    found = read_checkpoint(run.checkpoint)['state_dict']
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+@pytest.mark.slow
+def test_two_machines_train_as_two_processes_do(by_two, tmp_path, tiny_shapes):
+    config, arguments = arguments_for(tmp_path, tiny_shapes, 2)
+    machines = {'NNODES': '2', 'MASTER_ADDR': '127.0.0.2'}
+    agents = [
+        subprocess.Popen(
+            ['tools/dist_train.sh', config, '1', *map(str, arguments)],
+            cwd=ROOT,
+            env={**ENVIRONMENT, **machines, 'NODE_RANK': str(rank)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [agent.communicate(timeout=200)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert run_in(tmp_path / 'work').losses == by_two.losses
+
+
+@pytest.fixture(scope='module')
+def many_shapes(tmp_path_factory):
+    """Seven validation images, which neither two nor three processes share evenly."""
+    root = tmp_path_factory.mktemp('seven') / 'shapes'
+    return make_shapes(root, train=TRAIN_IMAGES, val=7, size=64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['detection', 'segmentation'])
+def test_one_two_and_three_processes_evaluate_identically(task, many_shapes, trained, tmp_path):
+    config, options, checkpoint = NANO, on(many_shapes), trained.checkpoint
+    if task == 'segmentation':
+        config = SEGMENTER
+        roots = [
+            f'{s}_dataloader.dataset.data_root={many_shapes}' for s in ('train', 'val', 'test')
+        ]
+        options = [
+            '--cfg-options',
+            *roots,
+            'train_cfg.max_iters=2',
+            'train_dataloader.batch_size=4',
+        ]
+        succeed('train.py', config, '--work-dir', tmp_path / 'work', *options)
+        checkpoint = tmp_path / 'work/iter_2.pth'
+    metrics = []
+    for processes in (1, 2, 3):
+        out = tmp_path / f'{processes}'
+        how = ('test.py', config, checkpoint)
+        if processes > 1:
+            how = ('dist_test.sh', config, checkpoint, processes)
+        succeed(*how, '--work-dir', tmp_path / 'work', '--out', out, *options)
+        content = json.loads(Path(f'{out}.metrics.json').read_text())
+        times = ('time', 'data_time')
+        metrics.append({key: value for key, value in content.items() if key not in times})
+    assert len(metrics[0]) > 2
+    assert metrics[0] == metrics[1] == metrics[2]

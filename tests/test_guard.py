@@ -1,24 +1,14 @@
 """Trainings in which something goes wrong: what they say, and what becomes of them."""
 
-import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, NANO, ROOT, fail, on, succeed
+from command_line import NANO, ROOT, fail, on, succeed
 
 from gcvit_mm.checkpoint import read_checkpoint
 from gcvit_mm.engine import GuardedOptimWrapper
-
-pytestmark = pytest.mark.usefixtures('faults')
-
-
-@pytest.fixture
-def faults(monkeypatch):
-    """Let the scripts find ``faults.py``."""
-    path = os.pathsep.join([ENVIRONMENT['PYTHONPATH'], str(Path(__file__).parent)])
-    monkeypatch.setitem(ENVIRONMENT, 'PYTHONPATH', path)
 
 
 def config(folder: Path, base: str, *lines: str) -> Path:

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from reference import write_official
 
 import gcvit_mm
+from gcvit_mm.engine.batch_size import scale_learning_rate
 from gcvit_mm.engine.launch import OptionsAction, check_gpus
 from gcvit_mm.errors import UserError
 
@@ -137,6 +138,14 @@ def test_training_goes_on_without_bad_images_and_counts_them(data, tmp_path):
     # The same run is the one of `--resume` without anything to resume.
     assert f'nothing to resume in {tmp_path}/work: training starts from scratch' in output
     assert (tmp_path / 'work/epoch_1.pth').exists()
+
+
+def test_more_bad_images_than_allowed_end_the_training(data, tmp_path):
+    for i in (1, 2):
+        cut(data / f'images/training/00000{i}.jpg')
+    options = '--skip-bad-images', '1', *on(data)
+    error = train_fails(tmp_path, *options)
+    assert '2 images cannot be read, more than the 1 that --skip-bad-images allows' in error
 
 
 def test_evaluation_names_a_bad_image_or_counts_it_as_blank(trained, data, tmp_path):
@@ -441,3 +450,35 @@ def test_norms_and_bias_tables_are_spared_weight_decay_and_nothing_else_is(name)
         assert decay[id(parameter)] == (0 if spared else 0.05), key
         seen.add(kind)
     assert {'norm', 'relative_position_bias_table', 'weight', 'bias'} <= seen
+
+
+# --- The batch --------------------------------------------------------------------------------
+
+
+def test_the_learning_rate_is_scaled_to_the_batch_and_the_rule_is_named(tiny_shapes, tmp_path):
+    # The recipe is for 8 images, and these steps have 2.
+    small = 'train_dataloader.batch_size=2', 'default_hooks.logger.interval=1'
+    options = on(tiny_shapes, *small, 'param_scheduler=None')
+    plain = succeed('train.py', NANO, '--work-dir', tmp_path / 'plain', *options)
+    assert (
+        'learning rate: 0.001, as it stands: the recipe is for 8 images; --auto-scale-lr would '
+        'multiply it by 0.5 (square root, as for AdamW)'
+    ) in plain
+    scaled = succeed('train.py', NANO, '--work-dir', tmp_path, '--auto-scale-lr', *options)
+    assert (
+        "learning rate: 0.0005, 0.5 (square root, as for AdamW) of the recipe's: the recipe is "
+        'for 8 images'
+    ) in scaled
+    assert 'lr: 5.0000e-04' in scaled
+
+
+def test_the_learning_rate_of_sgd_is_scaled_linearly():
+    cfg = Config(
+        dict(
+            train_dataloader=dict(batch_size=2),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1), accumulative_counts=2),
+            auto_scale_lr=dict(base_batch_size=16),
+        )
+    )
+    scale_learning_rate(cfg)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.1 * 4 / 16)

@@ -10,6 +10,18 @@ shift 3
 # Before processes start: a message of torchrun's would bury ours.
 python -c 'import sys; from gcvit_mm.engine.launch import check_gpus, run; import torch
 run(lambda: check_gpus(int(sys.argv[1]), torch.cuda.device_count()))' "$processes"
-exec torchrun --nnodes "${NNODES:-1}" --node-rank "${NODE_RANK:-0}" \
-  --master-addr "${MASTER_ADDR:-127.0.0.1}" --master-port "${PORT:-29500}" \
-  --nproc-per-node "$processes" "$script" "$config" "$@" --launcher pytorch
+# Processes that are started again go on from the checkpoints of this run.
+GCVIT_MM_STARTED=$(date +%Y%m%d_%H%M%S)
+export GCVIT_MM_STARTED
+# torchrun would give them the addresses of the processes that died, which it keeps in a store.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+nodes=${NNODES:-1} address=${MASTER_ADDR:-127.0.0.1} port=${PORT:-29500}
+options=(--nnodes "$nodes" --nproc-per-node "$processes" --max-restarts "${MAX_RESTARTS:-0}"
+  --rdzv-backend c10d --rdzv-id "gcvit_mm_$port" --rdzv-endpoint "$address:$port")
+if [ "${NODE_RANK:-0}" = 0 ]; then
+  # The other machines are told this address, and not a name that they may not know.
+  options+=(--local-addr "$address" --rdzv-conf is_host=true)
+else
+  options+=(--rdzv-conf is_host=false)
+fi
+exec torchrun "${options[@]}" "$script" "$config" "$@" --launcher pytorch

@@ -1,12 +1,14 @@
 """Train a model of any task from a config."""
 
 import argparse
+import os
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from gcvit_mm.engine.batch_size import scale_learning_rate
 from gcvit_mm.engine.launch import (
     add_config_arguments,
     add_run_arguments,
@@ -29,7 +31,9 @@ def parse_args() -> argparse.Namespace:
         '--amp', action='store_true', help='mixed precision: bfloat16 where the GPU has it'
     )
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch'
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate from the recipe's batch to this run's",
     )
     parser.add_argument(
         '--resume',
@@ -46,23 +50,29 @@ def main() -> None:
     cfg = load_run_config(args)
     if args.amp:
         use_amp(cfg)
-    if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise UserError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
-        cfg.auto_scale_lr.enable = True
     prepare(cfg, exact_checkpoint=False, skip_bad_images=args.skip_bad_images)
+    if args.auto_scale_lr:
+        scale_learning_rate(cfg)
     if args.resume:
         resume(cfg, args.resume)
+    elif int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+        resume(cfg, 'auto', since=os.environ.get('GCVIT_MM_STARTED', ''))
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
     Runner.from_cfg(cfg).train()
     if args.skip_bad_images:
         report_bad_images(cfg)
 
 
-def resume(cfg: Config, checkpoint: str) -> None:
-    """Let a training go on from a checkpoint; 'auto' is the newest whole one."""
+def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
+    """Let a training go on from a checkpoint; 'auto' is the newest whole one.
+
+    Args:
+        cfg: The config.
+        checkpoint: A file, or 'auto'.
+        since: Only checkpoints of this time or later, as they state it: YYYYMMDD_HHMMSS.
+    """
     if checkpoint == 'auto':
-        checkpoint, lines = agree(lambda: find_resumable(cfg.work_dir))
+        checkpoint, lines = agree(lambda: find_resumable(cfg.work_dir, since))
         going_on = (
             f'training goes on from {checkpoint}'
             if checkpoint

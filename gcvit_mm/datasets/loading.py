@@ -23,6 +23,7 @@ class LoadWholeImage(LoadImageFromFile):
             the data set then draws another one; 'blank' puts a black image in its place, for
             evaluation, where its objects count as missed.
         bad_images_file: Where the paths of unreadable images are appended, one a line.
+        max_bad_images: How many of them there may be; None for any number.
         to_float32: Return float32 instead of uint8.
         color_type: mmcv's ``imfrombytes`` flag.
         backend_args: mmengine's file backend.
@@ -32,6 +33,7 @@ class LoadWholeImage(LoadImageFromFile):
         self,
         on_bad: Literal['raise', 'skip', 'blank'] = 'raise',
         bad_images_file: str | None = None,
+        max_bad_images: int | None = None,
         to_float32: bool = False,
         color_type: str = 'color',
         backend_args: dict | None = None,
@@ -44,12 +46,14 @@ class LoadWholeImage(LoadImageFromFile):
         )
         self.on_bad = on_bad
         self.bad_images_file = bad_images_file
+        self.max_bad_images = max_bad_images
 
     def transform(self, results: dict) -> dict | None:
         """Read ``results['img_path']`` into ``img``, ``img_shape`` and ``ori_shape``.
 
         Raises:
-            UserError: The image cannot be read and ``on_bad`` is 'raise'.
+            UserError: The image cannot be read and ``on_bad`` is 'raise', or there are more than
+                ``max_bad_images`` of them.
         """
         try:
             return super().transform(results)
@@ -62,9 +66,21 @@ class LoadWholeImage(LoadImageFromFile):
                 ) from error
         print_log(f'bad image {path} is passed over', logger='current', level=logging.WARNING)
         if self.bad_images_file:
-            with open(self.bad_images_file, 'a') as file:
-                file.write(f'{path}\n')
+            self._note(self.bad_images_file, path)
         return None if self.on_bad == 'skip' else self._blank(results)
+
+    def _note(self, file: str, path: str) -> None:
+        with open(file, 'a') as appended:
+            appended.write(f'{path}\n')
+        if self.max_bad_images is None:
+            return
+        with open(file) as listed:  # other processes append to it too
+            count = len(set(listed))
+        if count > self.max_bad_images:
+            raise UserError(
+                f'{count} images cannot be read, more than the {self.max_bad_images} that '
+                f'--skip-bad-images allows; they are listed in {file}'
+            )
 
     def _blank(self, results: dict) -> dict:
         if 'height' in results:

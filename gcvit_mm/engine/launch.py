@@ -23,7 +23,7 @@ from ..errors import UserError
 from .loaders import register_loaders
 from .workers import outlive_signals
 
-BAD_IMAGES = 'bad_images.txt'
+BAD_IMAGES, MOST_BAD_IMAGES = 'bad_images.txt', 100
 LESS_MEMORY = (
     'take fewer images (train_dataloader.batch_size), recompute activations '
     '(model.backbone.with_cp=True) or take smaller images; on a GPU also --amp'
@@ -135,8 +135,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--skip-bad-images',
-        action='store_true',
-        help=f'go on without unreadable images, and list them in {BAD_IMAGES}',
+        nargs='?',
+        type=int,
+        const=MOST_BAD_IMAGES,
+        default=0,
+        metavar='N',
+        help=f'go on without unreadable images, at most N ({MOST_BAD_IMAGES}): see {BAD_IMAGES}',
     )
     add_trust_argument(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
@@ -202,7 +206,7 @@ def _check_options(cfg: Config, options: dict) -> None:
             raise UserError(f'--cfg-options {key}: the config has no section {first!r}; {hint}')
 
 
-def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> None:
+def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: int) -> None:
     """What every run gets: safe reading of checkpoints, our hooks, processes that find each other.
 
     Raises:
@@ -225,11 +229,11 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: bool) -> No
             if cfg[name].get('num_workers'):
                 cfg[name].setdefault('timeout', LOADER_TIMEOUT)
     if skip_bad_images:
-        _skip_bad_images(cfg)
+        _skip_bad_images(cfg, skip_bad_images)
     _init_processes(cfg)
 
 
-def _skip_bad_images(cfg: Config) -> None:
+def _skip_bad_images(cfg: Config, most: int) -> None:
     os.makedirs(cfg.work_dir, exist_ok=True)
     path = os.path.join(cfg.work_dir, BAD_IMAGES)
     Path(path).unlink(missing_ok=True)
@@ -238,7 +242,9 @@ def _skip_bad_images(cfg: Config) -> None:
         for dataset in leaf_datasets(cfg.get(name)):
             for step in find_steps(dataset.get('pipeline', []), 'LoadWholeImage'):
                 step.update(
-                    on_bad='blank' if dataset.get('test_mode') else 'skip', bad_images_file=path
+                    on_bad='blank' if dataset.get('test_mode') else 'skip',
+                    bad_images_file=path,
+                    max_bad_images=most,
                 )
                 loaders.append(step)
     if not loaders:

@@ -7,11 +7,12 @@ from ..checkpoint import read_checkpoint, verify_checkpoint
 from ..errors import UserError
 
 
-def find_resumable(folder: str | os.PathLike) -> tuple[str | None, list[str]]:
+def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | None, list[str]]:
     """Find the newest checkpoint in a work folder that is whole and has the state of a training.
 
     Args:
         folder: The work folder; it need not exist.
+        since: Only checkpoints of this time or later are looked at, as they state it.
 
     Returns:
         The file, None where there is none, and a line for each checkpoint that is passed over.
@@ -25,8 +26,11 @@ def find_resumable(folder: str | os.PathLike) -> tuple[str | None, list[str]]:
             continue
         if isinstance(content, dict) and {'meta', 'optimizer', 'message_hub'} <= content.keys():
             # The time in the file, as copying may change the file's own.
-            meta = content['meta']
-            found.append((meta.get('time', ''), meta.get('iter', 0), path))
+            time, step = (
+                content['meta'].get(key, none) for key, none in (('time', ''), ('iter', 0))
+            )
+            if time >= since:
+                found.append((time, step, path))
     latest = Path(folder, 'last_checkpoint')
     if latest.is_file() and not Path(folder, latest.read_text()).exists():
         passed_over.append(f'{latest} names {latest.read_text()}, which does not exist')

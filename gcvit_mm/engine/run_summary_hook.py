@@ -5,6 +5,7 @@ import platform
 from collections.abc import Iterator
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
@@ -13,6 +14,7 @@ from mmengine.runner import Runner
 
 from ..mmcv_ops import implementation
 from ..models import GCViT
+from .batch_size import effective_batch, learning_rate_factor
 
 
 @HOOKS.register_module()
@@ -37,21 +39,33 @@ def _what_runs(runner: Runner) -> Iterator[str]:
 
 def _training(runner: Runner) -> Iterator[str]:
     optim = runner.optim_wrapper
-    batch = runner.train_dataloader.batch_sampler.batch_size
-    world, accumulate = get_world_size(), optim._accumulative_counts
+    batch, world, accumulate = effective_batch(runner.cfg)
     yield (
         f'effective batch: {batch * world * accumulate} images '
         f'({batch} a process x {world} process(es) x {accumulate} accumulated)'
     )
     rates = sorted({group.get('initial_lr', group['lr']) for group in optim.param_groups})
     few = rates if len(rates) < 4 else [rates[0], rates[-1]]
-    yield f'learning rate: {(", " if few is rates else " to ").join(f"{rate:g}" for rate in few)}'
+    rate = (', ' if few is rates else ' to ').join(f'{rate:g}' for rate in few)
+    yield f'learning rate: {rate}{_scaling(runner.cfg)}'
     amp = isinstance(optim, AmpOptimWrapper)
     yield f'precision: {str(optim.cast_dtype or torch.float16)[6:] if amp else "float32"}'
     counts = [(p.numel(), p.requires_grad) for p in runner.model.parameters()]
     trainable, total = sum(n for n, grad in counts if grad), sum(n for n, _ in counts)
     yield f'parameters: {trainable:,} trainable of {total:,}'
     yield f'checkpoints and logs: {runner.work_dir}'
+
+
+def _scaling(cfg: Config) -> str:
+    """What the batch has to do with the learning rate."""
+    scaled, recipe = learning_rate_factor(cfg), cfg.get('auto_scale_lr', {})
+    if scaled is None or scaled[0] == 1:
+        return ''
+    factor = f'{scaled[0]:.3g} ({scaled[1]})'
+    base = f'the recipe is for {recipe.base_batch_size} images'
+    if recipe.get('scaled'):
+        return f", {factor} of the recipe's: {base}"
+    return f', as it stands: {base}; --auto-scale-lr would multiply it by {factor}'
 
 
 def _device() -> str:
