@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,8 +148,16 @@ def arguments_for(folder: Path, data: Path, processes: int, kill: int = -1) -> t
     return config, ['--work-dir', folder / 'work', '--cfg-options', *options]
 
 
-def train(folder: Path, data: Path, processes: int, kill: int = -1) -> Run:
+def train(
+    folder: Path,
+    data: Path,
+    processes: int,
+    kill: int = -1,
+    options: Sequence[str] = (),
+    steps: int = STEPS,
+) -> Run:
     config, arguments = arguments_for(folder, data, processes, kill)
+    arguments = [*options, *arguments, f'train_cfg.max_iters={steps}']
     if processes == 1:
         output = succeed('train.py', config, *arguments)
     else:
@@ -255,3 +264,35 @@ def test_one_two_and_three_processes_evaluate_identically(task, many_shapes, tra
         metrics.append({key: value for key, value in content.items() if key not in times})
     assert len(metrics[0]) > 2
     assert metrics[0] == metrics[1] == metrics[2]
+
+
+# --- Models in parts --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_model_in_parts_is_trained_and_saved_as_a_whole_one_is(by_two, tiny_shapes, tmp_path):
+    parts = train(tmp_path, tiny_shapes, 2, options=['--shard'])
+    total, kept = re.search(
+        r'of ([\d,]+) parameters, this process keeps ([\d,]+)', parts.output
+    ).groups()
+    assert int(kept.replace(',', '')) == pytest.approx(int(total.replace(',', '')) / 2, rel=0.05)
+    assert parts.losses == pytest.approx(by_two.losses, rel=1e-5)
+    expected, found = read_checkpoint(by_two.checkpoint), read_checkpoint(parts.checkpoint)
+    torch.testing.assert_close(found['state_dict'], expected['state_dict'], rtol=1e-4, atol=1e-5)
+    whole, spread = (content['optimizer'] for content in (expected, found))
+    assert whole['param_groups'] == spread['param_groups']
+    torch.testing.assert_close(spread['state'], whole['state'], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('first', ['whole', 'parts'])
+def test_models_in_parts_and_whole_go_on_from_each_others_checkpoints(
+    first, by_two, tiny_shapes, tmp_path
+):
+    how = {'whole': [], 'parts': ['--shard']}
+    then = {'whole': 'parts', 'parts': 'whole'}[first]
+    train(tmp_path, tiny_shapes, 2, options=how[first], steps=4)
+    run = train(tmp_path, tiny_shapes, 2, options=[*how[then], '--resume'])
+    assert f'training goes on from {tmp_path}/work/iter_4.pth' in run.output
+    assert sorted(run.losses) == list(range(STEPS))
+    assert run.losses == pytest.approx(by_two.losses, rel=1e-5)

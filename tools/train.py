@@ -20,6 +20,7 @@ from gcvit_mm.engine.launch import (
 )
 from gcvit_mm.engine.preflight import check_data
 from gcvit_mm.engine.resume import find_resumable
+from gcvit_mm.engine.sharded import ShardedRunner
 from gcvit_mm.errors import UserError
 
 
@@ -29,6 +30,11 @@ def parse_args() -> argparse.Namespace:
     add_run_arguments(parser)
     parser.add_argument(
         '--amp', action='store_true', help='mixed precision: bfloat16 where the GPU has it'
+    )
+    parser.add_argument(
+        '--shard',
+        action='store_true',
+        help='spread parameters, gradients and optimizer state over the processes (FSDP)',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -58,7 +64,7 @@ def main() -> None:
     elif int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         resume(cfg, 'auto', since=os.environ.get('GCVIT_MM_STARTED', ''))
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    Runner.from_cfg(cfg).train()
+    (ShardedRunner if args.shard else Runner).from_cfg(cfg).train()
     if args.skip_bad_images:
         report_bad_images(cfg)
 

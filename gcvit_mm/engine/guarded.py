@@ -48,7 +48,9 @@ def _norm_of_gradients(optimizer: torch.optim.Optimizer) -> float:
         p for group in optimizer.param_groups for p in group['params'] if p.grad is not None
     ]
     if hasattr(nn.utils, 'get_total_norm'):
-        return float(nn.utils.get_total_norm([p.grad for p in with_grad]))
+        norm = nn.utils.get_total_norm([p.grad for p in with_grad])
+        # Gradients that are spread over processes have a norm of parts.
+        return float(norm.full_tensor() if hasattr(norm, 'full_tensor') else norm)
     return float(nn.utils.clip_grad_norm_(with_grad, math.inf))  # before torch 2.6
 
 
