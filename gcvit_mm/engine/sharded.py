@@ -49,8 +49,9 @@ class ShardedRunner(Runner):
             if UNITS.fullmatch(name):
                 fully_shard(module, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        kept = sum(parameter.to_local().numel() for parameter in model.parameters())
-        total = sum(parameter.numel() for parameter in model.parameters())
+        parts: list[Any] = list(model.parameters())
+        kept = sum(part.to_local().numel() for part in parts)
+        total = sum(part.numel() for part in parts)
         self.logger.info(f'of {total:,} parameters, this process keeps {kept:,}')
         return model
 
