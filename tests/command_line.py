@@ -11,6 +11,7 @@ TRAIN_IMAGES, VAL_IMAGES = 8, 5
 ENVIRONMENT = {
     **os.environ,
     'OMP_NUM_THREADS': '1',
+    'GLOO_SOCKET_IFNAME': 'lo',  # else gloo looks up the machine's name, for seconds
     'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),  # faults.py is there
     'PATH': os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']]),
 }
