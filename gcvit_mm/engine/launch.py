@@ -287,8 +287,9 @@ def _init_processes(cfg: Config) -> None:
     if cfg.launcher == 'none':
         return
     env, gpus = cfg.get('env_cfg', {}), torch.cuda.device_count()
-    if 'LOCAL_WORLD_SIZE' in os.environ:
-        check_gpus(int(os.environ['LOCAL_WORLD_SIZE']), gpus)
+    here = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE')
+    if here:
+        check_gpus(int(here), gpus)
     if gpus or cfg.launcher == 'mpi':
         set_multi_processing(**env.get('mp_cfg', {}), distributed=True)
         init_dist(cfg.launcher, **env.get('dist_cfg', {}))
@@ -300,6 +301,7 @@ def _init_processes(cfg: Config) -> None:
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
+        broadcast_buffers=False,  # as mmengine has it on GPUs
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     if is_main_process():
@@ -331,5 +333,6 @@ def check_gpus(processes: int, gpus: int) -> None:
     if 0 < gpus < processes:
         raise UserError(
             f'{processes} processes were asked for, but this machine has {gpus} GPU(s): pass '
-            f'{gpus} to tools/dist_train.sh or tools/dist_test.sh'
+            f'{gpus} to tools/dist_train.sh or tools/dist_test.sh, or as GPUS_PER_NODE to '
+            'tools/slurm_train.sh or tools/slurm_test.sh'
         )

@@ -58,6 +58,8 @@ class PreemptionHook(Hook):
         if not runner.optim_wrapper.should_update():
             return
         if received := self._received_by_any(runner):
+            for number in self.signals:  # a second one would end a process that is leaving
+                signal.signal(number, signal.SIG_IGN)
             name = signal.Signals(received).name
             ends = f'{name}: training ends after iteration {runner.iter + 1}'
             hook = checkpoint_hook(runner)
