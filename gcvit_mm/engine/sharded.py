@@ -58,6 +58,11 @@ class ShardedRunner(Runner):
     def _init_model_weights(self) -> None:
         pass  # done before the model was spread
 
+    def resume(self, filename: str, **kwargs: Any) -> None:
+        """Go on from a checkpoint, a whole one."""
+        self._resume = True
+        super().resume(filename, **kwargs)
+
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Gather everything in all processes, and write it in one."""
         self.full = dict(state_dict=_gather(self.model.state_dict()))
