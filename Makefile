@@ -1,7 +1,9 @@
 # `make demo` and `make test` do all the set-up they need, in the active virtual environment or
 # else in .venv. To use another Python: `make demo PYTHONS=/path/to/python3.12`.
 PYTHONS = python3 python3.12 python3.11
-PYTEST_ARGS = -q
+# Most tests start other processes, each of one thread.
+PYTEST_ARGS = -q -n 2 --dist worksteal
+test test-slow: export OMP_NUM_THREADS = 1
 
 ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
 ENV := $(or $(ACTIVE),$(CURDIR)/.venv)

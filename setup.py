@@ -52,6 +52,6 @@ setup(
             'tqdm',
             'rich',
         ],
-        'test': ['hypothesis', 'mypy', 'pytest', 'ruff', 'timm'],
+        'test': ['hypothesis', 'mypy', 'pytest', 'pytest-xdist', 'ruff', 'timm'],
     },
 )

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int | str)
@@ -50,14 +52,29 @@ def find_misfit(key: str, entry: Any) -> str | None:
     return None
 
 
+# pycocotools takes all memory for a polygon that is drawn far away, and crashes on huge masks.
+FARTHEST, MOST_PIXELS = 1e6, 2e9
+
+
 def _misfit_of_mask(mask: Any) -> str | None:
     if isinstance(mask, dict):
-        fits = finite(mask.get('size'), 2) and isinstance(mask.get('counts'), list | str)
+        size: Any = mask.get('size')
+        fits = isinstance(size, list) and len(size) == 2 and all(map(_is_length, size))
+        fits = fits and size[0] * size[1] < MOST_PIXELS
+        fits = fits and isinstance(mask.get('counts'), list | str)
         return None if fits else 'segmentation is no run-length encoding with size and counts'
     polygons = mask or []
-    # To look at each number would take longer than to read the file.
-    fits = isinstance(polygons, list) and all(isinstance(polygon, list) for polygon in polygons)
-    return None if fits else 'segmentation is no list of polygons'
+    fits = isinstance(polygons, list) and all(map(_is_polygon, polygons))
+    return None if fits else 'segmentation is no list of polygons of numbers of pixels'
+
+
+def _is_polygon(polygon: Any) -> bool:
+    try:
+        points = np.asarray(polygon, float)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    # NaN compares as false.
+    return isinstance(polygon, list) and points.ndim == 1 and bool((abs(points) < FARTHEST).all())
 
 
 def finite(values: Any, count: int | None = None) -> bool:

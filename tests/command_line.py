@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NANO = 'configs/mask_rcnn_gcvit_nano_shapes.py'
 TRAIN_IMAGES, VAL_IMAGES = 8, 5
 ENVIRONMENT = {
-    **os.environ,
+    **{name: value for name, value in os.environ.items() if name != 'COLUMNS'},
     'OMP_NUM_THREADS': '1',
     'GLOO_SOCKET_IFNAME': 'lo',  # else gloo looks up the machine's name, for seconds
     'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')]),  # faults.py is there

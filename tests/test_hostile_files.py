@@ -321,3 +321,16 @@ def change_something(node: Any, data: st.DataObject) -> None:
         node[key] = data.draw(JSON)
     else:
         del node[key]
+
+
+@pytest.mark.parametrize(
+    'mask',
+    [[[1e14, 0, 1, 1, 2, 2]], [[-1e14, 0, 1e14, 1, 2, 2]], dict(size=[10**6, 10**6], counts=[1])],
+)
+def test_masks_that_would_take_all_memory_are_refused(mask, tiny_shapes, tmp_path):
+    content = json.loads((tiny_shapes / 'annotations/instances_training.json').read_text())
+    content['annotations'][3]['segmentation'] = mask
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    option = f'train_dataloader.dataset.ann_file={tmp_path}/x.json'
+    error = fail('train.py', NANO, '--work-dir', tmp_path / 'work', *on(tiny_shapes, option))
+    assert f'annotation file {tmp_path}/x.json: annotations[3]: segmentation is no' in error

@@ -24,10 +24,16 @@ SEGMENTER = 'configs/upernet_gcvit_nano_shapes.py'
 NO_EVALUATION = ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None']
 
 
-def detector(data: Path, *options: str) -> list[object]:
-    """Two epochs of eight steps each, with workers and batches by aspect ratio."""
+def detector(folder: Path, data: Path, *options: str) -> list[object]:
+    """Two epochs of eight steps each: a moving average, accumulation, workers, aspect ratios."""
+    config = folder / 'detector.py'
+    config.write_text(
+        f"_base_ = '{ROOT / NANO}'\n"
+        "custom_hooks = [dict(type='EMAHook', momentum=0.1)]\n"
+        'optim_wrapper = dict(accumulative_counts=2)\n'
+    )
     return [
-        NANO,
+        config,
         *on(
             data,
             'train_cfg.max_epochs=2',
@@ -79,14 +85,26 @@ def wait_for(process: subprocess.Popen, text: str) -> str:
     raise AssertionError(f'{text!r} never came:\n{output}')
 
 
-def weights(file: Path) -> dict[str, torch.Tensor]:
-    return read_checkpoint(file)['state_dict']
-
-
 def assert_identical(file: Path, other: Path) -> None:
-    first, second = weights(file), weights(other)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    """Compare weights, their moving average, and the state of optimizer and schedules."""
+    first, second = read_checkpoint(file), read_checkpoint(other)
+    for part in ('state_dict', 'optimizer', 'param_schedulers', 'ema_state_dict'):
+        assert_equal(first.get(part), second.get(part), part)
+
+
+def assert_equal(first: object, second: object, name: str) -> None:
+    if isinstance(first, dict):
+        assert first.keys() == second.keys(), name
+        for key in first:
+            assert_equal(first[key], second[key], f'{name}.{key}')
+    elif isinstance(first, list):
+        assert len(first) == len(second), name
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal(*pair, f'{name}[{i}]')
+    elif isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), name
+    else:
+        assert first == second, name
 
 
 # --- Signals and kills ------------------------------------------------------------------------
@@ -95,8 +113,9 @@ def assert_identical(file: Path, other: Path) -> None:
 def test_a_training_stopped_in_an_epoch_by_sigterm_goes_on_to_the_same_weights(
     tiny_shapes, tmp_path
 ):
-    succeed('train.py', *detector(tiny_shapes), '--work-dir', tmp_path / 'whole')
-    process = start(tmp_path / 'work', detector(tiny_shapes))
+    arguments = detector(tmp_path, tiny_shapes)
+    succeed('train.py', *arguments, '--work-dir', tmp_path / 'whole')
+    process = start(tmp_path / 'work', arguments)
     wait_for(process, '[1][3/8]')
     os.killpg(process.pid, signal.SIGTERM)  # as clusters do: workers get it too
     output = process.stdout.read()
@@ -104,20 +123,23 @@ def test_a_training_stopped_in_an_epoch_by_sigterm_goes_on_to_the_same_weights(
     (saved,) = (tmp_path / 'work').glob('*.pth')
     step = int(saved.stem.removeprefix('iter_'))
     assert 3 <= step < TRAIN_IMAGES
+    assert step % 2 == 0  # what was accumulated is not in a checkpoint
     assert f'SIGTERM: training ends after iteration {step}, saved in' in output
     assert (tmp_path / 'work/last_checkpoint').read_text() == saved.name
 
     # Another number of workers, and another batch of random numbers, change nothing.
     output = succeed(
         'train.py',
-        *detector(tiny_shapes, 'train_dataloader.num_workers=1'),
+        *detector(tmp_path, tiny_shapes, 'train_dataloader.num_workers=1'),
         '--work-dir',
         tmp_path / 'work',
         '--resume',
     )
     assert f'[1][{step + 1}/8]' in output
     assert f'[1][{step}/8]' not in output
-    assert_identical(tmp_path / 'work/epoch_2.pth', tmp_path / 'whole/epoch_2.pth')
+    whole = tmp_path / 'whole/epoch_2.pth'
+    assert 'ema_state_dict' in read_checkpoint(whole)
+    assert_identical(tmp_path / 'work/epoch_2.pth', whole)
 
 
 @pytest.mark.slow

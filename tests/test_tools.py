@@ -305,7 +305,7 @@ def test_the_log_states_what_runs_and_holds_plain_lines(trained):
         r'mmcv ops: \S.+',
         r'attention: sdpa',
         r'effective batch: 4 images \(4 a process x 1 process\(es\) x 1 accumulated\)',
-        r'learning rate: 0\.001',
+        r'learning rate: 0\.001, as it stands: the recipe is for 8 images; .*',
         r'precision: float32',
         r'parameters: ([\d,]+) trainable of \1',
         rf'checkpoints and logs: {trained.work_dir}',

@@ -38,7 +38,7 @@ def main() -> None:
     make_shapes(DATA)
     shutil.rmtree(WORK_DIR, ignore_errors=True)
     call('train.py', CONFIG, '--work-dir', WORK_DIR)
-    checkpoint = Path((WORK_DIR / 'last_checkpoint').read_text().strip())
+    checkpoint = WORK_DIR / (WORK_DIR / 'last_checkpoint').read_text()
     call('test.py', CONFIG, checkpoint, '--work-dir', WORK_DIR, '--out', WORK_DIR / 'validation')
     metrics = write_metrics(time.time() - start)
     plot_curves(WORK_DIR / 'curves.png')

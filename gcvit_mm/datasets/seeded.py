@@ -1,6 +1,7 @@
 """Samples whose augmentation follows from their place in a training."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -22,7 +23,10 @@ class SeededDataset(Dataset):
     """
 
     def __init__(self, dataset: Any) -> None:
-        dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        if isinstance(dataset, dict):
+            file = dataset.get('ann_file') or dataset.get('type')
+            with _noting(lambda: f'while reading {file}'):
+                dataset = DATASETS.build(dataset)
         object.__setattr__(self, 'seeded', dataset)
 
     def __len__(self) -> int:
@@ -31,12 +35,8 @@ class SeededDataset(Dataset):
     def __getitem__(self, key: tuple[int, ...]) -> Any:
         """The sample of the index that is last in ``key``, augmented by random numbers from it."""
         seed_generators(*key)
-        try:
+        with _noting(lambda: f'while loading sample {key[-1]} of {self._name(key[-1])}'):
             return self.seeded[key[-1]]
-        except Exception as error:
-            if hasattr(error, 'add_note'):  # Python 3.11
-                error.add_note(f'while loading sample {key[-1]} of {self._name(key[-1])}')
-            raise
 
     def _name(self, index: int) -> str:
         file = getattr(self.seeded, 'ann_file', '') or type(self.seeded).__name__
@@ -57,6 +57,17 @@ class SeededDataset(Dataset):
 
     def __setstate__(self, state: dict) -> None:
         object.__setattr__(self, 'seeded', state['seeded'])
+
+
+@contextmanager
+def _noting(say: Callable[[], str]) -> Iterator[None]:
+    """Add to what is raised where it came from."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, 'add_note'):  # Python 3.11
+            error.add_note(say())
+        raise
 
 
 @DATA_SAMPLERS.register_module()

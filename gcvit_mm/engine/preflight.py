@@ -129,6 +129,8 @@ def read_coco(path: str, *, need_annotations: bool) -> dict:
 
 def check_entries(path: str, content: dict) -> None:
     """Raise ``UserError`` for the first image or annotation of a COCO file that cannot be used."""
+    if not content['images']:
+        raise UserError(f'annotation file {path} lists no images')
     for key in ('images', 'annotations'):
         for i, entry in enumerate(content.get(key, [])):
             misfit = find_misfit(key, entry)
