@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Tries tools/slurm_train.sh and slurm_test.sh with a real SLURM of one machine: as root, with Debian's
-# packages slurm-wlm and munge, and the virtual environment active. It takes three minutes:
+# packages slurm-wlm and munge, and the virtual environment active. It takes one minute:
 #     sudo env PATH="$PATH" tests/try_slurm.sh
 # A training that is told to stop is queued again, goes on, and ends with the weights of one that was not.
 set -euo pipefail
