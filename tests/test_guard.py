@@ -44,9 +44,13 @@ def test_a_step_with_a_nan_loss_is_left_out_and_its_images_are_named(tiny_shapes
     assert_finite(tmp_path / 'work/epoch_1.pth')
 
 
-def test_statistics_of_batch_normalisation_survive_a_nan(tiny_shapes, tmp_path):
+@pytest.mark.parametrize('accumulated', [1, 3])
+def test_statistics_of_batch_normalisation_survive_a_nan(accumulated, tiny_shapes, tmp_path):
     base = 'configs/upernet_gcvit_nano_shapes.py'
-    faulty = config(tmp_path, base, "custom_hooks = [dict(type='NanImages', iterations=[1])]")
+    fault = "custom_hooks = [dict(type='NanImages', iterations=[1])]"
+    faulty = config(
+        tmp_path, base, fault, f'optim_wrapper = dict(accumulative_counts={accumulated})'
+    )
     options = [
         f'train_dataloader.dataset.data_root={tiny_shapes}',
         'train_dataloader.batch_size=2',
@@ -57,7 +61,7 @@ def test_statistics_of_batch_normalisation_survive_a_nan(tiny_shapes, tmp_path):
     ]
     work = tmp_path / 'work'
     output = succeed('train.py', faulty, '--work-dir', work, '--cfg-options', *options)
-    assert 'the loss of iteration 2 is not finite' in output
+    assert 'is not finite: its step is left out' in output
     assert_finite(work / 'iter_3.pth')
 
 
@@ -65,6 +69,16 @@ def test_a_step_with_an_infinite_gradient_is_left_out(tiny_shapes, tmp_path):
     faulty = config(tmp_path, NANO, "custom_hooks = [dict(type='InfiniteGradient', iteration=2)]")
     output = succeed('train.py', faulty, '--work-dir', tmp_path / 'work', *short(tiny_shapes))
     assert 'the gradient of iteration 3 is not finite: its step is left out' in output
+    assert_finite(tmp_path / 'work/epoch_1.pth')
+
+
+def test_an_accumulated_step_is_left_out_and_counted_once(tiny_shapes, tmp_path):
+    fault = "custom_hooks = [dict(type='NanImages', iterations=[0])]"
+    faulty = config(tmp_path, NANO, fault, 'optim_wrapper = dict(accumulative_counts=2)')
+    output = succeed('train.py', faulty, '--work-dir', tmp_path / 'work', *short(tiny_shapes))
+    assert output.count('its step is left out') == 1
+    assert 'of iteration 2 is not finite' in output
+    assert '1 steps were left out' in output
     assert_finite(tmp_path / 'work/epoch_1.pth')
 
 

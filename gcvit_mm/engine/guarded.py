@@ -114,7 +114,8 @@ class NonFiniteHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Keep it."""
-        self.before = [buffer.clone() for buffer in self.statistics]
+        if runner.optim_wrapper.should_update():  # else the step has begun already
+            self.before = [buffer.clone() for buffer in self.statistics]
 
     def after_train_iter(
         self,
@@ -129,6 +130,8 @@ class NonFiniteHook(Hook):
             UserError: Too many steps in a row were left out.
             RollBack: Likewise, and there is a checkpoint to go back to.
         """
+        if not runner.optim_wrapper.should_update():
+            return  # gradients are being accumulated
         if not getattr(runner.optim_wrapper, 'skipped', False):
             self.in_a_row = 0
             return
