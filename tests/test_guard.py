@@ -77,7 +77,9 @@ def test_an_accumulated_step_is_left_out_and_counted_once(tiny_shapes, tmp_path)
     faulty = config(tmp_path, NANO, fault, 'optim_wrapper = dict(accumulative_counts=2)')
     output = succeed('train.py', faulty, '--work-dir', tmp_path / 'work', *short(tiny_shapes))
     assert output.count('its step is left out') == 1
-    assert 'of iteration 2 is not finite' in output
+    (line,) = [line for line in output.splitlines() if 'is left out' in line]
+    assert 'the loss of iteration 2 is not finite' in line
+    assert line.count(str(tiny_shapes / 'images/training/')) == 2  # those of the first pass
     assert '1 steps were left out' in output
     assert_finite(tmp_path / 'work/epoch_1.pth')
 

@@ -106,6 +106,7 @@ class NonFiniteHook(Hook):
         self.in_a_row = self.in_all = self.roll_backs = 0
         self.statistics: list[Tensor] = []
         self.before: list[Tensor] = []
+        self.passes: list[tuple[Any, list[str]]] = []  # of the step: losses, images
 
     def before_train(self, runner: Runner) -> None:
         """Find what a forward pass changes: the statistics of batch normalisation."""
@@ -130,8 +131,10 @@ class NonFiniteHook(Hook):
             UserError: Too many steps in a row were left out.
             RollBack: Likewise, and there is a checkpoint to go back to.
         """
+        self.passes.append(((outputs or {}).get('loss', math.nan), list(_images(data_batch))))
         if not runner.optim_wrapper.should_update():
             return  # gradients are being accumulated
+        passes, self.passes = self.passes, []
         if not getattr(runner.optim_wrapper, 'skipped', False):
             self.in_a_row = 0
             return
@@ -139,8 +142,8 @@ class NonFiniteHook(Hook):
         self.in_all += 1
         for buffer, before in zip(self.statistics, self.before, strict=True):
             buffer.copy_(before)
-        loss = float((outputs or {}).get('loss', math.nan))
-        reports = all_gather_object((math.isfinite(loss), list(_images(data_batch))))
+        own = [(math.isfinite(float(loss)), names) for loss, names in passes]
+        reports = [report for reports in all_gather_object(own) for report in reports]
         bad = [names for finite, names in reports if not finite]
         names = [name for part in bad or [names for _, names in reports] for name in part]
         what = 'loss' if bad else 'gradient'
