@@ -99,17 +99,18 @@ def test_training_goes_back_with_a_lower_learning_rate(tiny_shapes, tmp_path):
         'train_cfg.max_epochs=3',
         'default_hooks.non_finite.limit=2',
         'default_hooks.non_finite.at_limit=roll_back',
-        'default_hooks.non_finite.max_roll_backs=1',
+        'default_hooks.non_finite.max_roll_backs=2',
     )
     work = tmp_path / 'work'
     error = fail('train.py', faulty, '--work-dir', work, *options)
     (log,) = work.glob('*/*.log')
     log = log.read_text()
     assert f'training goes back to {work}/epoch_1.pth, with 0.5 of its learning rate' in log
-    before, after = [
+    first, second, third = [
         float(line.split('lr: ')[1].split()[0]) for line in log.splitlines() if '[2][1/4]' in line
     ]
-    assert after == pytest.approx(before / 2, rel=1e-3)
+    assert second == pytest.approx(first / 2, rel=1e-3)
+    assert third == pytest.approx(first / 4, rel=1e-3)  # from the same checkpoint once more
     assert 'steps in a row' in error  # the fault is in the data: going back did not help
     assert_finite(work / 'epoch_1.pth')
 

@@ -244,6 +244,17 @@ def test_weights_without_a_state_are_nothing_to_resume(trained, tmp_path):
     assert find_resumable(tmp_path) == (None, [])
 
 
+def test_checkpoints_in_another_folder_are_found(trained, tmp_path):
+    folder = tmp_path / 'elsewhere' / 'work'
+    folder.mkdir(parents=True)
+    shutil.copy(trained.checkpoint, folder)
+    options = on(trained.data, f'default_hooks.checkpoint.out_dir={tmp_path}/elsewhere')
+    arguments = (NANO, '--work-dir', tmp_path / 'work', '--resume')
+    output = succeed('train.py', *arguments, *options, 'train_cfg.max_epochs=2')
+    assert f'training goes on from {folder}/epoch_1.pth' in output
+    assert (folder / 'epoch_2.pth').exists()
+
+
 def test_resume_says_what_it_passes_over(two_checkpoints, trained):
     older, newer = two_checkpoints
     newer.write_bytes(newer.read_bytes()[:5000])

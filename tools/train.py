@@ -19,7 +19,7 @@ from gcvit_mm.engine.launch import (
     run,
 )
 from gcvit_mm.engine.preflight import check_data
-from gcvit_mm.engine.resume import find_resumable
+from gcvit_mm.engine.resume import checkpoint_folder, find_resumable
 from gcvit_mm.engine.sharded import ShardedRunner
 from gcvit_mm.errors import UserError
 
@@ -78,11 +78,12 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
         since: Only checkpoints of this time or later, as they state it: YYYYMMDD_HHMMSS.
     """
     if checkpoint == 'auto':
-        checkpoint, lines = agree(lambda: find_resumable(cfg.work_dir, since))
+        folder = checkpoint_folder(cfg)
+        checkpoint, lines = agree(lambda: find_resumable(folder, since))
         going_on = (
             f'training goes on from {checkpoint}'
             if checkpoint
-            else (f'nothing to resume in {cfg.work_dir}: training starts from scratch')
+            else f'nothing to resume in {folder}: training starts from scratch'
         )
         if is_main_process():
             print(*(f'passed over: {line}' for line in lines), going_on, sep='\n', flush=True)

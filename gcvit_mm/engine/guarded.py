@@ -88,7 +88,7 @@ class NonFiniteHook(Hook):
     Args:
         limit: Steps in a row that may be left out.
         at_limit: 'stop' the training, or 'roll_back' to the newest checkpoint.
-        lr_factor: What going back multiplies the learning rates by.
+        lr_factor: What going back multiplies the learning rates by, each time.
         max_roll_backs: How often to go back before stopping.
     """
 
@@ -104,6 +104,7 @@ class NonFiniteHook(Hook):
         self.lr_factor = lr_factor
         self.max_roll_backs = max_roll_backs
         self.in_a_row = self.in_all = self.roll_backs = 0
+        self.checkpoint, self.factor = '', 1.0  # of the latest going back
         self.statistics: list[Tensor] = []
         self.before: list[Tensor] = []
         self.passes: list[tuple[Any, list[str]]] = []  # of the step: losses, images
@@ -163,16 +164,21 @@ class NonFiniteHook(Hook):
         hook = checkpoint_hook(runner)
         if self.at_limit == 'stop' or hook is None or self.roll_backs >= self.max_roll_backs:
             raise UserError(f'{problem}: {advice}')
-        checkpoint, _ = agree(lambda: find_resumable(hook.out_dir))
+        # Others in the folder are of an earlier training, unless this one goes on from it.
+        since = '' if runner._resume else runner.timestamp
+        checkpoint, _ = agree(lambda: find_resumable(hook.out_dir, since))
         if checkpoint is None:
             raise UserError(f'{problem}, and there is no checkpoint to go back to: {advice}')
         self.in_a_row = 0
         self.roll_backs += 1
+        # The checkpoint itself keeps its rate: a second time would be as the first.
+        again = self.factor if checkpoint == self.checkpoint else 1.0
+        self.checkpoint, self.factor = checkpoint, again * self.lr_factor
         runner.logger.warning(
-            f'{problem}: training goes back to {checkpoint}, with {self.lr_factor} of its learning '
+            f'{problem}: training goes back to {checkpoint}, with {self.factor:g} of its learning '
             f'rate ({self.roll_backs} of at most {self.max_roll_backs} times)'
         )
-        raise RollBack(checkpoint, self.lr_factor)
+        raise RollBack(checkpoint, self.factor)
 
     def after_train(self, runner: Runner) -> None:
         """Sum up."""

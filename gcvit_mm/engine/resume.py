@@ -3,8 +3,19 @@
 import os
 from pathlib import Path
 
+from mmengine.config import Config
+
 from ..checkpoint import read_checkpoint, verify_checkpoint
 from ..errors import UserError
+
+
+def checkpoint_folder(cfg: Config) -> str:
+    """Where the training of a config has its checkpoints, as mmengine's ``CheckpointHook`` does."""
+    hooks = cfg.get('default_hooks') or {}
+    out_dir = (hooks.get('checkpoint') or {}).get('out_dir')
+    if not out_dir or out_dir == cfg.work_dir:
+        return cfg.work_dir
+    return os.path.join(out_dir, os.path.basename(cfg.work_dir.rstrip('/')))
 
 
 def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | None, list[str]]:
