@@ -7,21 +7,33 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-MANIFEST = 'checkpoints/manifest.yml'
+# What works outside the repository too: the package carries it in .mim, as OpenMMLab's do.
+SHIPPED = ('checkpoints/manifest.yml', 'model-index.yml', 'configs', 'tools')
 
 
-class BuildWithManifest(build_py):
-    """Put the manifest of the weights where packages of OpenMMLab have such files: in .mim."""
+class BuildWithShipped(build_py):
+    """Put configs, tools and the list of weights where packages of OpenMMLab have such files."""
 
     def run(self):
         super().run()
         if not self.editable_mode:
-            copy = Path(self.build_lib, 'gcvit_mm/.mim', MANIFEST)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            self.copy_file(str(ROOT / MANIFEST), str(copy))
+            for name in self._shipped():
+                copy = Path(self.build_lib, 'gcvit_mm/.mim', name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                self.copy_file(str(ROOT / name), str(copy))
 
     def get_source_files(self):  # for the source distribution
-        return [*super().get_source_files(), MANIFEST]
+        return [*super().get_source_files(), *self._shipped()]
+
+    @staticmethod
+    def _shipped():
+        paths = [
+            path
+            for name in SHIPPED
+            for path in ([ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob('*'))
+        ]
+        files = [path for path in paths if path.is_file() and '__pycache__' not in path.parts]
+        return sorted(str(path.relative_to(ROOT)) for path in files)
 
 
 setup(
@@ -31,8 +43,9 @@ setup(
     description='The GC ViT backbone for MMDetection, MMSegmentation and MMPretrain',
     license='Apache-2.0',
     license_files=['LICENSE', 'NOTICE.md'],
-    cmdclass={'build_py': BuildWithManifest},
+    cmdclass={'build_py': BuildWithShipped},
     packages=find_packages(include=['gcvit_mm*']),
+    scripts=['tools/gcvit-mm'],
     python_requires='>=3.10',
     # Neither torch nor mmengine: two families of packages provide mmengine, and requiring one
     # would overwrite the other. gcvit_mm/environment.py says at import what is missing.

@@ -12,12 +12,11 @@ from typing import Any
 from mmengine.fileio import load
 
 from .errors import UserError
+from .zoo import ROOT
 
 SCHEME = 'gcvit://'
 HUB = 'https://huggingface.co'
-_PACKAGE = Path(__file__).parent
-# A wheel carries a copy; a source checkout has the file itself.
-_MANIFESTS = [root / 'checkpoints/manifest.yml' for root in (_PACKAGE / '.mim', _PACKAGE.parent)]
+MANIFEST = ROOT / 'checkpoints' / 'manifest.yml'
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Weights:
 
 def published() -> dict[str, Weights]:
     """All published weights by name."""
-    manifest = load(next(path for path in _MANIFESTS if path.is_file()))
+    manifest = load(MANIFEST)
     return {
         name: Weights(name, **values)
         for name, values in manifest.items()

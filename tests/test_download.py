@@ -459,10 +459,3 @@ def test_sizes_fit_the_models():
         # one holds averaged weights. The classifier is in the files, and not in the model.
         low, high = (2.95, 4.6) if each.size_mb else (1, 1.06)
         assert low < (each.size_mb or each.tensors_mb) / model_mb < high, each.name
-
-
-def test_built_package_has_the_manifest(tmp_path):
-    build = [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', tmp_path]
-    subprocess.run(build, cwd=command_line.ROOT, check=True, capture_output=True)
-    copy = tmp_path / 'gcvit_mm/.mim/checkpoints/manifest.yml'
-    assert copy.read_text() == (command_line.ROOT / 'checkpoints/manifest.yml').read_text()

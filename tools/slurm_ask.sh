@@ -15,8 +15,8 @@ if ! command -v "$ask" >/dev/null; then
     "tools/dist_test.sh do without" >&2
   exit 1
 fi
-if ! [ -f "$config" ]; then  # now, and not when the job's turn has come
-  echo "error: config $config does not exist: the ready ones are under configs/" >&2
+if [[ $config == *.py ]] && ! [ -f "$config" ]; then  # now, and not when the job's turn has come
+  echo "error: config $config does not exist: give a file, or a name of the zoo's" >&2
   exit 1
 fi
 per_node=${GPUS_PER_NODE:-$((processes < 8 ? processes : 8))}

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..checkpoint import trust_checkpoints
 from ..errors import UserError
+from ..zoo import config_file
 from .loaders import register_loaders
 from .workers import outlive_signals
 
@@ -119,7 +120,7 @@ def _unpack(value: Any) -> Any:
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """The config and what overrides it."""
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help="config file, or a name of the zoo's")
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -179,19 +180,31 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         UserError: The config cannot be read, or an option names no section of it.
     """
-    if not os.path.isfile(args.config):
-        raise UserError(f'config {args.config} does not exist: the ready ones are under configs/')
-    try:
-        cfg = Config.fromfile(args.config)
-    except Exception as error:  # a config is Python: it may raise anything
-        reason = f'{type(error).__name__}: {error}'
-        raise UserError(f'config {args.config} cannot be read: {reason}') from error
-    cfg.setdefault('custom_hooks', [])
+    cfg = read_config(args.config)
     _check_options(cfg, args.cfg_options)
     try:
         cfg.merge_from_dict(args.cfg_options)
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f'--cfg-options does not fit the config: {error}') from error
+    return cfg
+
+
+def read_config(config: str | os.PathLike) -> Config:
+    """Read a config, which executes it.
+
+    Args:
+        config: A file, or a name of the zoo's.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    path = config_file(config)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is Python: it may raise anything
+        reason = f'{type(error).__name__}: {error}'
+        raise UserError(f'config {path} cannot be read: {reason}') from error
+    cfg.setdefault('custom_hooks', [])
     return cfg
 
 
