@@ -68,7 +68,7 @@ install: env
 	        'deactivate it (.venv is made then) or activate another environment.' >&2; exit 1; \
 	fi
 	@echo 'Installing into $(ENV): minutes the first time (downloads 3.5 GB, takes 6.5 GB).'
-	$(PY) -m pip install --only-binary :all: --no-binary $(SOURCES) -c constraints.txt -e '.[mm,test]'
+	$(PY) -m pip install --only-binary :all: --no-binary $(SOURCES) -c constraints.txt -e '.[mm,app,export,track,test]'
 # Two of the packages fill the same cv2 folder, and the one that is written last may be the one that
 # needs a desktop's libraries.
 	@$(PY) -c 'import cv2' 2>/dev/null || $(PY) -m pip install --force-reinstall --no-deps \
