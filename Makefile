@@ -67,7 +67,7 @@ install: env
 	    echo "$(ENV) holds these packages of OpenMMLab, which the onedl packages would overwrite:" \
 	        'deactivate it (.venv is made then) or activate another environment.' >&2; exit 1; \
 	fi
-	@echo 'Installing into $(ENV): minutes the first time (downloads 3.5 GB, takes 6.5 GB).'
+	@echo 'Installing into $(ENV): minutes the first time (downloads 4 GB, takes 7.5 GB).'
 	$(PY) -m pip install --only-binary :all: --no-binary $(SOURCES) -c constraints.txt -e '.[mm,app,export,track,test]'
 # Two of the packages fill the same cv2 folder, and the one that is written last may be the one that
 # needs a desktop's libraries.
