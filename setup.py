@@ -45,6 +45,7 @@ setup(
     license_files=['LICENSE', 'NOTICE.md'],
     cmdclass={'build_py': BuildWithShipped},
     packages=find_packages(include=['gcvit_mm*']),
+    package_data={'gcvit_mm.report': ['page.*']},
     scripts=['tools/gcvit-mm'],
     python_requires='>=3.10',
     # Neither torch nor mmengine: two families of packages provide mmengine, and requiring one

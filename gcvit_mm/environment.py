@@ -8,6 +8,7 @@ import re
 import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from typing import NamedTuple
 
 OPENMMLAB = ('mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'mmpretrain')
 ONEDL = (
@@ -22,6 +23,13 @@ MIN_TORCH = (2, 1)
 LOADER_CVES = {'CVE-2025-32434': (2, 6), 'CVE-2026-24747': (2, 10)}
 
 
+class Problem(NamedTuple):
+    """What stops the package from being imported, and how to mend it: commands are indented."""
+
+    what: str
+    mend: str
+
+
 def check() -> None:
     """Says at import what is missing, too old or broken, and how to mend it.
 
@@ -29,62 +37,81 @@ def check() -> None:
         ImportError: If mmengine or torch is missing, if torch is older than 2.1, or if both
             families of mm packages are installed over each other.
     """
-    _check_mm()
-    _check_torch()
-
-
-def _check_mm() -> None:
-    openmmlab, onedl = _installed(OPENMMLAB), _installed(ONEDL)
-    if openmmlab and onedl:
-        raise ImportError(
-            "OpenMMLab's and the onedl packages are installed over each other:\n"
-            f'  {" ".join(openmmlab + onedl)}\n'
-            'Both put their files into the same folders, so one has overwritten the other. '
-            'Remove both:\n'
-            f'  {_uninstall(openmmlab + onedl)}\n'
-            'and install one again, either\n'
-            f'  pip install {" ".join(onedl)}\n'
-            'or\n'
-            f'  pip install {" ".join(openmmlab)}'
-        )
-    spec = find_spec('mmengine')
-    # A namespace package (no origin) is a folder that an uninstallation left behind.
-    if spec is not None and spec.origin is not None:
-        return
-    listed = openmmlab + onedl
-    if any('mmengine==' in pin for pin in listed):
-        raise ImportError(
-            'mmengine is listed as installed but its files are gone, as when another package '
-            'that provided them is uninstalled. Install the packages again:\n'
-            f'  {_uninstall(listed)}\n'
-            f'  pip install {" ".join(listed)}'
-        )
-    raise ImportError(
-        'gcvit_mm needs mmengine, which is not installed. Install the onedl packages:\n'
-        "  pip install 'gcvit_mm[mm]'\n"
-        "or, in an environment with OpenMMLab's own packages:\n"
-        '  pip install mmengine'
-    )
-
-
-def _check_torch() -> None:
-    try:
-        found = version('torch')
-    except PackageNotFoundError:
-        raise ImportError(f'gcvit_mm needs torch, which is not installed. {_GET_TORCH}') from None
-    match = re.match(r'(\d+)\.(\d+)', found)
-    release = tuple(map(int, match.groups())) if match else MIN_TORCH
-    if release < MIN_TORCH:
-        raise ImportError(f'gcvit_mm needs torch 2.1 or newer, and this is {found}. {_GET_TORCH}')
-    cves = [cve for cve, fixed in LOADER_CVES.items() if release < fixed]
+    for problem in problems().values():
+        raise ImportError(f'{problem.what}\n{problem.mend}')
+    found = version('torch')
+    cves = loader_cves(found)
     if cves:
         warnings.warn(
             f'With torch {found}, loading a hostile .pth file can run code, even with '
             f'weights_only=True ({", ".join(cves)}; mended in torch 2.10). '
             'Load only .pth files that you trust; .safetensors files are not affected.',
-            # The line that imports gcvit_mm: above this function, check() and gcvit_mm itself.
-            stacklevel=4,
+            # The line that imports gcvit_mm: above this function and gcvit_mm itself.
+            stacklevel=3,
         )
+
+
+def problems() -> dict[str, Problem]:
+    """All that ``check`` would raise, by 'mm' or 'torch'; nothing is imported to find it."""
+    found = {'mm': _mm_problem(), 'torch': _torch_problem()}
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def loader_cves(torch_version: str) -> list[str]:
+    """The known vulnerabilities of the loader of a release of torch."""
+    return [cve for cve, fixed in LOADER_CVES.items() if release(torch_version) < fixed]
+
+
+def release(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version of torch: (2, 14) of '2.14.1+cu130'."""
+    match = re.match(r'(\d+)\.(\d+)', version)
+    return tuple(map(int, match.groups())) if match else MIN_TORCH
+
+
+def _mm_problem() -> Problem | None:
+    openmmlab, onedl = installed(OPENMMLAB), installed(ONEDL)
+    if openmmlab and onedl:
+        return Problem(
+            "OpenMMLab's and the onedl packages are installed over each other:\n"
+            f'  {" ".join(openmmlab + onedl)}\n'
+            'Both put their files into the same folders, so one has overwritten the other.',
+            'Remove both:\n'
+            f'  {_uninstall(openmmlab + onedl)}\n'
+            'and install one again, either\n'
+            f'  pip install {" ".join(onedl)}\n'
+            'or\n'
+            f'  pip install {" ".join(openmmlab)}',
+        )
+    spec = find_spec('mmengine')
+    # A namespace package (no origin) is a folder that an uninstallation left behind.
+    if spec is not None and spec.origin is not None:
+        return None
+    listed = openmmlab + onedl
+    if any('mmengine==' in pin for pin in listed):
+        return Problem(
+            'mmengine is listed as installed but its files are gone, as when another package '
+            'that provided them is uninstalled.',
+            'Install the packages again:\n'
+            f'  {_uninstall(listed)}\n'
+            f'  pip install {" ".join(listed)}',
+        )
+    return Problem(
+        'gcvit_mm needs mmengine, which is not installed.',
+        'Install the onedl packages:\n'
+        "  pip install 'gcvit_mm[mm]'\n"
+        "or, in an environment with OpenMMLab's own packages:\n"
+        '  pip install mmengine',
+    )
+
+
+def _torch_problem() -> Problem | None:
+    try:
+        found = version('torch')
+    except PackageNotFoundError:
+        return Problem('gcvit_mm needs torch, which is not installed.', _GET_TORCH)
+    if release(found) < MIN_TORCH:
+        return Problem(f'gcvit_mm needs torch 2.1 or newer, and this is {found}.', _GET_TORCH)
+    return None
 
 
 _GET_TORCH = (
@@ -103,11 +130,12 @@ def let_mmengine_find_mmseg() -> None:
     """
     from mmengine.config.utils import MODULE2PACKAGE
 
-    if _installed(('onedl-mmsegmentation',)):
+    if installed(('onedl-mmsegmentation',)):
         MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
-def _installed(names: tuple[str, ...]) -> list[str]:
+def installed(names: tuple[str, ...]) -> list[str]:
+    """Those of the distributions that are installed, as pins."""
     pins = []
     for name in names:
         try:

@@ -1,7 +1,7 @@
 """The main job on generated data: train a small Mask R-CNN, evaluate it, and show what came out.
 
 Everything goes to ``work_dirs/demo``: checkpoints and logs of ``tools/train.py``, results of
-``tools/test.py``, ``metrics.json``, ``curves.png`` and ``predictions.png``.
+``tools/test.py``, ``metrics.json``, ``curves.png``, ``predictions.png`` and ``report.html``.
 """
 
 import json
@@ -43,11 +43,12 @@ def main() -> None:
     metrics = write_metrics(time.time() - start)
     plot_curves(WORK_DIR / 'curves.png')
     plot_predictions(WORK_DIR / 'predictions.png')
+    call('report.py', WORK_DIR, '--predictions', WORK_DIR / 'validation')
     print(
         f'box AP50 {metrics["bbox_mAP_50"]:.3f}, mask AP50 {metrics["segm_mAP_50"]:.3f} in '
         f'{metrics["minutes"]:.1f} minutes: {checkpoint}, '
         + ', '.join(f'{WORK_DIR}/{name}' for name in ('metrics.json', 'curves.png'))
-        + f', {WORK_DIR}/predictions.png'
+        + f', {WORK_DIR}/predictions.png; all of it in {WORK_DIR}/report.html'
     )
 
 

@@ -21,6 +21,7 @@ from gcvit_mm.engine.launch import (
 from gcvit_mm.engine.preflight import check_data
 from gcvit_mm.engine.resume import checkpoint_folder, find_resumable
 from gcvit_mm.engine.sharded import ShardedRunner
+from gcvit_mm.engine.trackers import TRACKERS, TrackHook
 from gcvit_mm.errors import UserError
 
 
@@ -48,6 +49,13 @@ def parse_args() -> argparse.Namespace:
         metavar='CHECKPOINT',
         help='go on from a checkpoint, by default the newest whole one in the work folder',
     )
+    parser.add_argument(
+        '--track',
+        action='append',
+        choices=list(TRACKERS),
+        default=[],
+        help='also write curves and config for this tool; may be given more than once',
+    )
     return parser.parse_args()
 
 
@@ -63,8 +71,12 @@ def main() -> None:
         resume(cfg, args.resume)
     elif int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         resume(cfg, 'auto', since=os.environ.get('GCVIT_MM_STARTED', ''))
+    trackers = TrackHook(args.track, resume=cfg.get('resume', False))
     check_data(cfg, ('train_dataloader', 'val_dataloader'))
-    (ShardedRunner if args.shard else Runner).from_cfg(cfg).train()
+    runner = (ShardedRunner if args.shard else Runner).from_cfg(cfg)
+    if args.track:
+        runner.register_hook(trackers)
+    runner.train()
     if args.skip_bad_images:
         report_bad_images(cfg)
 

@@ -65,6 +65,21 @@ def sdpa_attention(
     return _assemble(pieces)
 
 
+def padded_attention(
+    qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
+) -> Tensor:
+    """The same in windows of a padded map: of one form for all sizes, as a graph needs it."""
+    images, height, width, channels = qkv.shape
+    window = bias.window
+    # PyTorch's arithmetic of open sizes simplifies this, but not -height % window.
+    below = (height + window - 1) // window * window - height
+    beside = (width + window - 1) // window * window - width
+    x = torch.cat([qkv, padding.expand(images, height, beside, channels)], dim=2)
+    x = torch.cat([x, padding.expand(images, below, width + beside, channels)], dim=1)
+    out = _attend(x, padding, q_global, bias.whole(), window, window)
+    return out.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+
+
 def _attend(
     qkv: Tensor, padding: Tensor, query: Tensor | None, bias: Tensor, height: int, width: int
 ) -> Tensor:

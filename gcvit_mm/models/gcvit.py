@@ -47,6 +47,9 @@ ARCHS = {
 
 STRIDES = (4, 8, 16, 32)
 
+# Torch before 2.7 cannot tell.
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
+
 
 class SqueezeExcite(nn.Module):
     """Gate of each channel from the map's mean: linear, GELU, linear, sigmoid; no biases."""
@@ -131,8 +134,9 @@ class GlobalQuery(nn.Module):
             x = conv(x)
             if pool:
                 x = F.max_pool2d(x, 3, stride=2, padding=1)
-        if x.shape[2:] != (self.window_size, self.window_size):
-            size = (self.window_size, self.window_size)
+        size = (self.window_size, self.window_size)
+        # A graph for other sizes too cannot ask; of one that fits, resizing makes the same.
+        if _is_exporting() or x.shape[2:] != size:
             x = F.interpolate(x, size, mode='bicubic', align_corners=False)
         return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
 

@@ -1,0 +1,121 @@
+"""The two formats: how a traced model is written, and how a file is run."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from ..errors import UserError
+from .graph import INPUT, open_sizes
+
+OPSET = 20
+"""The ONNX operators' version: ONNX Runtime has it since 1.17."""
+META = 'gcvit_mm'
+"""The key of the description, JSON, within a file."""
+
+ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
+
+Run = Callable[[Tensor], dict[str, Tensor]]
+"""Images (N, H, W, 3) of uint8 to the outputs by name."""
+
+
+def check_target(path: Path) -> None:
+    """Check, before the work, that a file can be written.
+
+    Raises:
+        UserError: Its suffix is none of ``FORMATS``, whose packages may be missing, or its folder
+            is.
+    """
+    if path.suffix not in FORMATS or path.is_dir():
+        raise UserError(f'--out {path}: give a file whose name ends in {" or ".join(FORMATS)}')
+    if not path.parent.is_dir():
+        raise UserError(f'--out {path}: folder {path.parent} does not exist: make it first')
+    if path.suffix == '.onnx':
+        missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
+        if missing:
+            raise UserError(
+                f"ONNX files need {' and '.join(missing)}: pip install 'gcvit_mm[export]'"
+            )
+
+
+def write(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
+    """Write a traced model.
+
+    Args:
+        program: The model.
+        path: The file; ONNX's weights of more than 2 GB are written beside it, to ``PATH.data``.
+        about: What ``describe`` gives; the file carries it.
+    """
+    FORMATS[path.suffix][0](program, path, list(about['outputs']), json.dumps(about))
+
+
+def load(path: Path, threads: int) -> Run:
+    """Give what runs a file on the CPU: ONNX Runtime, or PyTorch."""
+    return FORMATS[path.suffix][1](path, threads)
+
+
+def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], meta: str) -> None:
+    import onnx
+
+    silence = io.StringIO()
+    with redirect_stdout(silence), redirect_stderr(silence), open_sizes():
+        onnx_program: Any = torch.onnx.export(
+            program, input_names=[INPUT], output_names=outputs, opset_version=OPSET, dynamo=True
+        )
+    model = onnx_program.model
+    names = ('batch', 'height', 'width')
+    onnx_program.rename_axes(
+        {
+            str(size): name
+            for size, name in zip(model.graph.inputs[0].shape, names, strict=False)
+            if not isinstance(size, int)
+        }
+    )
+    model.metadata_props[META] = meta
+    onnx_program.save(path)
+    onnx.checker.check_model(os.fspath(path), full_check=True)
+
+
+def _load_onnx(path: Path, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(image: Tensor) -> dict[str, Tensor]:
+        arrays = session.run(names, {INPUT: np.ascontiguousarray(image)})
+        return {name: torch.from_numpy(x) for name, x in zip(names, arrays, strict=True)}
+
+    return run
+
+
+def _write_pt2(program: ExportedProgram, path: Path, outputs: list[str], meta: str) -> None:
+    torch.export.save(program, path, extra_files={f'{META}.json': meta})
+
+
+def _load_pt2(path: Path, threads: int) -> Run:
+    module = torch.export.load(path).module()
+
+    def run(image: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            return module(image)
+
+    return run
+
+
+FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path, int], Run]]] = {
+    '.onnx': (_write_onnx, _load_onnx),
+    '.pt2': (_write_pt2, _load_pt2),
+}
+"""How a format is written and loaded, by the suffix of its files."""

@@ -1,0 +1,101 @@
+"""What is exported: a model with its weights, and what whoever runs the file should know of it."""
+
+import os
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS
+from torch.export import ExportedProgram
+
+from ..engine.launch import read_config
+from ..engine.loaders import register_loaders
+from ..hub import published
+from ..inference.model import load_model, package_of, task_of, test_dataset
+from ..inference.source import find_model
+from ..version import __version__
+from .graph import INPUT, ImageModel
+
+
+@dataclass
+class Source:
+    """A model that is to be exported.
+
+    Attributes:
+        model: The model, on the CPU and in evaluation mode.
+        task: 'detection', 'segmentation' or 'classification'.
+        about: Plain data about it: its config, weights, classes and test pipeline.
+    """
+
+    model: Any
+    task: str
+    about: dict[str, Any]
+
+
+def load_source(
+    model: str | os.PathLike, checkpoint: str | None = None, random_weights: bool = False
+) -> Source:
+    """Load a model.
+
+    Args:
+        model: A name of the zoo's, a config file, or the work folder of a training.
+        checkpoint: A file or ``gcvit://NAME``; by default as ``Predictor`` has it.
+        random_weights: Take no weights; ``model`` is a name or a config file then.
+
+    Raises:
+        UserError: The model or its checkpoint cannot be read, or they do not fit each other.
+    """
+    register_loaders()
+    if random_weights:
+        cfg, file = read_config(model), None
+    else:
+        cfg, file = find_model(model, checkpoint)
+    task = task_of(cfg)
+    if 'data_preprocessor' in cfg:  # as mmengine's runner does
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    network, meta = load_model(cfg, file, 'cpu') if file else (_random_model(cfg), {})
+    about: dict[str, Any] = dict(
+        config=Path(cfg.filename).stem,
+        weights=Path(file).name if file else 'random',
+        licence=next((w.licence for w in published().values() if file and w.file in file), None),
+        task=task,
+        **meta,
+        test_pipeline=[dict(step) for step in test_dataset(cfg).pipeline],
+    )
+    return Source(network, task, about)
+
+
+def describe(source: Source, graph: ImageModel, program: ExportedProgram) -> dict[str, Any]:
+    """What a file takes and gives, as plain data: it is written into the file, and beside it."""
+    results = program.graph.output_node().args[0]
+    dtypes = [_name(result.meta['val'].dtype) for result in results]
+    height, width = graph.size or ('H', 'W')
+    return dict(
+        **source.about,
+        input=dict(name=INPUT, dtype='uint8', shape=['N', height, width, 3], channels='RGB'),
+        outputs={
+            name: dict(dtype=dtype, shape=list(axes))
+            for (name, axes), dtype in zip(graph.outputs.items(), dtypes, strict=True)
+        },
+        normalisation_in_file=dict(
+            mean=graph.mean.flatten().tolist(),
+            std=graph.std.flatten().tolist(),
+            channels='RGB' if graph.is_rgb else 'BGR',
+        ),
+        versions=dict(gcvit_mm=__version__, torch=torch.__version__),
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix('torch.')
+
+
+def _random_model(cfg: Config) -> Any:
+    torch.manual_seed(0)
+    with package_of(cfg), redirect_stdout(StringIO()):  # the packages print at import
+        return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()

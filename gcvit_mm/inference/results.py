@@ -1,0 +1,247 @@
+"""What is predicted for many images, in a folder, so that a run that was cut off can go on."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco
+
+from ..checkpoint import replacing
+from ..errors import UserError
+
+FORMATS = {
+    'detection': ('overlay', 'coco', 'csv'),
+    'segmentation': ('overlay', 'png', 'csv'),
+    'classification': ('overlay', 'csv'),
+}
+"""What can be written of each task; by default all of it."""
+TOP = 5
+COLUMNS = {
+    'detection': ('file', 'frame', 'class', 'score', 'x1', 'y1', 'x2', 'y2'),
+    'segmentation': ('file', 'frame', 'class', 'share'),
+    'classification': ('file', 'frame', 'rank', 'class', 'score'),
+}
+
+
+class Results:
+    """The results of a run, a line of JSON for each image, in ``results.jsonl``.
+
+    A line is appended when all else of its image is written: an image with a line is done. The
+    frames of a video are done when the line that follows them says so.
+
+    Args:
+        folder: Is made if it is not there; one of an earlier run with the same settings is gone on
+            with.
+        settings: What the results depend on, as plain data.
+
+    Attributes:
+        done: The inputs that are done, by ``Input.file``.
+
+    Raises:
+        UserError: The folder holds results of other settings, or cannot be made.
+    """
+
+    def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]) -> None:
+        self.folder = Path(folder)
+        self._lines = self.folder / 'results.jsonl'
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f'folder {folder} cannot be made: {error}') from error
+        self._check(dict(settings))
+        self.done: set[str] = set()
+        self._drop_what_is_not_whole()
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        file = self.folder / 'run.json'
+        if not file.exists():
+            write(file, json.dumps(settings, indent=1).encode())
+            return
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise UserError(f'{file} is damaged: give another folder ({error})') from error
+        other = [
+            f'{name} was {before.get(name)}, is {settings.get(name)}'
+            for name in {**before, **settings}
+            if before.get(name) != settings.get(name)
+        ]
+        if other:
+            raise UserError(
+                f'{self.folder} holds results of another run ({"; ".join(other)}): give another '
+                'folder, or go on with the same settings'
+            )
+
+    def _drop_what_is_not_whole(self) -> None:
+        whole = position = 0
+        with open(self._lines, 'ab+') as file:
+            file.seek(0)
+            for line in file:
+                position += len(line)
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # cut off within the line
+                    break
+                if entry['done']:
+                    self.done.add(entry['file'])
+                    whole = position
+            file.truncate(whole)
+
+    def add(self, entry: Mapping[str, Any], done: bool = True) -> None:
+        """Append the results of an image or a frame; ``done`` ends its file."""
+        with open(self._lines, 'a') as file:
+            file.write(json.dumps({**entry, 'done': done}) + '\n')
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The entries of all images and frames."""
+        with open(self._lines) as file:
+            for line in file:
+                entry = json.loads(line)
+                if 'width' in entry:  # not only the end of a video
+                    yield entry
+
+
+# --- Entries ----------------------------------------------------------------------------------
+
+
+def entry_of(sample: Any, shape: Sequence[int], top: int = TOP) -> dict[str, Any]:
+    """A data sample as plain data.
+
+    Args:
+        sample: Of any package.
+        shape: Height and width of the image.
+        top: How many classes to name of a classification.
+
+    Returns:
+        ``height`` and ``width``, and either ``objects``, as annotations of COCO without ids, or
+        ``shares`` of the image that classes have, or ``top``, classes and their scores.
+    """
+    size = dict(height=int(shape[0]), width=int(shape[1]))
+    if 'pred_instances' in sample:
+        return dict(size, objects=list(_objects(sample.pred_instances)))
+    if 'pred_sem_seg' in sample:
+        labels, counts = np.unique(sample.pred_sem_seg.data.numpy(), return_counts=True)
+        shares = counts / counts.sum()
+        return dict(size, shares=list(zip(labels.tolist(), shares.tolist(), strict=True)))
+    scores, labels = sample.pred_score.sort(descending=True, stable=True)
+    return dict(size, top=list(zip(labels[:top].tolist(), scores[:top].tolist(), strict=True)))
+
+
+def _objects(found: Any) -> Iterator[dict[str, Any]]:
+    masks = found.get('masks')
+    for i, ((x1, y1, x2, y2), score, label) in enumerate(
+        zip(found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+    ):
+        # As mmdet's CocoMetric writes them.
+        one = dict(label=label, score=score, bbox=[x1, y1, x2 - x1, y2 - y1])
+        if masks is not None:
+            rle = masks[i]
+            if not isinstance(rle, dict):
+                rle = coco.encode(np.asfortranarray(rle.numpy(), np.uint8))
+            one['segmentation'] = dict(size=list(rle['size']), counts=rle['counts'].decode())
+        yield one
+
+
+# --- Files ------------------------------------------------------------------------------------
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, with the folder that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write an image (H, W, 3) of uint8 in RGB, as its suffix says."""
+    _, content = cv2.imencode(path.suffix, picture[..., ::-1])
+    write(path, content.tobytes())
+
+
+def write_labels(path: Path, labels: np.ndarray, palette: Sequence[tuple]) -> None:
+    """Write a label map (H, W) as a PNG whose values are the labels, shown in their colours."""
+    if labels.max() > 255:
+        image = Image.fromarray(labels.astype(np.uint16))
+    else:
+        image = Image.fromarray(labels.astype(np.uint8), 'P')
+        image.putpalette([part for color in palette for part in color])
+    content = io.BytesIO()
+    image.save(content, 'PNG')
+    write(path, content.getvalue())
+
+
+def write_coco(path: Path, entries: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> None:
+    """Write detections as annotations in COCO's format, with scores."""
+    images: list[dict] = []
+    number = 0
+    with replacing(str(path)) as file:
+        file.write(b'{"annotations": [')
+        for entry in entries:
+            images.append(_image(entry, len(images) + 1))
+            for one in entry['objects']:
+                file.write(b',\n' if number else b'\n')
+                number += 1
+                file.write(json.dumps(_annotation(one, number, len(images))).encode())
+        categories = [dict(id=i, name=name) for i, name in enumerate(classes, start=1)]
+        rest = json.dumps(dict(images=images, categories=categories), indent=0)
+        file.write(b'\n],\n' + rest[1:].encode() + b'\n')
+
+
+def _image(entry: Mapping[str, Any], number: int) -> dict[str, Any]:
+    frame = {} if entry['frame'] is None else dict(frame=entry['frame'])
+    size = dict(width=entry['width'], height=entry['height'])
+    return dict(id=number, file_name=entry['file'], **size, **frame)
+
+
+def _annotation(one: Mapping[str, Any], number: int, image: int) -> dict[str, Any]:
+    rle = one.get('segmentation')
+    area = float(coco.area(rle)) if rle else one['bbox'][2] * one['bbox'][3]
+    return dict(
+        id=number,
+        image_id=image,
+        category_id=one['label'] + 1,
+        **{key: one[key] for key in ('bbox', 'score', 'segmentation') if key in one},
+        area=area,
+        iscrowd=0,
+    )
+
+
+def write_csv(
+    path: Path,
+    entries: Iterable[Mapping[str, Any]],
+    task: str,
+    classes: Sequence[str],
+    score: float,
+) -> None:
+    """Write a table, a line for each object from a score up, class of a label map, or class."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(COLUMNS[task])
+    with replacing(str(path)) as file:
+        for entry in entries:
+            for row in _rows(entry, classes, score):
+                table.writerow((entry['file'], entry['frame'], *row))
+            file.write(text.getvalue().encode())
+            text.seek(0)
+            text.truncate()
+
+
+def _rows(entry: Mapping[str, Any], classes: Sequence[str], least: float) -> Iterator[tuple]:
+    def name(label: int) -> str:
+        return classes[label] if label < len(classes) else str(label)
+
+    for one in entry.get('objects', ()):
+        if one['score'] >= least:
+            x, y, width, height = one['bbox']
+            box = (f'{value:.1f}' for value in (x, y, x + width, y + height))
+            yield name(one['label']), f'{one["score"]:.4f}', *box
+    for label, share in entry.get('shares', ()):
+        yield name(label), f'{share:.6f}'
+    for rank, (label, score) in enumerate(entry.get('top', ()), start=1):
+        yield rank, name(label), f'{score:.4f}'

@@ -1,0 +1,305 @@
+"""The page itself: what it says, in HTML."""
+
+import base64
+import hashlib
+import math
+import os
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ..version import __version__
+from .evaluation import Evaluation
+from .run import Run, read_metrics
+
+MOST_POINTS = 400
+"""Of a curve; more are averaged."""
+MOST_SERIES = 8
+"""Of a chart; the smallest losses are left out."""
+MOST_IN_MATRIX = 30
+"""Classes that a confusion matrix can be read with."""
+METRICS = {
+    'coco/bbox_mAP': 'box AP',
+    'coco/segm_mAP': 'mask AP',
+    'mIoU': 'mIoU',
+    'mAcc': 'mean accuracy',
+    'aAcc': 'pixel accuracy',
+    'accuracy/top1': 'top-1 accuracy',
+    'accuracy/top5': 'top-5 accuracy',
+}
+"""Those that are said first, the main one of each task before others."""
+ENDS = {'50': '50', '75': '75', 's': ' small', 'm': ' medium', 'l': ' large'}
+TASKS = {'mmdet': 'Detection', 'mmseg': 'Segmentation', 'mmpretrain': 'Classification'}
+
+
+def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: list[str]) -> str:
+    """The page of a training.
+
+    Args:
+        run: What its work folder says.
+        evaluation: Its predictions against the truth, None without.
+        prefix: Where the predictions are.
+        notes: What is missing, for the top of the page.
+
+    Returns:
+        HTML that asks for no other file.
+    """
+    metrics = evaluation.metrics if evaluation else {}
+    metrics = metrics or (read_metrics(prefix) if prefix else {})
+    pieces = {name: _piece(name) for name in ('page.css', 'page.js')}
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters |= {'figure': figure, 'amount': amount}
+    template = environment.from_string(_piece('page.html'))
+    charts = charts_of(run)
+    data = {
+        'charts': {chart['id']: chart for chart in charts},
+        'curves': [vars(curve) for curve in evaluation.curves] if evaluation else [],
+    }
+    return template.render(
+        run=run,
+        evaluation=evaluation,
+        notes=notes,
+        title=Path(run.config_file).stem,
+        task=TASKS.get(run.cfg.get('default_scope'), 'Training'),
+        tiles=_tiles(metrics),
+        sizes=_sizes(metrics),
+        facts=_facts(run, evaluation, prefix),
+        best=_best(run),
+        charts=[chart for chart in charts if not chart['small']],
+        small_charts=[chart for chart in charts if chart['small']],
+        speed=_speed(run),
+        validations=_validation_table(run),
+        most_in_matrix=MOST_IN_MATRIX,
+        version=__version__,
+        css=Markup(pieces['page.css']),
+        js=Markup(pieces['page.js']),
+        policy=_policy(pieces['page.css'], pieces['page.js']),
+        data=data,
+    )
+
+
+def _piece(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding='utf-8')
+
+
+def _policy(style: str, script: str) -> str:
+    """What the browser lets the page do: run this script and style, and show what is in it."""
+    hashes = (
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (style, script)
+    )
+    style_hash, script_hash = (f"'sha256-{value}'" for value in hashes)
+    return (
+        f"default-src 'none'; style-src {style_hash}; script-src {script_hash}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def figure(value: float | None) -> str:
+    """A figure in percent, with one decimal."""
+    return '–' if value is None else f'{value:.1f}'  # noqa: RUF001
+
+
+def amount(value: float) -> str:
+    """A number with its thousands set apart."""
+    return f'{value:,}'
+
+
+def label(name: str) -> str:
+    """A metric's name for people."""
+    for start, words in METRICS.items():
+        end = name.removeprefix(f'{start}_')
+        if name == start or end in ENDS:
+            return words + ENDS.get(end, '')
+    return name
+
+
+def in_percent(name: str, value: Any) -> float | None:
+    """A metric from 0 to 100: COCO's are from 0 to 1, and -1 where there is nothing to measure."""
+    if name.startswith('coco/'):
+        return None if value < 0 else 100 * value
+    return value
+
+
+def _tiles(metrics: dict[str, float]) -> list[tuple[str, float | None]]:
+    """The figures that are said first."""
+    names = [f'{name}{end}' for name in METRICS for end in ('', '_50', '_75')]
+    return [(label(name), in_percent(name, metrics[name])) for name in names if name in metrics]
+
+
+def _sizes(metrics: dict[str, float]) -> list[tuple[str, list[float | None]]]:
+    """AP of small, medium and large objects, of boxes and of masks."""
+    return [
+        (METRICS[name], [in_percent(name, metrics[f'{name}_{size}']) for size in 'sml'])
+        for name in ('coco/bbox_mAP', 'coco/segm_mAP')
+        if f'{name}_s' in metrics
+    ]
+
+
+def _best(run: Run) -> str:
+    """The best validation in words."""
+    for name in METRICS:
+        known = [entry for entry in run.validations if name in entry]
+        if known:
+            best = max(known, key=lambda entry: entry[name])
+            value = figure(in_percent(name, best[name]))
+            return f'{label(name)} {value} at {run.unit} {best["step"]:,}'
+    return ''
+
+
+def _facts(run: Run, evaluation: Evaluation | None, prefix: str | None) -> list[tuple[str, str]]:
+    cfg = run.cfg
+    backbone = cfg.model.get('backbone') or {}
+    arch = backbone.get('arch')
+    facts = [
+        ('Model', f'{cfg.model.type}, backbone {backbone.get("type", "?")}'),
+        ('Data', _data(run, evaluation)),
+        ('Work folder', str(run.folder)),
+    ]
+    if isinstance(arch, str):
+        facts[0] = ('Model', f'{facts[0][1]} {arch}')
+    if run.started:
+        length = f', {duration(run.seconds)}' if run.seconds else ''
+        facts.append(('Trained', f'{run.started:%d %B %Y, %H:%M}{length}'))
+    if run.steps:
+        last = run.steps[-1]
+        counts = [('epoch', last.get('epoch'))] if run.unit == 'epoch' else []
+        counts.append(('step', last['step']))
+        parts = [f'{n:,} {unit}{"s" * (n != 1)}' for unit, n in counts if n]
+        facts.append(('Length', ', '.join(parts)))
+    best = _best(run)
+    if best:
+        facts.append(('Best validation', best))
+    for name in ('parameters', 'effective batch', 'precision', 'device'):
+        if name in run.environment:
+            facts.append((name.capitalize(), run.environment[name]))
+    if prefix:
+        newest = max(map(os.path.getmtime, Path(prefix).parent.glob(f'{Path(prefix).name}.*')))
+        when = datetime.fromtimestamp(newest)
+        facts.append(('Predictions', f'{prefix}.*, of {when:%d %B %Y, %H:%M}'))
+    return facts
+
+
+def _data(run: Run, evaluation: Evaluation | None) -> str:
+    dataset = run.cfg.test_dataloader.dataset
+    place = dataset.get('data_root')
+    count = f', {evaluation.images:,} images evaluated' if evaluation else ''
+    return dataset.type + (f' in {place}' if place else '') + count
+
+
+def duration(seconds: float) -> str:
+    """A time in words, of two units at most."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f'{seconds:.0f} s'
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f'{days} d {hours} h'
+    return f'{hours} h {minutes} min' if hours else f'{minutes} min'
+
+
+# --- Charts -----------------------------------------------------------------------------------
+
+
+def charts_of(run: Run) -> list[dict[str, Any]]:
+    """What the page draws over the steps; ``series`` are [name, x, y]."""
+    losses = {name for entry in run.steps for name in entry if 'loss' in name}
+    charts = [
+        _chart('loss', 'Losses', 'step', run.steps, _largest(run.steps, losses)),
+        _validation_chart(run),
+        _chart('lr', 'Learning rate', 'step', run.steps, ['lr'], small=True),
+        _chart('grad', 'Norm of the gradient', 'step', run.steps, ['grad_norm'], small=True),
+        _chart('time', 'Seconds per step', 'step', run.steps, ['time', 'data_time'], small=True),
+        _chart('memory', 'GPU memory, MB', 'step', run.steps, ['memory'], small=True),
+    ]
+    left_out = len(losses) - MOST_SERIES
+    if left_out > 0:
+        charts[0]['note'] = f'The {left_out} smallest losses are left out.'
+    return [chart for chart in charts if chart['series']]
+
+
+def _largest(entries: Sequence[dict], names: set[str]) -> list[str]:
+    """The sum of the losses, and the largest of them."""
+    size = {name: np.nanmean([entry.get(name, np.nan) for entry in entries]) for name in names}
+    return sorted(names, key=lambda name: (name != 'loss', -size[name]))[:MOST_SERIES]
+
+
+def _chart(
+    identity: str,
+    title: str,
+    x: str,
+    entries: Sequence[dict],
+    names: Sequence[str],
+    *,
+    small: bool = False,
+) -> dict[str, Any]:
+    series = []
+    for name in names:
+        points = [(entry['step'], entry[name]) for entry in entries if _is_finite(entry.get(name))]
+        if points:
+            series.append([label(name), *_thin(points)])
+    return dict(id=identity, title=title, x=x, series=series, small=small, note='')
+
+
+def _validation_chart(run: Run) -> dict[str, Any]:
+    entries = [
+        {name: in_percent(name, value) for name, value in entry.items()}
+        for entry in run.validations
+    ]
+    names = [f'{name}{end}' for name in METRICS for end in ('', '_50')]
+    return _chart('metrics', 'Validation, %', run.unit, entries, names)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _thin(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Means of neighbours, of which there are at most ``MOST_POINTS``."""
+    parts = np.array_split(np.array(points, float), min(len(points), MOST_POINTS))
+    means = [part.mean(0) for part in parts]
+    return [round(float(x)) for x, _ in means], [float(f'{y:.4g}') for _, y in means]
+
+
+# --- Tables -----------------------------------------------------------------------------------
+
+
+def _validation_table(run: Run) -> dict[str, Any]:
+    names = [
+        name
+        for name in dict.fromkeys(key for entry in run.validations for key in entry)
+        if name not in ('step', 'at', 'time', 'data_time')
+        and re.match('|'.join(map(re.escape, METRICS)), name)
+    ]
+    rows = [
+        [entry['step'], *(in_percent(n, entry[n]) if n in entry else None for n in names)]
+        for entry in run.validations
+    ]
+    return dict(names=[label(name) for name in names], rows=rows)
+
+
+def _speed(run: Run) -> list[tuple[str, str]]:
+    """What the log says of time and memory."""
+
+    def values(name: str) -> list[float]:
+        return [entry[name] for entry in run.steps if _is_finite(entry.get(name))]
+
+    facts = []
+    time, memory = values('time'), values('memory')
+    waited = values('data_time')
+    if time:
+        facts.append(('Seconds per step', f'{np.mean(time):.3g}'))
+        facts.append(('Waiting for data', f'{100 * sum(waited) / sum(time):.1f} %'))
+    if memory:
+        facts.append(('Most GPU memory', f'{max(memory):,.0f} MB'))
+    return facts

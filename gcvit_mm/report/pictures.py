@@ -1,0 +1,78 @@
+"""Images small enough to be carried by a page, and what is drawn on them."""
+
+import base64
+import colorsys
+import io
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
+from PIL import Image
+
+from ..engine.launch import find_steps, leaf_datasets
+
+LONGEST = 480
+"""Pixels of a picture's longer side."""
+READERS = ('LoadWholeImage', 'LoadImageFromFile')
+
+
+def image_reader(cfg: Config) -> Callable[[str], np.ndarray]:
+    """A function from a path to an image as the tests of a config read it, (H, W, 3) in BGR."""
+    (dataset, *_) = leaf_datasets(cfg.test_dataloader)
+    steps = [step for name in READERS for step in find_steps(dataset.get('pipeline', []), name)]
+    step = TRANSFORMS.build(steps[0] if steps else dict(type='LoadWholeImage'))
+    return lambda path: step(dict(img_path=path))['img']
+
+
+def as_photo(image: np.ndarray) -> str:
+    """An image, (H, W, 3) in BGR, as the data URI of a small JPEG."""
+    reduced = mmcv.imrescale(image, min(1.0, LONGEST / max(image.shape[:2])), interpolation='area')
+    _, content = cv2.imencode('.jpg', reduced, [cv2.IMWRITE_JPEG_QUALITY, 80])
+    return _data_uri('image/jpeg', content.tobytes())
+
+
+def as_overlay(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
+    """A map of classes, (H, W), as the data URI of a small PNG; numbers of no class are clear."""
+    scale = min(1.0, LONGEST / max(labels.shape))
+    reduced = mmcv.imrescale(labels.astype(np.uint8), scale, interpolation='nearest')
+    clear = len(palette)
+    picture = Image.fromarray(np.minimum(reduced, clear).astype(np.uint8))
+    picture.putpalette(np.array([*palette, (0, 0, 0)], np.uint8).tobytes())
+    file = io.BytesIO()
+    picture.save(file, 'PNG', transparency=clear, optimize=True)
+    return _data_uri('image/png', file.getvalue())
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f'data:{kind};base64,{base64.b64encode(content).decode()}'
+
+
+def as_path(mask: np.ndarray) -> str:
+    """The outlines of a mask, (H, W), as the path of an SVG in pixels of the image."""
+    outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    tolerance = max(mask.shape) / LONGEST / 2
+    smooth = (cv2.approxPolyDP(outline, tolerance, True)[:, 0] for outline in outlines)
+    return ''.join(
+        'M' + ' '.join(f'{x},{y}' for x, y in outline.tolist()) + 'Z'
+        for outline in smooth
+        if len(outline) > 2
+    )
+
+
+def colors(classes: int, palette: Any = None) -> list[str]:
+    """A colour for each class, '#rrggbb': the data set's own where it has one for each."""
+    if palette is not None and len(palette) == classes:
+        return ['#{:02x}{:02x}{:02x}'.format(*color) for color in palette]
+    # Hues by the golden angle: near numbers get far colours, however many there are.
+    hues = ((0.52 + 0.618034 * i) % 1 for i in range(classes))
+    shades = (colorsys.hls_to_rgb(hue, (0.62, 0.5)[i % 2], 0.9) for i, hue in enumerate(hues))
+    return ['#{:02x}{:02x}{:02x}'.format(*(round(255 * c) for c in shade)) for shade in shades]
+
+
+def rgb(color: str) -> tuple[int, int, int]:
+    """The parts of '#rrggbb'."""
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)

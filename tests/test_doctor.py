@@ -1,0 +1,141 @@
+"""What ``tools/doctor.py`` says of environments that really are broken."""
+
+import json
+import subprocess
+import sys
+import venv
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from command_line import ENVIRONMENT, ROOT, call
+
+SITE = f'lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages'
+ONEDL = {
+    'onedl-mmengine': ('0.10.12', 'mmengine'),
+    'onedl-mmcv': ('2.3.6', 'mmcv'),
+    'onedl-mmdetection': ('3.5.1', 'mmdet'),
+}
+
+
+class Environment:
+    """An empty virtual environment, into which small packages are written."""
+
+    def __init__(self, path: Path) -> None:
+        venv.create(path)
+        self.python = path / 'bin' / 'python'
+        self.site = path / SITE
+
+    def write(self, name: str, number: str, module: str, code: str = '') -> None:
+        info = self.site / f'{name.replace("-", "_")}-{number}.dist-info'
+        info.mkdir()
+        (self.site / module).mkdir(exist_ok=True)
+        (self.site / module / '__init__.py').write_text(code)
+        (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n')
+        (info / 'RECORD').write_text(f'{module}/__init__.py,,\n{module}/more.py,,\n')
+
+    def write_onedl(self) -> None:
+        for name, (number, module) in ONEDL.items():
+            self.write(name, number, module)
+            (self.site / module / 'more.py').touch()
+
+    def doctor(self, *options: str) -> subprocess.CompletedProcess:
+        alone = {k: v for k, v in ENVIRONMENT.items() if not k.startswith('PYTHON')}
+        command = [self.python, ROOT / 'tools' / 'doctor.py', *options]
+        run = subprocess.run(command, capture_output=True, text=True, env=alone, cwd=self.site)
+        assert 'Traceback' not in run.stdout + run.stderr
+        return run
+
+    def problems(self) -> dict[str, dict[str, str]]:
+        """The errors by what they are about; there must be some."""
+        run = self.doctor('--json')
+        assert run.returncode == 1, run.stdout + run.stderr
+        found = json.loads(run.stdout)
+        assert found['ok'] is False
+        return {
+            finding['name']: finding for finding in found['findings'] if finding['state'] == 'error'
+        }
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Environment:
+    return Environment(tmp_path / 'venv')
+
+
+def test_in_a_good_environment_everything_needed_runs():
+    run = call('doctor.py', '--json')
+    assert run.returncode == 0, run.stdout + run.stderr
+    found = json.loads(run.stdout)
+    states = {finding['name']: finding['state'] for finding in found['findings']}
+    assert found['ok'] and 'error' not in states.values()
+    ran = ('torch', 'torchvision', 'nms', 'roi_align', 'deformable attention', 'attention: sdpa')
+    assert {states[name] for name in (*ran, 'mmdet', 'mmseg', 'mmpretrain', 'zoo')} == {'ok'}
+    by_name = {finding['name']: finding['found'] for finding in found['findings']}
+    assert version('torch') in by_name['torch']
+    assert by_name['gcvit_mm'].endswith(str(ROOT / 'gcvit_mm'))
+    assert 'runs on cpu' in by_name['nms'] and 'differs from eager' in by_name['attention: sdpa']
+
+
+def test_an_empty_environment_is_told_what_to_install_without_rich(environment):
+    run = environment.doctor()
+    assert run.returncode == 1
+    for command in ("pip install 'gcvit_mm[mm]'", 'pip install torch torchvision'):
+        assert f'\n    {command}\n' in run.stdout
+    assert f"\n  pip install -e '{ROOT}[mm]'\n" in run.stdout or ' ' not in str(ROOT)
+    assert 'Machine' in run.stdout and run.stdout.endswith(' errors, 0 warnings\n')
+    # What follows from these is not listed again.
+    assert 'error: mmcv' not in run.stdout and 'error: nms' not in run.stdout
+
+
+def test_both_families_are_one_problem(environment):
+    environment.write_onedl()
+    environment.write('mmdet', '3.3.0', 'mmdet')
+    problems = environment.problems()
+    assert 'installed over each other' in problems['mm packages']['problem']
+    assert 'pip uninstall -y mmdet onedl-mmengine' in problems['mm packages']['mend']
+    assert 'mmdet' not in problems and 'mmcv' not in problems
+
+
+def test_files_that_an_uninstallation_took_are_named(environment):
+    environment.write_onedl()
+    (environment.site / 'mmdet' / 'more.py').unlink()
+    problem = environment.problems()['mmdet']
+    assert problem['problem'] == (
+        '1 of 2 files of onedl-mmdetection==3.5.1 are gone, mmdet/more.py for example.'
+    )
+    assert problem['mend'] == 'pip install --force-reinstall --no-deps onedl-mmdetection==3.5.1'
+
+
+@pytest.mark.parametrize(
+    ('code', 'reason'),
+    [
+        ("raise ImportError('libGL.so.1: cannot open shared object file')", 'libGL.so.1: cannot'),
+        ('import ctypes; ctypes.string_at(0)', 'Python ended while cv2 was tried (SIGSEGV'),
+        ('raise SystemExit(3)', 'SystemExit: 3'),
+    ],
+)
+def test_an_opencv_that_fails_or_crashes_is_replaced_by_the_headless_one(environment, code, reason):
+    environment.write_onedl()
+    environment.write('opencv-python', '4.12.0.88', 'cv2', code)
+    problem = environment.problems()['cv2']
+    assert reason in problem['problem']
+    assert problem['mend'].endswith('--no-deps opencv-python-headless==4.12.0.88')
+
+
+def test_an_old_torch_is_refused(environment):
+    environment.write('torch', '2.0.1', 'torch')
+    problem = environment.problems()['torch']
+    assert problem['problem'] == 'gcvit_mm needs torch 2.1 or newer, and this is 2.0.1.'
+
+
+@pytest.mark.slow
+def test_without_torchvision_one_error_names_the_release_that_fits(environment):
+    for package in Path(pytest.__file__).parents[1].iterdir():
+        if not package.name.startswith('torchvision') and package.name != '__pycache__':
+            (environment.site / package.name).symlink_to(package)
+    problems = environment.problems()
+    minor = int(version('torch').split('.')[1])
+    assert problems.pop('torchvision')['mend'].startswith(
+        f"pip install 'torchvision==0.{minor + 15}.*'"
+    )
+    assert not problems

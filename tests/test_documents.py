@@ -1,0 +1,243 @@
+"""The documents: links lead somewhere, and their commands and examples run, in their order.
+
+Each page runs in a folder of its own that looks like the repository after ``make demo``. What a
+page shows is run as it stands there, except for what ``REPLACED`` and ``SMALL_CONFIGS`` make small.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, VAL_IMAGES
+from reference import write_official
+from test_slurm import SBATCH, SCONTROL, SRUN
+
+from gcvit_mm.datasets.shapes import make_shapes
+
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('checkpoints/*.md')]
+)
+SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
+COMMAND = re.compile(
+    r'([A-Z_]+=\S+ )*(python |tools/|gcvit-mm |make |pip |source |torchrun |tensorboard |mlflow |'
+    r'cp |truncate |export |cat |git |tests/)'
+)
+SYNOPSIS = re.compile(r'\b(CONFIG|PARTITION|MODEL|FILE|HxW)\b|\.\.\.')
+"""Marks lines that say how a command is called, and are none."""
+
+REPLACED = {
+    # Two processes for eight GPUs, one machine for two.
+    r'^((?:\S+=\S+ )*tools/dist_\w+\.sh .*) 8\b': r'\1 2',
+    r'^(.*tools/slurm_\w+\.sh .*) 8\b': r'\1 1',
+    r'NNODES=2 NODE_RANK=\d MASTER_ADDR=\S+': 'NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1',
+    r'torchrun --nproc_per_node 8': 'torchrun --nproc_per_node 2',
+    # A few images, and one step of a measurement.
+    r'(make_shapes\.py \S+|make-shapes \S+)(?: --train \d+ --val \d+)?': (
+        rf'\1 --train {TRAIN_IMAGES} --val {VAL_IMAGES} --size 64'
+    ),
+    r'^(python tools/benchmark\.py .*)': r'\1 --size 64x64 --batch 1 --repeat 1 --warmup 0',
+    # Servers run until Ctrl-C.
+    r'^((?:python tools/app\.py|tensorboard|mlflow server|mlflow ui) .*)': (
+        r'timeout --preserve-status -s INT 60 \1 || test $? = 130'
+    ),
+    # What would install, or takes all tests.
+    r'^make (.*)': r'make -n \1',
+    # Of the published weights only those of `tiny` lie ready, without a network.
+    r'(download_checkpoint\.py tiny) large_21k_384': r'\1',
+    # Trainings of eight epochs or steps.
+    r'epoch_(36|12)\.pth': 'epoch_8.pth',
+    r'iter_800\.pth': 'iter_8.pth',
+    # Results: their settings are for data of other sizes.
+    r'--cfg-options \$short ': '--cfg-options ',
+    r'train_cfg.max_epochs=80 train_cfg.val_interval=20': 'train_cfg.max_epochs=1',
+    r'(benchmark_evaluation\.py .*) --repeat 50': r'\1',
+}
+SMALL = {
+    'mask_rcnn_gcvit_tiny_coco': NANO,
+    'mask_rcnn_gcvit_xxtiny_nuclei': NANO,
+    'dino_gcvit_large_coco': NANO,
+    'upernet_gcvit_xxtiny_camvid': 'configs/upernet_gcvit_nano_shapes.py',
+}
+"""Configs in whose place small ones on generated images are run."""
+SHORTER = {
+    NANO: {'val_interval=2': 'val_interval=8'},
+    'configs/_base_/small_instance.py': {
+        'num_workers=1': 'num_workers=0',
+        '=True,\n    sampler': '=False,\n    sampler',
+    },
+    'configs/upernet_gcvit_nano_shapes.py': {
+        'iterations = 800': 'iterations = 8',
+        'end=50': 'end=4',
+        'begin=50': 'begin=4',
+        'val_interval=200': 'val_interval=8',
+    },
+}
+"""What makes these short."""
+
+
+class Block(NamedTuple):
+    """An example of a page: commands, or a file to write."""
+
+    line: int
+    language: str
+    text: str
+    file: str | None
+
+
+def blocks(page: str) -> Iterator[Block]:
+    """The examples of a page: fenced ones, and those indented by four spaces."""
+    lines = (ROOT / page).read_text().splitlines()
+    before, i = '', 0
+    while i < len(lines):
+        fence = re.match(r'```(\w*)$', lines[i])
+        end = i + 1
+        if fence:
+            end = lines.index('```', i + 1) + 1
+            text = '\n'.join(lines[i + 1 : end - 1])
+            yield Block(i + 2, fence[1], text, named_file(before))
+            before = ''
+        elif lines[i].startswith('    ') and not lines[i - 1].strip():
+            while end < len(lines) and (lines[end].startswith('    ') or not lines[end].strip()):
+                end += 1
+            text = '\n'.join(line[4:] for line in lines[i:end]).rstrip()
+            yield Block(i + 1, '', text, None)
+        elif lines[i].strip():
+            before = lines[i]
+        i = end
+
+
+def named_file(sentence: str) -> str | None:
+    """The file that an example is to be written to, as the sentence before it says."""
+    named = re.search(r'`([\w/]+\.\w+)`[^`]*:$', sentence)
+    return named[1] if named else None
+
+
+def commands(text: str) -> list[str]:
+    """The commands of an example, without comments and what they print."""
+    lines = re.sub(r' *\\\n *', ' ', text).splitlines()
+    found = [line for line in lines if COMMAND.match(line) and not SYNOPSIS.search(line)]
+    return [re.sub(r'\s+# .*', '', line) for line in found]
+
+
+def small(command: str) -> str:
+    for pattern, replacement in REPLACED.items():
+        command = re.sub(pattern, replacement, command)
+    return command
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r'```.*?```|`[^`\n]*`', '', (ROOT / page).read_text(), flags=re.S)
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        file, _, anchor = target.partition('#')
+        path = (ROOT / page).parent / file if file else ROOT / page
+        assert '://' in target or path.exists(), target
+        if anchor and '://' not in target:
+            heads = re.findall(r'^#+ (.*)', path.read_text(), re.M)
+            anchors = [re.sub(r'[^\w\- ]', '', head.lower()).replace(' ', '-') for head in heads]
+            assert anchor in anchors, target
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_files_of_the_repository_that_are_named_exist(page):
+    written = {block.file for block in blocks(page)}
+    folders = 'tools|configs|gcvit_mm|tests|docs'
+    for name in re.findall(rf'`((?:{folders})/[\w/.-]+\.\w+)`', (ROOT / page).read_text()):
+        assert name in written or (ROOT / name).exists(), name
+
+
+@pytest.fixture(scope='session')
+def after_demo(tmp_path_factory) -> Path:
+    """What the repository's folder has after ``make demo``, on a few images and in two epochs."""
+    root = tmp_path_factory.mktemp('documents')
+    shutil.copytree(ROOT / 'configs', root / 'configs', ignore=shutil.ignore_patterns('__py*'))
+    shutil.copytree(ROOT / 'docs', root / 'docs')
+    for name in ('tools', 'Makefile', 'setup.py', 'constraints.txt'):
+        (root / name).symlink_to(ROOT / name)
+    for name, stand_in in SMALL.items():
+        (root / 'configs' / f'{name}.py').write_text(f"_base_ = './{Path(stand_in).name}'\n")
+        for config in (root / 'configs').glob('*.py'):  # others keep it as their base
+            text = config.read_text().replace(f"'./{name}.py'", f"'{ROOT}/configs/{name}.py'")
+            config.write_text(text)
+    for name, changes in SHORTER.items():
+        text = (root / name).read_text()
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        (root / name).write_text(text)
+    make_data(root / 'data')
+    for file in Path(SAMPLES, 'eval_check').glob('*') if SAMPLES else ():
+        (root / file.name).symlink_to(file.resolve())
+    (root / 'checkpoints').mkdir()
+    write_official(root / 'checkpoints/gcvit_1k_tiny.pth.tar', 'tiny')
+    (root / '.venv/bin').mkdir(parents=True)
+    (root / '.venv/bin/activate').touch()
+    (root / 'bin').mkdir()
+    (root / 'bin/gcvit-mm').symlink_to(ROOT / 'tools/gcvit-mm')
+    for name, text in {'sbatch': SBATCH, 'srun': SRUN, 'scontrol': SCONTROL}.items():
+        (root / 'bin' / name).write_text(text)
+        (root / 'bin' / name).chmod(0o755)
+    demo = 'work_dirs/demo'
+    shell(f'python tools/train.py {NANO} --work-dir {demo}', root)
+    shell(
+        f'python tools/test.py {NANO} {demo}/epoch_8.pth --work-dir {demo} --out {demo}/validation',
+        root,
+    )
+    return root
+
+
+def make_data(data: Path) -> None:
+    """Generated images, and folders of them in the place of classes of photos and of ImageNet's."""
+    images = make_shapes(data / 'shapes', train=TRAIN_IMAGES, val=VAL_IMAGES, size=64) / 'images'
+    for split, source in {'train': 'training', 'val': 'validation'}.items():
+        for name in ('cat', 'dog', 'horse'):
+            shutil.copytree(images / source, data / 'photos' / split / name)
+    shutil.copytree(images / 'validation', data / 'imagenet/val')
+    (data / 'imagenet/meta').mkdir()
+    names = sorted(path.name for path in (data / 'imagenet/val').iterdir())
+    lines = [f'{name} {label}\n' for label, name in enumerate(names)]
+    (data / 'imagenet/meta/val.txt').write_text(''.join(lines))
+
+
+@pytest.fixture
+def repository(after_demo, tmp_path) -> Path:
+    shutil.copytree(after_demo, tmp_path / 'repository', symlinks=True)
+    return tmp_path / 'repository'
+
+
+def shell(script: str, folder: Path) -> None:
+    environment = {
+        **ENVIRONMENT,
+        'PATH': f'{folder}/bin{os.pathsep}{ENVIRONMENT["PATH"]}',
+        'GRES': '',
+        'CPUS_PER_TASK': '1',
+        'COCO': f'{SAMPLES}/coco_mini320',
+    }
+    command = ['bash', '-euo', 'pipefail', '-c', script]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f'{script}\n{done.stdout[-3000:]}{done.stderr[-3000:]}'
+    assert 'Traceback' not in done.stderr, f'{script}\n{done.stderr[-3000:]}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('page', [page for page in PAGES if any(blocks(page))])
+def test_commands_and_examples_run(page, repository):
+    if page == 'docs/results.md' and not SAMPLES:
+        pytest.skip('GCVIT_MM_SAMPLES is unset: no real images here')
+    for block in blocks(page):
+        if block.file:
+            (repository / block.file).write_text(block.text + '\n')
+        elif block.language == 'python' and 'import' in block.text.split():
+            (repository / 'example.py').write_text(block.text)
+            shell('python example.py', repository)
+        elif "<<'END'" in block.text:
+            shell(small(block.text), repository)
+        else:
+            for command in commands(block.text):
+                shell(small(command), repository)

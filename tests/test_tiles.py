@@ -1,0 +1,133 @@
+"""A detector that errs nowhere, cut into windows: merging them must give back the whole image."""
+
+from itertools import pairwise
+
+import cv2
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from gcvit_mm.inference.tiles import Piece, Window, blend, encode, merge, windows
+
+SIDES = st.integers(1, 90)
+LAYOUTS = dict(
+    height=SIDES,
+    width=SIDES,
+    tile=st.integers(12, 60),
+    share=st.floats(0, 0.5),
+    seed=st.integers(0, 2**32 - 1),
+)
+
+
+def grid_of(height, width, tile, share):
+    return windows(height, width, tile, 1 + int(share * (tile - 2)))
+
+
+def layout(height, width, seed):
+    """A map of objects, numbered from 1 with 0 between them, and the class of each.
+
+    Objects are cells around random points, many of which touch others of their class, of wavy
+    outlines and of any size; each is connected.
+    """
+    random = np.random.default_rng(seed)
+    count = random.integers(1, 25)
+    y, x = np.mgrid[:height, :width] + random.normal(0, 2, (2, height, width)).round()
+    points = random.uniform(0, [height, width], (count, 2))
+    nearest = ((y - points[:, :1, None]) ** 2 + (x - points[:, 1:, None]) ** 2).argmin(0)
+    cells = np.where(random.random(count)[nearest] < 0.8, nearest + 1, 0)
+    objects = np.zeros((height, width), int)
+    for cell in range(1, count + 1):
+        parts, labels = cv2.connectedComponents((cells == cell).astype(np.uint8), connectivity=4)
+        for part in range(1, parts):
+            objects[labels == part] = objects.max() + 1
+    return objects, random.integers(0, 2, objects.max() + 1)
+
+
+def perfect(objects, classes, window, masks=True):
+    """What a detector that errs nowhere finds in a window."""
+    shown = window.of(objects)
+    for number in np.unique(shown[shown > 0]):
+        mask = shown == number
+        box = box_of(mask, window.x1, window.y1)
+        yield Piece(window, int(classes[number]), 0.5, box, *encode(mask, window)[: 2 * masks])
+
+
+def box_of(mask, x=0, y=0):
+    rows, columns = mask.nonzero()
+    corners = columns.min() + x, rows.min() + y, columns.max() + x + 1, rows.max() + y + 1
+    return tuple(map(float, corners))
+
+
+def summary(found):
+    return sorted((one.label, one.box, one.mask['counts']) for one in found)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**LAYOUTS)
+def test_objects_that_windows_cut_come_out_once_and_whole(height, width, tile, share, seed):
+    objects, classes = layout(height, width, seed)
+    flat = [window for row in grid_of(height, width, tile, share) for window in row]
+    pieces = [piece for window in flat for piece in perfect(objects, classes, window)]
+    assert summary(merge(pieces, height, width)) == sorted(
+        (classes[number], box_of(mask), coco.encode(np.asfortranarray(mask))['counts'])
+        for number in range(1, objects.max() + 1)
+        for mask in [(objects == number).astype(np.uint8)]
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(**LAYOUTS)
+def test_rectangles_of_a_detector_without_masks_come_out_once_and_whole(
+    height, width, tile, share, seed
+):
+    random = np.random.default_rng(seed)
+    rows, columns = (np.unique(random.integers(0, side, 6)) for side in (height, width))
+    objects, classes = np.zeros((height, width), int), random.integers(0, 2, 50)
+    boxes = [(x1, y1, x2, y2) for y1, y2 in pairwise(rows) for x1, x2 in pairwise(columns)]
+    for number, box in enumerate(boxes, start=1):
+        Window(*box).of(objects)[:] = number
+    flat = [window for row in grid_of(height, width, tile, share) for window in row]
+    pieces = [p for window in flat for p in perfect(objects, classes, window, masks=False)]
+    found = merge(pieces, height, width)
+    assert sorted((one.label, one.box) for one in found) == sorted(
+        (classes[number], tuple(map(float, box))) for number, box in enumerate(boxes, start=1)
+    )
+
+
+@given(**LAYOUTS)
+def test_windows_cover_the_image_and_share_what_was_asked_for(height, width, tile, share, seed):
+    overlap = 1 + int(share * (tile - 2))
+    grid = windows(height, width, tile, overlap)
+    count = np.zeros((height, width), int)
+    for row in grid:
+        for window in row:
+            shape = window.of(count).shape
+            assert shape == (min(tile, height), min(tile, width))
+            window.of(count)[:] += 1
+        assert all(a.x2 - b.x1 >= overlap for a, b in pairwise(row))
+    assert all(a[0].y2 - b[0].y1 >= overlap for a, b in pairwise(grid))
+    assert count.min() > 0
+
+
+@given(**LAYOUTS)
+def test_scores_that_windows_agree_on_are_blended_to_themselves(height, width, tile, share, seed):
+    random = np.random.default_rng(seed)
+    scores = random.normal(size=(3, height, width)).astype(np.float32)
+    grid = grid_of(height, width, tile, share)
+    seen = np.zeros((height, width))
+
+    def decide(blended):
+        np.testing.assert_allclose(blended, expected.pop(0), rtol=1e-4, atol=1e-5)
+        return blended.argmax(0)
+
+    expected = []
+    for r, row in enumerate(grid):
+        for c, window in enumerate(row):
+            below = grid[r + 1][0].y1 if r + 1 < len(grid) else height
+            right = row[c + 1].x1 if c + 1 < len(row) else width
+            expected.append(scores[:, window.y1 : below, window.x1 : right])
+    cut = (scores[:, w.y1 : w.y2, w.x1 : w.x2] for row in grid for w in row)
+    labels = blend(cut, grid, decide)
+    assert not expected
+    assert seen.shape == labels.shape == (height, width)

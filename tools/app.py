@@ -1,0 +1,79 @@
+"""Try models in the browser: a local page to drop photos on."""
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import tempfile
+from types import ModuleType
+
+from tqdm import tqdm
+
+from gcvit_mm import Predictor
+from gcvit_mm.engine.launch import run
+from gcvit_mm.errors import UserError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'models',
+        nargs='+',
+        metavar='MODEL',
+        help="work folder of a training, name of the zoo's, or config file; one can be chosen "
+        'on the page',
+    )
+    parser.add_argument(
+        '--checkpoint', help='file or gcvit://NAME for the only MODEL; default: best or newest'
+    )
+    parser.add_argument('--device', help='cpu, cuda:1 and so on; default: a GPU if there is one')
+    parser.add_argument('--host', default='127.0.0.1', help='default: this machine alone')
+    parser.add_argument('--port', type=int, default=7860, help='default: 7860; 0: any')
+    parser.add_argument(
+        '--max-upload', type=int, default=20, metavar='MB', help='size of a photo; default: 20'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    models = list(dict.fromkeys(args.models))
+    if args.checkpoint and len(models) > 1:
+        raise UserError('--checkpoint goes with one MODEL: give work folders for several')
+    if args.max_upload < 1:
+        raise UserError(f'--max-upload {args.max_upload}: it must be 1 MB or more')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page as Ctrl-C does
+    # Not the folder that all of Gradio's pages on a machine share, and serve files from.
+    with tempfile.TemporaryDirectory(prefix='gcvit_mm_app_') as uploads:
+        os.environ |= {'GRADIO_TEMP_DIR': uploads, 'GRADIO_ANALYTICS_ENABLED': 'False'}
+        app = import_app()
+        listening = app.listen(args.host, args.port)
+        predictors = {
+            model: Predictor(model, args.checkpoint, args.device)
+            for model in tqdm(models, 'loading models')
+        }
+        page = app.build_page(predictors)
+        host, port = listening.getsockname()[:2]
+        if not app.is_loopback(host):
+            print(
+                f'warning: whoever reaches {host} port {port} over the network can use this page; '
+                'it asks for no password',
+                file=sys.stderr,
+            )
+        shown = f'[{host}]' if ':' in host else host
+        print(f'http://{shown}:{port}  (Ctrl-C ends it)', flush=True)
+        app.serve(page, listening, args.max_upload * 2**20)
+
+
+def import_app() -> ModuleType:
+    try:
+        return importlib.import_module('gcvit_mm.app')
+    except ModuleNotFoundError as error:
+        if error.name != 'gradio':
+            raise
+        raise UserError("the page needs Gradio: pip install 'gcvit_mm[app]'") from error
+
+
+if __name__ == '__main__':
+    run(main)

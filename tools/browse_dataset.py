@@ -1,0 +1,145 @@
+"""Show what the data pipeline of a config feeds its model, as pictures and a page of them."""
+
+import argparse
+import html
+import sys
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from gcvit_mm.datasets.check import SPLITS
+from gcvit_mm.engine.launch import add_config_arguments, load_config, run
+from gcvit_mm.engine.preflight import check_data
+from gcvit_mm.errors import UserError
+from gcvit_mm.visualization import (
+    Feed,
+    build_visualizer,
+    describe_labels,
+    draw_truth,
+    to_pictures,
+)
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 14px sans-serif; margin: 1.5em; color: #222; background: #fff }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1.2em }}
+figure {{ margin: 0 }}
+img {{ width: 100%; height: auto; display: block }}
+figcaption {{ overflow-wrap: anywhere; margin-top: .3em; line-height: 1.4 }}
+</style>
+<h1>{title}</h1>
+<p>{about}</p>
+<main>
+{figures}
+</main>
+</html>
+"""
+FIGURE = """<figure>
+<a href="{picture}"><img src="{picture}" alt="{name}" loading="lazy"></a>
+<figcaption><b>{name}</b><br>{facts}</figcaption>
+</figure>"""
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument('--split', choices=SPLITS, default='train', help='which data: %(default)s')
+    parser.add_argument(
+        '--out', metavar='DIR', help='folder for the pictures; work_dirs/browse/<config>_<split>'
+    )
+    parser.add_argument(
+        '-n', type=int, default=16, dest='count', help='how many pictures: %(default)s'
+    )
+    parser.add_argument(
+        '--seed', type=int, help="seed of the training; default: the config's, or 0"
+    )
+    parser.add_argument(
+        '--epoch', type=int, default=1, help='which epoch of the training, from 1: %(default)s'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    if args.count < 1 or args.epoch < 1:
+        raise UserError('-n and --epoch must be at least 1')
+    cfg = load_config(args)
+    if not cfg.get(f'{args.split}_dataloader'):
+        raise UserError(f'the config has no {args.split}_dataloader')
+    check_data(cfg, (f'{args.split}_dataloader',))
+    seed = args.seed if args.seed is not None else cfg.get('randomness', {}).get('seed') or 0
+    name = Path(args.config).stem
+    folder = Path(args.out or f'work_dirs/browse/{name}_{args.split}')
+    with redirect_stdout(sys.stderr):  # the packages print while they read annotations
+        feed = Feed(cfg, args.split, seed, args.epoch)
+    visualizer = build_visualizer(cfg, feed.metainfo)
+    folder.mkdir(parents=True, exist_ok=True)
+    classes, figures = feed.metainfo.get('classes'), []
+    shown = islice(samples(feed), args.count)
+    for number, (picture, sample) in enumerate(
+        tqdm(shown, total=args.count, unit='picture', disable=None)
+    ):
+        file = f'{number:03d}_{Path(path_of(sample)).stem}.png'
+        drawn = draw_truth(visualizer, picture, sample, in_input=feed.trains)
+        cv2.imwrite(str(folder / file), drawn[..., ::-1])
+        facts = '<br>'.join(map(html.escape, describe(sample, picture, classes)))
+        figures.append(
+            FIGURE.format(
+                picture=html.escape(file, quote=True),
+                name=html.escape(path_of(sample), quote=True),
+                facts=facts,
+            )
+        )
+    which = f'epoch {args.epoch}, seed {seed}' if feed.trains else 'as it is evaluated'
+    about = f'{len(figures)} of {len(feed.loader.dataset)} samples, {which}'
+    title = html.escape(f'{name}: {args.split}')
+    page = PAGE.format(title=title, about=about, figures='\n'.join(figures))
+    (folder / 'index.html').write_text(page)
+    print(f'{about}: {folder / "index.html"}')
+
+
+def samples(feed: Feed) -> Iterator[tuple[Any, Any]]:
+    """Pictures of the inputs, each with its data sample."""
+    for inputs, data_samples in feed:
+        yield from zip(to_pictures(feed.preprocessor, inputs), data_samples, strict=True)
+
+
+def path_of(sample: Any) -> str:
+    """The file of a sample; data sets that are made up have none."""
+    return sample.metainfo.get('img_path') or 'image'
+
+
+def describe(sample: Any, picture: Any, classes: list[str] | None) -> list[str]:
+    """What was done to a sample, line by line."""
+    known = sample.metainfo
+    (height, width), (padded_height, padded_width) = known['img_shape'][:2], picture.shape[:2]
+    size = f'{width} x {height} px for the model'
+    if (padded_height, padded_width) != (height, width):
+        size += f', padded to {padded_width} x {padded_height}'
+    if known.get('ori_shape') is not None:
+        size = f'{known["ori_shape"][1]} x {known["ori_shape"][0]} px in the file, {size}'
+    lines = [size]
+    if known.get('scale_factor') is not None:
+        lines.append('scale factor ' + ' x '.join(f'{by:.3g}' for by in known['scale_factor'][:2]))
+    lines.append(f'flip: {known["flip_direction"] if known.get("flip") else "none"}')
+    if 'gt_instances' in sample:
+        lines.append(f'objects: {len(sample.gt_instances)}')
+    elif 'gt_sem_seg' in sample:
+        ignored = (sample.gt_sem_seg.data >= len(classes or ())).float().mean()
+        lines.append(f'ignored: {ignored:.0%}')
+    else:
+        lines.append(', '.join(describe_labels(sample, classes)))
+    return lines
+
+
+if __name__ == '__main__':
+    run(main)

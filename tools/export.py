@@ -1,0 +1,128 @@
+"""Export a model to a file that runs without this package: ONNX, or PyTorch's ``.pt2``.
+
+Images go in as they are, RGB and of any size; their normalisation is part of the file. The file
+is compared with the model in PyTorch, and kept only if it computes the same.
+"""
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from gcvit_mm.engine.launch import add_trust_argument, run
+from gcvit_mm.errors import UserError
+from gcvit_mm.export.check import Deviation, compare, speeds
+from gcvit_mm.export.files import Run, check_target, load, write
+from gcvit_mm.export.graph import ImageModel, build_graph, trace
+from gcvit_mm.export.source import describe, load_source
+
+REPEAT = 10
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'model', help="a name of the zoo's, a config file, or the work folder of a training"
+    )
+    parser.add_argument(
+        '--out',
+        required=True,
+        type=Path,
+        metavar='FILE',
+        help='FILE.onnx or FILE.pt2; FILE.json beside it says what it takes and gives',
+    )
+    parser.add_argument(
+        '--checkpoint',
+        metavar='FILE',
+        help='weights, a file or gcvit://NAME; by default the best or newest of a work folder, '
+        "and the published ones of the zoo's classifiers of ImageNet",
+    )
+    parser.add_argument(
+        '--what',
+        choices=['model', 'features'],
+        default='model',
+        help='the model, or the maps of its backbone; default: model',
+    )
+    parser.add_argument(
+        '--static',
+        type=parse_size,
+        metavar='HxW',
+        help='only for images of this height and width, which is faster; default: any size',
+    )
+    parser.add_argument(
+        '--argmax',
+        action='store_true',
+        help='of a model of segmentation, the class of each pixel instead of logits',
+    )
+    parser.add_argument(
+        '--random-weights', action='store_true', help='no checkpoint: to try the export'
+    )
+    add_trust_argument(parser)
+    return parser.parse_args()
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width of ``512x640``."""
+    match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
+    if not match:
+        raise argparse.ArgumentTypeError(f'{text!r} is not of the form HxW: 512x640 for example')
+    return int(match[1]), int(match[2])
+
+
+def main() -> None:
+    args = parse_args()
+    if args.checkpoint and args.random_weights:
+        raise UserError('--checkpoint and --random-weights exclude each other: leave one out')
+    check_target(args.out)
+    source = load_source(args.model, args.checkpoint, args.random_weights)
+    graph = build_graph(
+        source.model, source.task, args.what == 'features', args.argmax, args.static
+    )
+    print('tracing the model, which takes minutes if it is large', flush=True)
+    program = trace(graph)
+    about = describe(source, graph, program)
+    with TemporaryDirectory(prefix=f'.{args.out.name}.', dir=args.out.parent) as folder:
+        file = Path(folder, args.out.name)
+        print(f'writing {args.out.name}', flush=True)
+        write(program, file, about)
+        size_mb = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
+        execute = load(file, torch.get_num_threads())
+        deviations = compare(graph, execute)
+        about['off_by'] = max(found.off_by for found in deviations)
+        file.with_suffix('.json').write_text(json.dumps(about, indent=1) + '\n')
+        publish(Path(folder), args.out)
+    print_deviations(deviations)
+    print(f'{args.out}: {size_mb:.1f} MB')
+    print_speed(graph, execute, source.task)
+
+
+def print_deviations(deviations: list[Deviation]) -> None:
+    """Print how far the file is from the model."""
+    print('images  height  width  off by')
+    for found in deviations:
+        batch, height, width = found.images
+        print(f'{batch:6}  {height:6}  {width:5}  {found.off_by:.1e}')
+
+
+def publish(folder: Path, out: Path) -> None:
+    """Put the files where they belong, the one that needs the others last."""
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
+        os.replace(path, out.with_name(path.name))
+
+
+def print_speed(graph: ImageModel, execute: Run, task: str) -> None:
+    """Print what an image takes, beside PyTorch."""
+    size = graph.size or ((224, 224) if task == 'classification' else (512, 512))
+    model, file = speeds(graph, execute, size, REPEAT)
+    print(
+        f'an image of {size[0]}x{size[1]}: {file * 1e3:.0f} ms, PyTorch {model * 1e3:.0f} ms '
+        f'(median of {REPEAT}, {torch.get_num_threads()} thread(s))'
+    )
+
+
+if __name__ == '__main__':
+    run(main)

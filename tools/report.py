@@ -1,0 +1,76 @@
+"""Write a page about a training: its curves, what it gets right and wrong, and its settings."""
+
+import argparse
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from gcvit_mm.engine.launch import run as run_main
+from gcvit_mm.engine.preflight import check_data
+from gcvit_mm.errors import UserError
+from gcvit_mm.inference.source import find_model
+from gcvit_mm.report import Run, find_predictions, read_run, write_report
+
+TEST = Path(__file__).with_name('test.py')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('work_dir', help='the --work-dir of a training')
+    parser.add_argument('--out', metavar='FILE.html', help='default: WORK_DIR/report.html')
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        '--predictions',
+        metavar='PREFIX',
+        help='what tools/test.py --out was given; default: the newest in WORK_DIR',
+    )
+    source.add_argument(
+        '--checkpoint',
+        help='evaluate this one by tools/test.py; without predictions in WORK_DIR, the best one '
+        'there or else the newest is evaluated',
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with redirect_stdout(sys.stderr):  # the packages print at import; stdout is for the result
+        out, notes = report(args)
+    for note in notes:
+        print(f'note: {note}')
+    print(f'{out}: {out.stat().st_size / 1e6:.1f} MB')
+
+
+def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
+    run, notes = read_run(args.work_dir), []
+    prefix = args.predictions
+    if args.checkpoint:
+        prefix = predict(run, args.checkpoint)
+    elif prefix is None:
+        prefix = find_predictions(run.folder)
+    if prefix is None:
+        try:
+            check_data(run.cfg, ('test_dataloader',))
+            checkpoint = find_model(run.folder)[1]
+        except UserError as error:
+            notes.append(f'There are no predictions, and none could be made: {error}')
+        else:
+            prefix = predict(run, checkpoint)
+    out = Path(args.out or run.folder / 'report.html')
+    return out, write_report(run, out, prefix, notes)
+
+
+def predict(run: Run, checkpoint: str) -> str:
+    """Evaluate a checkpoint by ``tools/test.py``; give the PREFIX of what it wrote."""
+    prefix = str(run.folder / 'predictions')
+    print(f'evaluating {checkpoint}')
+    command = [str(run.config_file), checkpoint, '--work-dir', str(run.folder), '--out', prefix]
+    test = subprocess.run([sys.executable, str(TEST), *command], stdout=sys.stderr, check=False)
+    if test.returncode:
+        raise UserError('tools/test.py failed, see above')
+    return prefix
+
+
+if __name__ == '__main__':
+    run_main(main)

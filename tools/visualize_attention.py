@@ -1,0 +1,98 @@
+"""Show where each stage of a model looks in photos: windows, local and global attention."""
+
+import argparse
+import os
+from collections import Counter
+from pathlib import Path
+
+from mmengine.dataset import pseudo_collate
+from tqdm import tqdm
+
+from gcvit_mm import GCViT, Predictor
+from gcvit_mm.engine.launch import add_trust_argument, run
+from gcvit_mm.errors import UserError
+from gcvit_mm.visualization import attention_maps, draw_attention, to_pictures
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        'model', help="a name of the zoo's, a config file, or the work folder of a training"
+    )
+    parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
+    parser.add_argument(
+        '--checkpoint',
+        help='checkpoint file or gcvit://NAME; by default that of the work folder, or the '
+        "published weights of the zoo's ImageNet classifiers",
+    )
+    parser.add_argument(
+        '--out',
+        metavar='DIR',
+        default='work_dirs/attention',
+        help='folder for the pictures; %(default)s',
+    )
+    parser.add_argument(
+        '--point',
+        type=_point,
+        metavar='X,Y',
+        help='the place whose local attention is shown, in pixels as the axes of the picture '
+        'count them; default: the middle',
+    )
+    parser.add_argument('--device', help='cpu, cuda:1 and so on; default: a GPU if there is one')
+    add_trust_argument(parser)
+    return parser.parse_args()
+
+
+def _point(text: str) -> tuple[float, float]:
+    x, y = text.split(',')
+    return float(x), float(y)
+
+
+def main() -> None:
+    args = parse_args()
+    files = _files(args.images, Path(args.out))
+    predictor = Predictor(args.model, args.checkpoint, args.device)
+    backbone = getattr(predictor.model, 'backbone', None)
+    if not isinstance(backbone, GCViT):
+        raise UserError(f'{args.model} has no GCViT as its backbone')
+    os.makedirs(args.out, exist_ok=True)
+    for image, file in tqdm(files.items(), unit='image', disable=None):
+        show(predictor, backbone, image, args.point, file)
+    print(f'{len(files)} picture(s) in {args.out}')
+
+
+def show(
+    predictor: Predictor,
+    backbone: GCViT,
+    image: str,
+    point: tuple[float, float] | None,
+    file: Path,
+) -> None:
+    """Draw what a model's stages look at in an image, as the test pipeline prepares it."""
+    preprocessor = predictor.model.data_preprocessor
+    data = predictor.pipeline.prepare(predictor.read(image))
+    batch = preprocessor(pseudo_collate([data]), False)
+    picture = to_pictures(preprocessor, batch['inputs'])[0]
+    # Without the padding that detectors get, right and at the bottom.
+    height, width = batch['data_samples'][0].metainfo['img_shape'][:2]
+    if point and not (0 <= point[0] < width and 0 <= point[1] < height):
+        raise UserError(
+            f'--point {point[0]:g},{point[1]:g} is not in {image}, which is {width} x {height} '
+            'pixels for the model'
+        )
+    maps = attention_maps(backbone, batch['inputs'], point or (width / 2, height / 2))
+    title = f'{Path(image).name}, {width} x {height} px, {Path(predictor.checkpoint).name}'
+    draw_attention(picture[:height, :width], maps, title).savefig(file)
+
+
+def _files(images: list[str], folder: Path) -> dict[str, Path]:
+    """The picture of each image."""
+    files = {image: folder / f'{Path(image).stem}.png' for image in images}
+    for file, times in Counter(files.values()).items():
+        if times > 1:
+            raise UserError(f'{times} of the images would have the picture {file}: rename them')
+    return files
+
+
+if __name__ == '__main__':
+    run(main)
