@@ -1,6 +1,7 @@
 """The package's metadata; the settings of the tools are in ``pyproject.toml``."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -15,6 +16,8 @@ class BuildWithShipped(build_py):
     """Put configs, tools and the list of weights where packages of OpenMMLab have such files."""
 
     def run(self):
+        if not self.editable_mode:  # an earlier build may have left what is gone since
+            shutil.rmtree(Path(self.build_lib, 'gcvit_mm'), ignore_errors=True)
         super().run()
         if not self.editable_mode:
             for name in self._shipped():

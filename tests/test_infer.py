@@ -1,4 +1,4 @@
-"""``Predictor`` and ``tools/infer.py``: the same predictions as ``tools/test.py``, from anywhere."""
+"""``Predictor`` and ``tools/infer.py``: the predictions of ``tools/test.py``, for any image."""
 
 import csv
 import json
@@ -138,6 +138,16 @@ def test_a_classifier_of_the_zoo_takes_its_official_weights(classifier, photos):
     assert score.shape == (1000,)
     assert score.sum() == pytest.approx(1, abs=1e-4)
     assert classifier.draw(photos[0], classifier(photos[0])[0]).shape == (64, 64, 3)
+
+
+def test_a_classifier_normalises_images_as_it_was_trained(classifier):
+    """By hand: the resized and cropped image in RGB, mean and deviation of ImageNet."""
+    image = np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8)
+    pixels = classifier.pipeline.prepare(image)['inputs'].flip(0).permute(1, 2, 0) / 255
+    normal = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = classifier.model(normal.permute(2, 0, 1)[None]).softmax(1)[0]
+    assert torch.allclose(classifier(image)[0].pred_score, expected, atol=1e-6)
 
 
 def test_a_segmenter_has_the_classes_of_its_config_and_draws_in_their_colors(segmenter, photos):
@@ -293,7 +303,7 @@ def check_the_documented_evaluation(annotations, found, metrics):
 
 @pytest.fixture(scope='module')
 def mixed(photos, tmp_path_factory):
-    """A folder with images of one name in several folders, a video, and files that are no images."""
+    """Images of one name in several folders, a video, and files that are no images."""
     folder = tmp_path_factory.mktemp('mixed')
     for place in ('a/photo.jpg', 'b/photo.jpg', 'b/deep/photo.jpg'):
         (folder / place).parent.mkdir(exist_ok=True)
@@ -339,7 +349,9 @@ def test_a_folder_of_everything_is_predicted_and_what_is_no_image_is_listed(
     assert f'{out} holds results of another run (score was 0.3, is 0.5)' in error
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    'number', [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_stopped_goes_on_to_the_same_results(number, trained, photos, tmp_path):
     folder = tmp_path / 'images'
     for i in range(4):
@@ -367,8 +379,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_results(number, trained, phot
     assert [image['file_name'] for image in found['images']] == [
         f'{i}/{photo.name}' for i in range(4) for photo in photos
     ]
-    expected = [sample.pred_instances.scores.tolist() for sample in whole(photos)] * 4
-    assert [one['score'] for one in found['annotations']] == sum(expected, [])
+    expected = torch.cat([sample.pred_instances.scores for sample in whole(photos)] * 4)
+    assert [one['score'] for one in found['annotations']] == expected.tolist()
 
 
 def test_label_maps_hold_the_classes_and_their_shares_are_listed(
@@ -383,7 +395,7 @@ def test_label_maps_hold_the_classes_and_their_shares_are_listed(
         map_ = Image.open(out / f'maps/{photo.stem}.png')
         labels = np.array(map_)
         assert np.array_equal(labels, tiled(photo)[0].pred_sem_seg.data[0])
-        assert map_.getpalette()[:12] == sum(map(list, segmenter.palette), [])
+        assert map_.getpalette()[:12] == np.ravel(segmenter.palette).tolist()
         for row in shares:
             if row['file'] == photo.name:
                 label = segmenter.classes.index(row['class'])

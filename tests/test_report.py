@@ -363,6 +363,10 @@ def test_a_training_without_predictions_is_evaluated_first(trained, tmp_path):
     value = 100 * metrics['coco/bbox_mAP_50']
     assert f'<dt>box AP50</dt><dd>{value:.1f}</dd>' in page
     assert len(page) < 5e6
+    # Training has gone on since.
+    (work_dir / 'epoch_1.pth').touch()
+    output = succeed('report.py', work_dir)
+    assert f'The predictions {work_dir}/predictions.* are older than {work_dir}/epoch_1' in output
 
 
 def test_without_data_the_page_says_what_is_missing(trained, tmp_path):

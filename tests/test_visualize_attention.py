@@ -77,7 +77,8 @@ def test_the_cell_that_windows_look_at_is_where_the_map_has_it(cell):
     assert received[rows, columns].sum() == pytest.approx(16, rel=1e-3)
     received[rows, columns] = 1
     torch.testing.assert_close(received, torch.ones(10, 9))  # the other windows: even
-    of_query = attention._of_query(module, x, relative_position_index(4), query, cell)[0]
+    index = relative_position_index(4)
+    of_query = attention._of_query(module, x, index, query, query=cell)[0]
     assert of_query[cell] == pytest.approx(16, rel=1e-3)
     seen = ~of_query.isnan()
     assert seen[rows, columns].all() and seen.sum() == seen[rows, columns].sum()
@@ -117,8 +118,8 @@ def test_an_image_has_its_maps_in_any_batch_and_the_backbone_stays_as_it_was():
 
 
 def test_the_reach_is_the_size_of_the_querys_derivative(monkeypatch):
-    monkeypatch.setattr(attention, 'PROBES', 300)
-    model = windows_of(2)
+    monkeypatch.setattr(attention, 'PROBES', 150)
+    model = GCViT(SMALL, window_size=2, out_indices=(1,)).eval()
     image = torch.randn(1, 3, 32, 48)
     reach = attention_maps(model, image)[1].reach[0]
 
@@ -129,7 +130,7 @@ def test_the_reach_is_the_size_of_the_querys_derivative(monkeypatch):
     slopes = torch.autograd.functional.jacobian(query, image)[:, 0]  # (numbers, 3, H, W)
     squares = F.avg_pool2d(slopes.square().sum(dim=(0, 1))[None], 8)[0]
     exact = squares.sqrt() / squares.sqrt().mean()
-    torch.testing.assert_close(reach, exact, rtol=0.1, atol=0.05)
+    torch.testing.assert_close(reach, exact, rtol=0.15, atol=0.05)
 
 
 def test_a_stage_of_one_block_has_no_global_attention():
@@ -156,17 +157,18 @@ def test_a_work_folder_is_enough_for_pictures_of_photos(trained, tmp_path):
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000  # the photo, maps in colour
 
 
-@pytest.mark.parametrize(
-    ('arguments', 'message'),
-    [
-        ((NANO, 'photo.png'), 'needs a checkpoint'),
-        ((NANO, 'a/photo.png', 'b/photo.png'), '2 of the images would have the picture'),
-    ],
-)
-def test_what_cannot_be_drawn_is_named(arguments, message, tmp_path):
+def test_a_model_without_weights_is_refused(tmp_path):
     out = tmp_path / 'out'
-    assert message in fail('visualize_attention.py', *arguments, '--out', out)
+    error = fail('visualize_attention.py', NANO, 'photo.png', '--out', out)
+    assert 'needs a checkpoint' in error
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_photos_that_would_have_one_picture_are_refused(tmp_path):
+    out = tmp_path / 'out'
+    error = fail('visualize_attention.py', NANO, 'a/photo.png', 'b/photo.png', '--out', out)
+    assert f'2 of the images would have the picture {out}/photo.png' in error
 
 
 @pytest.mark.slow

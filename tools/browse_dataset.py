@@ -3,7 +3,7 @@
 import argparse
 import html
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
@@ -118,7 +118,7 @@ def path_of(sample: Any) -> str:
     return sample.metainfo.get('img_path') or 'image'
 
 
-def describe(sample: Any, picture: Any, classes: list[str] | None) -> list[str]:
+def describe(sample: Any, picture: Any, classes: Sequence[str] | None) -> list[str]:
     """What was done to a sample, line by line."""
     known = sample.metainfo
     (height, width), (padded_height, padded_width) = known['img_shape'][:2], picture.shape[:2]

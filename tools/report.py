@@ -1,6 +1,7 @@
 """Write a page about a training: its curves, what it gets right and wrong, and its settings."""
 
 import argparse
+import os
 import subprocess
 import sys
 from contextlib import redirect_stdout
@@ -49,6 +50,7 @@ def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
         prefix = predict(run, args.checkpoint)
     elif prefix is None:
         prefix = find_predictions(run.folder)
+        notes += outdated(run, prefix)
     if prefix is None:
         try:
             check_data(run.cfg, ('test_dataloader',))
@@ -59,6 +61,20 @@ def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
             prefix = predict(run, checkpoint)
     out = Path(args.out or run.folder / 'report.html')
     return out, write_report(run, out, prefix, notes)
+
+
+def outdated(run: Run, prefix: str | None) -> list[str]:
+    """A note where the training has gone on since its predictions were made."""
+    checkpoints = sorted(run.folder.glob('*.pth'), key=os.path.getmtime)
+    if prefix is None or not checkpoints:
+        return []
+    made = max(path.stat().st_mtime for path in Path(prefix).parent.glob(f'{Path(prefix).name}.*'))
+    if checkpoints[-1].stat().st_mtime <= made:
+        return []
+    return [
+        f'The predictions {prefix}.* are older than {checkpoints[-1]}: to have that evaluated, '
+        'pass it by --checkpoint'
+    ]
 
 
 def predict(run: Run, checkpoint: str) -> str:

@@ -13,6 +13,7 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from ..engine.launch import model_of
 from ..errors import UserError
 from ..models.gcvit import ARCHS, GCViT
 
@@ -206,10 +207,8 @@ def _whole_model(
     cfg.model.backbone.init_cfg = None
     if cfg.model.backbone.type == 'GCViT':
         spec.adapt(cfg.model.backbone)
-    if 'data_preprocessor' in cfg:  # as mmengine's runner does
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     try:
-        model: Any = MODELS.build(cfg.model)
+        model: Any = MODELS.build(model_of(cfg))
     except (KeyError, TypeError) as error:
         raise UserError(f'{spec.name}: the model cannot be built: {error}') from error
     model.init_weights()

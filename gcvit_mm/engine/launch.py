@@ -208,6 +208,13 @@ def read_config(config: str | os.PathLike) -> Config:
     return cfg
 
 
+def model_of(cfg: Config) -> ConfigDict:
+    """The model of a config, with its pre-processor where mmengine's runner puts it."""
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return cfg.model
+
+
 def _check_options(cfg: Config, options: dict) -> None:
     # A runner takes more sections than a config must have.
     sections = {*cfg, *inspect.signature(Runner.__init__).parameters} - {'self', 'cfg'}

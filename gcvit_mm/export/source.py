@@ -13,7 +13,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch.export import ExportedProgram
 
-from ..engine.launch import read_config
+from ..engine.launch import model_of, read_config
 from ..engine.loaders import register_loaders
 from ..hub import published
 from ..inference.model import load_model, package_of, task_of, test_dataset
@@ -56,8 +56,6 @@ def load_source(
     else:
         cfg, file = find_model(model, checkpoint)
     task = task_of(cfg)
-    if 'data_preprocessor' in cfg:  # as mmengine's runner does
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     network, meta = load_model(cfg, file, 'cpu') if file else (_random_model(cfg), {})
     about: dict[str, Any] = dict(
         config=Path(cfg.filename).stem,
@@ -98,4 +96,4 @@ def _name(dtype: torch.dtype) -> str:
 def _random_model(cfg: Config) -> Any:
     torch.manual_seed(0)
     with package_of(cfg), redirect_stdout(StringIO()):  # the packages print at import
-        return revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
+        return revert_sync_batchnorm(MODELS.build(model_of(cfg))).eval()

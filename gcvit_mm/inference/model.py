@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint, state_dict_of
 from ..conversion import convert
-from ..engine.launch import leaf_datasets
+from ..engine.launch import leaf_datasets, model_of
 from ..errors import UserError
 
 TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}
@@ -84,7 +84,7 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     """
     content = read_checkpoint(checkpoint)
     with package_of(cfg), _quietly():
-        model = MODELS.build(cfg.model)
+        model = MODELS.build(model_of(cfg))
         dataset = test_dataset(cfg)
         known = getattr(look_up(DATASETS, dataset.type), 'METAINFO', {})
     try:

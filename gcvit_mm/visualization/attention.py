@@ -69,7 +69,7 @@ def attention_maps(
     x, y = (width / 2, height / 2) if point is None else point
     if not (0 <= x < width and 0 <= y < height):
         raise ArgumentError(f'the point {x:g}, {y:g} is not in the image of {width} x {height}')
-    attentions = [_last_attentions(stage) for stage in backbone.stages]
+    attentions = [_last_attentions(stage) for stage in _stages(backbone)]
     with _evaluating(backbone):
         seen = _inputs(backbone, images, [m for pair in attentions for m in pair if m])
         reaches = _reaches(backbone, images)
@@ -77,7 +77,7 @@ def attention_maps(
     for stride, (local, global_), reach in zip(STRIDES, attentions, reaches, strict=False):
         query = int(y) // stride, int(x) // stride
         rows, columns = -(-height // stride), -(-width // stride)
-        of_query = _of_query(local, *seen[local], query)[:, :rows, :columns]
+        of_query = _of_query(local, *seen[local], query=query)[:, :rows, :columns]
         received = _received(global_, *seen[global_])[:, :rows, :columns] if global_ else None
         maps.append(StageMaps(stride, local.window_size, query, of_query, received, reach))
     return maps
@@ -110,6 +110,10 @@ def attention_probabilities(
     return scores.softmax(dim=-1)
 
 
+def _stages(backbone: GCViT) -> list[Any]:
+    return list(backbone.stages)
+
+
 def _last_attentions(stage: Any) -> tuple[WindowAttention, WindowAttention | None]:
     """The last local and the last global attention of a stage."""
     modules = [block.attn for block in stage.blocks]
@@ -122,16 +126,16 @@ def _evaluating(backbone: GCViT) -> Iterator[None]:
     # Hooks are not called from within compiled code; PyTorch before 2.6 cannot pause it.
     stance = getattr(torch.compiler, 'set_stance', None)
     training = backbone.training
-    recomputing = [stage.with_cp for stage in backbone.stages]
+    recomputing = [stage.with_cp for stage in _stages(backbone)]
     backbone.eval()
-    for stage in backbone.stages:
+    for stage in _stages(backbone):
         stage.with_cp = True
     try:
         with stance('force_eager') if stance else nullcontext():
             yield
     finally:
         backbone.train(training)
-        for stage, with_cp in zip(backbone.stages, recomputing, strict=True):
+        for stage, with_cp in zip(_stages(backbone), recomputing, strict=True):
             stage.with_cp = with_cp
 
 
@@ -158,6 +162,7 @@ def _of_query(
     x: Tensor,
     index: Tensor,
     q_global: Tensor | None,
+    *,
     query: tuple[int, int],
 ) -> Tensor:
     """The weights that one cell gives to those of its window, (B, H, W); NaN elsewhere."""
@@ -202,7 +207,7 @@ def _reaches(backbone: GCViT, images: Tensor) -> list[Tensor | None]:
         stage.global_query.register_forward_hook(
             lambda _, __, query, i=i: queries.__setitem__(i, query)
         )
-        for i, stage in enumerate(backbone.stages)
+        for i, stage in enumerate(_stages(backbone))
         if stage.global_query is not None
     ]
     pixels = images.detach().requires_grad_()

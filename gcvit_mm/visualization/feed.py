@@ -9,6 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
 
+from ..engine.launch import model_of
 from ..engine.loops import _seeded
 from ..randomness import seed_generators
 
@@ -37,13 +38,10 @@ class Feed:
         settings.update(num_workers=0, persistent_workers=False)
         for name in ('worker_init_fn', 'prefetch_factor', 'timeout'):
             settings.pop(name, None)
-        model = dict(cfg.model)
-        if cfg.get('data_preprocessor'):
-            model.setdefault('data_preprocessor', cfg.data_preprocessor)
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
             self.loader = Runner.build_dataloader(_seeded(settings, seed), seed)
             # By the whole model, for some have settings of it elsewhere: CutMix and Mixup.
-            self.preprocessor = MODELS.build(model).data_preprocessor
+            self.preprocessor = MODELS.build(model_of(cfg)).data_preprocessor
         self.metainfo: dict[str, Any] = self.loader.dataset.metainfo  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Any]]]:

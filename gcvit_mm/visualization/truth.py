@@ -141,16 +141,11 @@ def _draw_labels(visualizer: Any, picture: np.ndarray, sample: Any) -> np.ndarra
     return visualizer.get_image()
 
 
-def describe_labels(sample: Any, classes: list[str] | None) -> list[str]:
+def describe_labels(sample: Any, classes: Sequence[str] | None) -> list[str]:
     """The classes of a classifier's data sample, each with its share where it has several."""
-    names = classes or {}
     score = sample.get('gt_score')
-    if score is None:
-        labels, shares = sample.gt_label.tolist(), []
-    else:
-        labels = score.nonzero()[:, 0].tolist()
-        shares = [f'{score[label]:.2f} ' for label in labels] if len(labels) > 1 else []
-    return [
-        f'{share}{names[label] if names else label}'
-        for label, share in zip(labels, shares or [''] * len(labels), strict=True)
-    ]
+    labels = sample.gt_label if score is None else score.nonzero()[:, 0]
+    lines = [str(classes[label] if classes else label) for label in labels.tolist()]
+    if len(lines) == 1 or score is None:
+        return lines
+    return [f'{score[label]:.2f} {line}' for label, line in zip(labels, lines, strict=True)]
