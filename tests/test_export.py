@@ -41,7 +41,7 @@ model = dict(
     backbone=dict(
         type='GCViT',
         arch=dict(
-            dim=32, depths=(1, 2, 2, 1), num_heads=(1, 2, 4, 8), mlp_ratio=2, layer_scale=0.5,
+            dim=32, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), mlp_ratio=2, layer_scale=0.5,
             drop_path_rate=0.1,
         ),
         window_size=(7, 7, 14, 7),

@@ -26,6 +26,7 @@ from reference import write_official
 from gcvit_mm import Predictor
 from gcvit_mm.errors import UserError
 from gcvit_mm.inference.inputs import find_inputs
+from gcvit_mm.inference.results import Results
 
 
 @pytest.fixture(scope='module')
@@ -342,16 +343,21 @@ def test_a_folder_of_everything_is_predicted_and_what_is_no_image_is_listed(
     frames = [image['frame'] for image in images if image['file_name'] == 'clip.avi']
     assert frames == list(range(VAL_IMAGES))
     assert len(images) == 5 + VAL_IMAGES
+    before = (out / 'predictions.json').read_bytes()
+    lines = (out / 'results.jsonl').read_bytes().splitlines(keepends=True)
+    # As a machine that is switched off leaves it: within the video, and within a line.
+    (out / 'results.jsonl').write_bytes(b''.join(lines[:6]) + lines[6][:20])
+    (out / 'predictions.json').unlink()
     again = succeed('infer.py', trained.work_dir, mixed, '--out', out)
-    assert '6 of 9 were done before' in again
-    assert len(json.loads((out / 'predictions.json').read_text())['images']) == len(images)
-    error = fail('infer.py', trained.work_dir, mixed, '--out', out, '--score', 0.5)
-    assert f'{out} holds results of another run (score was 0.3, is 0.5)' in error
+    assert '4 of 9 were done before' in again
+    assert (out / 'predictions.json').read_bytes() == before
+    settings = json.loads((out / 'run.json').read_text())
+    with pytest.raises(UserError, match=r'results of another run \(score was 0.3, is 0.5\)'):
+        Results(out, {**settings, 'score': 0.5})
 
 
-@pytest.mark.parametrize(
-    'number', [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_goes_on_to_the_same_results(number, trained, photos, tmp_path):
     folder = tmp_path / 'images'
     for i in range(4):
@@ -414,10 +420,8 @@ def test_inputs_are_found_once_whichever_way_they_are_named(mixed, tmp_path):
         find_inputs([str(tmp_path / 'absent')])
 
 
-def test_a_wrong_command_ends_in_a_line(trained, photos, tmp_path):
-    out = '--out', tmp_path / 'out'
-    error = fail('infer.py', trained.work_dir, photos[0], *out, '--format', 'png')
-    assert '--format png: of detection there are overlay, coco, csv' in error
+def test_a_run_in_which_nothing_could_be_read_fails(trained, tmp_path):
     (tmp_path / 'bad.png').write_text('no')
-    error = fail('infer.py', trained.work_dir, tmp_path / 'bad.png', *out)
-    assert f'1 of 1 could not be read, listed in {tmp_path}/out/failed.txt' in error
+    out = tmp_path / 'out'
+    error = fail('infer.py', trained.work_dir, tmp_path / 'bad.png', '--out', out)
+    assert f'1 of 1 could not be read, listed in {out}/failed.txt' in error

@@ -25,7 +25,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution, requires, version
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 MIN_PYTHON = (3, 10)
@@ -292,7 +292,8 @@ def driver() -> Iterator[Finding]:
     gpus, failure = ask_driver()
     if failure:
         problem = f'The NVIDIA driver does not answer: {failure}'
-        yield Finding('NVIDIA driver', '(broken)', WARNING, problem, 'nvidia-smi')
+        mend = 'restart the machine, or install the driver again'
+        yield Finding('NVIDIA driver', '(broken)', WARNING, problem, mend)
     elif gpus:
         yield Finding('NVIDIA driver', '; '.join(gpus))
     else:
@@ -354,12 +355,10 @@ def gpus() -> Iterator[Finding]:
     need('torch')
     import torch
 
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter('always')
-        works = torch.cuda.is_available()
-    if not works:
-        yield no_gpu(torch, ' '.join(' '.join(str(line.message).split()) for line in said))
-    for index in range(torch.cuda.device_count() if works else 0):
+    if not torch.cuda.is_available():
+        yield no_gpu()
+        return
+    for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         ones = torch.ones(64, 64, device=f'cuda:{index}')
         if (ones @ ones).sum().item() != 64**3:
@@ -369,16 +368,24 @@ def gpus() -> Iterator[Finding]:
         yield Finding(f'GPU {index}', found)
 
 
-def no_gpu(torch: ModuleType, reason: str) -> Finding:
+def no_gpu() -> Finding:
+    import torch
+
     there, _ = ask_driver()
     if not there or os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):
         return Finding('GPU', 'none: everything runs on the CPU', ABSENT)
     if torch.version.cuda is None:
-        reason = 'this torch is built without CUDA.'
-        mend = f'pip install --force-reinstall torch=={release(torch.__version__)}.* '
-        mend += f'torchvision=={matching_torchvision()} --index-url https://pypi.org/simple'
+        reason = 'it is built without CUDA.'
+        mend = f"pip install --force-reinstall 'torch=={release(torch.__version__)}.*' "
+        mend += f"'torchvision=={matching_torchvision()}' --index-url https://pypi.org/simple"
     else:
-        mend = 'a newer driver, or a torch for an older CUDA: https://pytorch.org'
+        try:
+            torch.cuda.init()
+            reason = 'it does not say why.'
+        except Exception as error:
+            reason = one_line(error)
+        mend = f'a driver for CUDA {torch.version.cuda}, or a torch for an older one: '
+        mend += 'https://pytorch.org/get-started'
     problem = f'torch does not find the GPU that the driver has: {reason}'
     return Finding('GPU', '(broken)', ERROR, problem, mend)
 

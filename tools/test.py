@@ -163,7 +163,9 @@ def write_predictions(cfg: Config, prefix: str) -> None:
             # mmseg makes it in one process alone, of which another may be ahead.
             os.makedirs(evaluator.output_dir, exist_ok=True)
     if cfg.default_scope == 'mmpretrain':
-        evaluators = [*evaluators, dict(type='ClassificationCSV', out_file=f'{prefix}.csv')]
+        # The config that a test leaves in its work folder has one already.
+        evaluators = [metric for metric in evaluators if metric.type != 'ClassificationCSV']
+        evaluators.append(dict(type='ClassificationCSV', out_file=f'{prefix}.csv'))
     cfg.test_evaluator = evaluators
 
 

@@ -27,6 +27,7 @@ STYLE = """
 ABOUT = '# gcvit_mm\nPhotos go to the machine that runs this page and no further; it deletes them.'
 WELCOME = 'Drop a photo: what the model finds appears here.'
 BUTTONS: list[Any] = ['download', 'fullscreen']
+HIDDEN: dict[str, Any] = dict(api_visibility='undocumented')
 WIDTHS = {2: (60, 40), 3: (20, 50, 30), 4: (18, 25, 20, 37)}
 """Of tables with so many columns, in percent."""
 
@@ -122,7 +123,7 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
                         )
         shown = [message, image, table]
         # One thing at a time is asked of a model, whoever asks.
-        one: dict[str, Any] = dict(concurrency_limit=1, concurrency_id='model')
+        one: dict[str, Any] = dict(concurrency_limit=1, concurrency_id='model', **HIDDEN)
         # What was uploaded may be no image: Gradio must not open it (preprocess).
         photo.input(
             open_photo,
@@ -140,7 +141,12 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
             **one,
         )
         score.change(
-            show, [found, model, score], shown, trigger_mode='always_last', show_progress='hidden'
+            show,
+            [found, model, score],
+            shown,
+            trigger_mode='always_last',
+            show_progress='hidden',
+            **HIDDEN,
         )
         attention.select(show_attention, [found, attended, model], [attended, figure], **one)
     page.state_session_capacity = SESSIONS

@@ -79,15 +79,16 @@ def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:
         css=STYLE,
     )
     config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=PATIENCE)
-    server = _Server(config)
-    server.gradio = app.routes[-1].app  # which it mounts there
-    server.run(sockets=[listening])
+    mounted: Any = app.routes[-1]
+    _Server(config, mounted.app).run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
     """Uvicorn's, which tells Gradio of the end: some of its answers last for ever."""
 
-    gradio: Any
+    def __init__(self, config: uvicorn.Config, gradio: Any) -> None:
+        super().__init__(config)
+        self.gradio = gradio
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.gradio.stop_event.set()

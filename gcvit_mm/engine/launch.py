@@ -233,15 +233,16 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: int) -> Non
         UserError: There are fewer GPUs than processes.
     """
     register_loaders()
-    cfg.custom_hooks.extend(
-        [
-            dict(type='RunSummaryHook'),
-            dict(type='DataTimeHook'),
-            dict(type='ProgressBarHook'),
-            dict(type='CheckpointGuardHook', exact=exact_checkpoint),
-            dict(type='PreemptionHook'),
-        ]
-    )
+    own = [
+        dict(type='RunSummaryHook'),
+        dict(type='DataTimeHook'),
+        dict(type='ProgressBarHook'),
+        dict(type='CheckpointGuardHook', exact=exact_checkpoint),
+        dict(type='PreemptionHook'),
+    ]
+    # The config that a run leaves in its work folder has them already.
+    types = [hook['type'] for hook in own]
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.get('type') not in types] + own
     outlive_signals()
     for name in LOADERS:
         if cfg.get(name):
