@@ -78,6 +78,8 @@ def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:
         ),
         css=STYLE,
     )
+    # Else Gradio reads any file of this machine that a request names, and not only uploads.
+    page.has_launched = True
     config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=PATIENCE)
     mounted: Any = app.routes[-1]
     _Server(config, mounted.app).run(sockets=[listening])
