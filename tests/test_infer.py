@@ -135,6 +135,9 @@ def test_arrays_that_are_no_images_are_refused(array, detector):
 def test_a_classifier_of_the_zoo_takes_its_official_weights(classifier, photos):
     assert classifier.task == 'classification'
     assert classifier.classes[1] == 'goldfish, Carassius auratus'
+    assert classifier.model.data_preprocessor.mean.flatten().tolist() == pytest.approx(
+        [123.675, 116.28, 103.53]
+    )
     score = classifier(photos[0])[0].pred_score
     assert score.shape == (1000,)
     assert score.sum() == pytest.approx(1, abs=1e-4)

@@ -99,6 +99,30 @@ def test_what_a_border_leaves_of_an_object_goes_where_a_neighbour_has_the_whole(
     assert sorted(one.box for one in found) == [(20, 10, 38, 20), (30, 30, 36, 35)]
 
 
+def two_windows(*masks):
+    """A piece for each of two masks, the first in a left window, the second in a right one."""
+    for window, mask in zip(windows(40, 70, 40, 10)[0], masks, strict=True):
+        shown = window.of(mask)
+        yield Piece(window, 0, 0.9, box_of(shown, window.x1), *encode(shown, window))
+
+
+def test_neighbours_whose_masks_overlap_a_little_stay_two_objects():
+    one, other = np.zeros((2, 40, 70), bool)
+    one[10:20, 20:38], other[18:30, 32:60] = True, True
+    assert len(merge(list(two_windows(one, other)), 40, 70)) == 2
+
+
+def test_where_windows_differ_a_pixel_is_as_the_one_sees_it_that_has_it_deeper_inside():
+    sloppy, exact = np.zeros((2, 40, 70), bool)
+    # The windows share the columns 30 to 39; up to 34 the left one sees more.
+    sloppy[10:20, 20:40], exact[10:22, 30:50] = True, True
+    (found,) = merge(list(two_windows(sloppy, exact)), 40, 70)
+    expected = np.zeros((40, 70), bool)
+    expected[10:20, 20:35], expected[10:22, 35:50] = True, True
+    assert np.array_equal(coco.decode(found.mask), expected)
+    assert found.box == (20, 10, 50, 22)
+
+
 @pytest.mark.skipif(not SAMPLES, reason='GCVIT_MM_SAMPLES is unset: no annotated photos here')
 def test_objects_of_photos_enlarged_four_times_come_out_once_and_whole():
     truth = COCO(Path(SAMPLES, 'coco_small/instances.json'))

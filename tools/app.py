@@ -1,7 +1,6 @@
 """Try models in the browser: a local page to drop photos on."""
 
 import argparse
-import importlib
 import os
 import signal
 import sys
@@ -11,6 +10,7 @@ from types import ModuleType
 from tqdm import tqdm
 
 from gcvit_mm import Predictor
+from gcvit_mm.app.address import is_loopback, listen
 from gcvit_mm.engine.launch import run
 from gcvit_mm.errors import UserError
 
@@ -43,19 +43,18 @@ def main() -> None:
         raise UserError('--checkpoint goes with one MODEL: give work folders for several')
     if args.max_upload < 1:
         raise UserError(f'--max-upload {args.max_upload}: it must be 1 MB or more')
+    listening = listen(args.host, args.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page as Ctrl-C does
     # Not the folder that all of Gradio's pages on a machine share, and serve files from.
     with tempfile.TemporaryDirectory(prefix='gcvit_mm_app_') as uploads:
         os.environ |= {'GRADIO_TEMP_DIR': uploads, 'GRADIO_ANALYTICS_ENABLED': 'False'}
-        app = import_app()
-        listening = app.listen(args.host, args.port)
+        page, server = import_page()
         predictors = {
             model: Predictor(model, args.checkpoint, args.device)
             for model in tqdm(models, 'loading models')
         }
-        page = app.build_page(predictors)
         host, port = listening.getsockname()[:2]
-        if not app.is_loopback(host):
+        if not is_loopback(host):
             print(
                 f'warning: whoever reaches {host} port {port} over the network can use this page; '
                 'it asks for no password',
@@ -63,16 +62,18 @@ def main() -> None:
             )
         shown = f'[{host}]' if ':' in host else host
         print(f'http://{shown}:{port}  (Ctrl-C ends it)', flush=True)
-        app.serve(page, listening, args.max_upload * 2**20)
+        server.serve(page.build_page(predictors), listening, args.max_upload * 2**20)
 
 
-def import_app() -> ModuleType:
+def import_page() -> tuple[ModuleType, ModuleType]:
+    """The modules that need Gradio, which reads the environment when it is imported."""
     try:
-        return importlib.import_module('gcvit_mm.app')
+        from gcvit_mm.app import page, server
     except ModuleNotFoundError as error:
         if error.name != 'gradio':
             raise
         raise UserError("the page needs Gradio: pip install 'gcvit_mm[app]'") from error
+    return page, server
 
 
 if __name__ == '__main__':

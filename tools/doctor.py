@@ -797,7 +797,7 @@ SECTIONS: dict[str, dict[str, Callable[[], Iterator[Finding]]]] = {
         'pycocotools': coco_evaluation,
         **{name: partial(optional, name, purpose) for name, purpose in OPTIONAL.items()},
     },
-    'gcvit_mm on OpenMMLab': {
+    'Models': {
         'mmengine': partial(framework, 'mmengine'),
         'mmcv': partial(framework, 'mmcv', 'torch', 'cv2', 'mmengine'),
         'gcvit_mm': package,
@@ -833,7 +833,7 @@ def print_table(found: dict[str, list[Finding]]) -> None:
     ]
     try:
         print_rich(rows)
-    except ImportError:
+    except Exception:  # rich may be missing, or as broken as anything
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         for section, name, state, text in rows:
             print(f'{section:<{widths[0]}}  {name:<{widths[1]}}  {MARKS[state][0]:<2}  {text}')
@@ -883,4 +883,8 @@ def print_problems(found: dict[str, list[Finding]]) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        sys.exit(130)

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gcvit_mm import Predictor
-from gcvit_mm.engine.launch import add_trust_argument, run
+from gcvit_mm.engine.launch import add_trust_argument, model_of, run
 from gcvit_mm.errors import UserError
 from gcvit_mm.inference.inputs import Input, find_inputs
 from gcvit_mm.inference.model import test_dataset
@@ -126,10 +126,10 @@ def settings(
     args: argparse.Namespace, predictor: Predictor, formats: list[str], root: Path
 ) -> dict[str, Any]:
     """What the results depend on: a run with other settings needs another folder."""
-    pipeline = test_dataset(predictor.cfg).pipeline
+    model, pipeline = model_of(predictor.cfg), test_dataset(predictor.cfg).pipeline
     return dict(
         inputs=str(root),
-        model=digest(repr((predictor.cfg.model, pipeline)).encode()),
+        model=digest(repr((model, pipeline)).encode()),
         checkpoint=digest(Path(predictor.checkpoint).read_bytes()),
         formats=formats,
         score=args.score,

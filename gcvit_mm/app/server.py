@@ -1,6 +1,5 @@
-"""The server of the page: for this machine's browsers alone, unless it is told otherwise."""
+"""The server of the page, which reads uploads and nothing else."""
 
-import ipaddress
 import logging
 import re
 import socket
@@ -14,40 +13,13 @@ from starlette.datastructures import Headers
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import UserError
+from .address import is_loopback
 from .page import STYLE
 
 FETCHING = re.compile(r'/gradio_api/(proxy=|file[=/]\w+:/)')
 """Addresses by which Gradio's server fetches from others."""
 PATIENCE = 2
 """Seconds that running answers are given when the server ends."""
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take a port.
-
-    Args:
-        host: A name or address of this machine, or the one that stands for all of them, 0.0.0.0.
-        port: The port, 0 for any that is free.
-
-    Raises:
-        UserError: It is taken, or there is no such address.
-    """
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f'the page cannot be at {host}, port {port} ({error}): take another --host or --port'
-        ) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or name is of this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == 'localhost'
 
 
 def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:

@@ -67,10 +67,14 @@ def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], meta: 
     import onnx
 
     silence = io.StringIO()
-    with redirect_stdout(silence), redirect_stderr(silence), open_sizes():
-        onnx_program: Any = torch.onnx.export(
-            program, input_names=[INPUT], output_names=outputs, opset_version=OPSET, dynamo=True
-        )
+    try:
+        with redirect_stdout(silence), redirect_stderr(silence), open_sizes():
+            onnx_program: Any = torch.onnx.export(
+                program, input_names=[INPUT], output_names=outputs, opset_version=OPSET
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise UserError(f'the model has an operation that ONNX lacks: {reason}') from error
     model = onnx_program.model
     names = ('batch', 'height', 'width')
     onnx_program.rename_axes(

@@ -57,10 +57,12 @@ def load_source(
         cfg, file = find_model(model, checkpoint)
     task = task_of(cfg)
     network, meta = load_model(cfg, file, 'cpu') if file else (_random_model(cfg), {})
+    name = Path(file).name if file else 'random'
+    licences = {weights.file: weights.licence for weights in published().values()}
     about: dict[str, Any] = dict(
         config=Path(cfg.filename).stem,
-        weights=Path(file).name if file else 'random',
-        licence=next((w.licence for w in published().values() if file and w.file in file), None),
+        weights=name,
+        licence=licences.get(name),
         task=task,
         **meta,
         test_pipeline=[dict(step) for step in test_dataset(cfg).pipeline],

@@ -204,7 +204,7 @@ def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
     group = {piece: [piece] for piece in pieces}
     for a, b in _overlapping(by_window):
         for one, other in _pairs(by_window[a], by_window[b], a, b):
-            if False:
+            if group[one] is not group[other]:
                 joined = group[one] + group[other]
                 group.update(dict.fromkeys(joined, joined))
     return list({id(members): members for members in group.values()}.values())
