@@ -85,7 +85,9 @@ def installed(tmp_path_factory) -> Path:
     # The packages that it stands on, behind its own; .pth files in there are not followed.
     (site / 'others.pth').write_text(sysconfig.get_path('purelib'))
     find = "from importlib.util import find_spec; print(find_spec('gcvit_mm').origin)"
-    found = subprocess.run([python, '-c', find], check=True, capture_output=True, text=True)
+    found = subprocess.run(
+        [python, '-c', find], cwd=folder, check=True, capture_output=True, text=True
+    )
     assert found.stdout.strip() == str(site / 'gcvit_mm' / '__init__.py')
     return environment
 

@@ -1,7 +1,6 @@
 """Show where each stage of a model looks in photos: windows, local and global attention."""
 
 import argparse
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -44,8 +43,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def _point(text: str) -> tuple[float, float]:
-    x, y = text.split(',')
-    return float(x), float(y)
+    try:
+        x, y = map(float, text.split(','))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'{text!r} is not X,Y') from error
+    return x, y
 
 
 def main() -> None:
@@ -55,7 +57,6 @@ def main() -> None:
     backbone = getattr(predictor.model, 'backbone', None)
     if not isinstance(backbone, GCViT):
         raise UserError(f'{args.model} has no GCViT as its backbone')
-    os.makedirs(args.out, exist_ok=True)
     for image, file in tqdm(files.items(), unit='image', disable=None):
         show(predictor, backbone, image, args.point, file)
     print(f'{len(files)} picture(s) in {args.out}')
@@ -82,6 +83,7 @@ def show(
         )
     maps = attention_maps(backbone, batch['inputs'], point or (width / 2, height / 2))
     title = f'{Path(image).name}, {width} x {height} px, {Path(predictor.checkpoint).name}'
+    file.parent.mkdir(parents=True, exist_ok=True)
     draw_attention(picture[:height, :width], maps, title).savefig(file)
 
 

@@ -18,8 +18,8 @@ PICTURE = 800
 """Least length of a picture's longer side, in pixels: captions are legible then."""
 
 COLUMNS: dict[str, dict[str, Any]] = {
-    'detection': {'color': 'html', 'class': 'str', 'score': 'number', 'box, pixels': 'str'},
-    'segmentation': {'color': 'html', 'class': 'str', 'share, %': 'number'},
+    'detection': {'colour': 'html', 'class': 'str', 'score': 'number', 'box, pixels': 'str'},
+    'segmentation': {'colour': 'html', 'class': 'str', 'share, %': 'number'},
     'classification': {'class': 'str', 'probability, %': 'number'},
 }
 """Names and Gradio's types of the columns of each task's table."""

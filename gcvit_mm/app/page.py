@@ -28,7 +28,7 @@ ABOUT = '# gcvit_mm\nPhotos go to the machine that runs this page and no further
 WELCOME = 'Drop a photo: what the model finds appears here.'
 BUTTONS: list[Any] = ['download', 'fullscreen']
 HIDDEN: dict[str, Any] = dict(api_visibility='undocumented')
-WIDTHS = {2: (60, 40), 3: (20, 50, 30), 4: (18, 25, 20, 37)}
+WIDTHS = {2: (60, 40), 3: (21, 49, 30), 4: (21, 24, 20, 35)}
 """Of tables with so many columns, in percent."""
 
 
