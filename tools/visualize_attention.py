@@ -4,13 +4,12 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from mmengine.dataset import pseudo_collate
 from tqdm import tqdm
 
-from gcvit_mm import GCViT, Predictor
+from gcvit_mm import Predictor
 from gcvit_mm.engine.launch import add_trust_argument, run
 from gcvit_mm.errors import UserError
-from gcvit_mm.visualization import attention_maps, draw_attention, to_pictures
+from gcvit_mm.visualization import attention_figure
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,37 +53,12 @@ def main() -> None:
     args = parse_args()
     files = _files(args.images, Path(args.out))
     predictor = Predictor(args.model, args.checkpoint, args.device)
-    backbone = getattr(predictor.model, 'backbone', None)
-    if not isinstance(backbone, GCViT):
-        raise UserError(f'{args.model} has no GCViT as its backbone')
     for image, file in tqdm(files.items(), unit='image', disable=None):
-        show(predictor, backbone, image, args.point, file)
+        name = f'{Path(image).name} by {Path(predictor.checkpoint).name}'
+        figure = attention_figure(predictor, image, name, args.point)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file)
     print(f'{len(files)} picture(s) in {args.out}')
-
-
-def show(
-    predictor: Predictor,
-    backbone: GCViT,
-    image: str,
-    point: tuple[float, float] | None,
-    file: Path,
-) -> None:
-    """Draw what a model's stages look at in an image, as the test pipeline prepares it."""
-    preprocessor = predictor.model.data_preprocessor
-    data = predictor.pipeline.prepare(predictor.read(image))
-    batch = preprocessor(pseudo_collate([data]), False)
-    picture = to_pictures(preprocessor, batch['inputs'])[0]
-    # Without the padding that detectors get, right and at the bottom.
-    height, width = batch['data_samples'][0].metainfo['img_shape'][:2]
-    if point and not (0 <= point[0] < width and 0 <= point[1] < height):
-        raise UserError(
-            f'--point {point[0]:g},{point[1]:g} is not in {image}, which is {width} x {height} '
-            'pixels for the model'
-        )
-    maps = attention_maps(backbone, batch['inputs'], point or (width / 2, height / 2))
-    title = f'{Path(image).name}, {width} x {height} px, {Path(predictor.checkpoint).name}'
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draw_attention(picture[:height, :width], maps, title).savefig(file)
 
 
 def _files(images: list[str], folder: Path) -> dict[str, Path]:

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 from gradio_client import utils as client_utils
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from ..errors import UserError
 from ..inference import Predictor
-from .attention import draw_attention_of
+from ..visualization import attention_figure
 from .found import COLUMNS, LOWEST, Found, find, picture, rows, summary
 from .photo import read_photo
 
@@ -85,10 +87,13 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
             return [None, None]
         said = f'Where {model} looks in {found.name}'
         try:
-            figure = draw_attention_of(predictors[model], found.photo, said)
+            figure = attention_figure(predictors[model], found.photo, f'{found.name} by {model}')
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return [found, gr.Image(figure, alt_text=said)]
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        return [found, gr.Image(pixels, alt_text=said)]
 
     with gr.Blocks(
         title='gcvit_mm', analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)

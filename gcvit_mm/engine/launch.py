@@ -233,7 +233,7 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: int) -> Non
         UserError: There are fewer GPUs than processes.
     """
     register_loaders()
-    own = [
+    own: list[dict[str, Any]] = [
         dict(type='RunSummaryHook'),
         dict(type='DataTimeHook'),
         dict(type='ProgressBarHook'),

@@ -90,7 +90,7 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
     ) -> None:
         super().__init__(
             runner,
-            _seeded(dataloader, _seed(runner)),
+            seeded(dataloader, _seed(runner)),
             max_epochs,
             val_begin,
             val_interval,
@@ -151,7 +151,7 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
     ) -> None:
         super().__init__(
             runner,
-            _seeded(dataloader, _seed(runner)),
+            seeded(dataloader, _seed(runner)),
             max_iters,
             val_begin,
             val_interval,
@@ -204,7 +204,7 @@ def _seed(runner: Runner) -> int:
     return runner.seed - get_rank() if own else runner.seed
 
 
-def _seeded(dataloader: Any, seed: int) -> dict:
+def seeded(dataloader: Any, seed: int) -> dict:
     """The config of a data loader with samples whose augmentation follows from their place."""
     if not isinstance(dataloader, dict):
         raise ArgumentError(

@@ -2,13 +2,14 @@
 
 from .attention import StageMaps, attention_maps, attention_probabilities
 from .feed import Feed
-from .figure import draw_attention
+from .figure import attention_figure, draw_attention
 from .inputs import to_pictures
 from .truth import build_visualizer, describe_labels, draw_truth
 
 __all__ = [
     'Feed',
     'StageMaps',
+    'attention_figure',
     'attention_maps',
     'attention_probabilities',
     'build_visualizer',

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from ..engine.launch import model_of
-from ..engine.loops import _seeded
+from ..engine.loops import seeded
 from ..randomness import seed_generators
 
 
@@ -39,7 +39,7 @@ class Feed:
         for name in ('worker_init_fn', 'prefetch_factor', 'timeout'):
             settings.pop(name, None)
         with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-            self.loader = Runner.build_dataloader(_seeded(settings, seed), seed)
+            self.loader = Runner.build_dataloader(seeded(settings, seed), seed)
             # By the whole model, for some have settings of it elsewhere: CutMix and Mixup.
             self.preprocessor = MODELS.build(model_of(cfg)).data_preprocessor
         self.metainfo: dict[str, Any] = self.loader.dataset.metainfo  # type: ignore[attr-defined]

@@ -2,14 +2,21 @@
 
 from collections.abc import Sequence
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
-from .attention import StageMaps
+from ..errors import UserError
+from ..inference import Predictor
+from ..inference.images import ImageLike
+from ..models import GCViT
+from .attention import StageMaps, attention_maps
+from .inputs import to_pictures
 
 WIDTH, DPI = 16, 100
 """Of the picture, in inches; and its pixels in each."""
@@ -31,6 +38,43 @@ CAPTION = (
     'Both are means over heads; 1 is even attention. Reach: how much the pixels of a cell '
     'influence the global query, as the size of its derivative; 1 is the mean over the image.'
 )
+
+
+def attention_figure(
+    predictor: Predictor,
+    image: ImageLike,
+    name: str,
+    point: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw what a model's stages look at in an image, as its test pipeline prepares it.
+
+    Args:
+        predictor: The model.
+        image: The image.
+        name: What the picture calls the image.
+        point: Whose local attention is shown: x and y in pixels of the prepared image; None is
+            its middle.
+
+    Raises:
+        UserError: The backbone is not GC ViT, the image cannot be read, or the point is not in it.
+    """
+    model: Any = predictor.model
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, GCViT):
+        raise UserError(f'attention is drawn for GC ViT, not for {type(backbone).__name__}')
+    data = predictor.pipeline.prepare(predictor.read(image))
+    batch = model.data_preprocessor(pseudo_collate([data]), False)
+    picture = to_pictures(model.data_preprocessor, batch['inputs'])[0]
+    # Without the padding that detectors get, right and at the bottom.
+    height, width = batch['data_samples'][0].metainfo['img_shape'][:2]
+    x, y = point or (width / 2, height / 2)
+    if not (0 <= x < width and 0 <= y < height):
+        raise UserError(
+            f'the point {x:g},{y:g} is not in {name}, which is {width} x {height} pixels for the '
+            'model'
+        )
+    maps = attention_maps(backbone, batch['inputs'], (x, y))
+    return draw_attention(picture[:height, :width], maps, f'{name}, {width} x {height} px')
 
 
 def draw_attention(image: np.ndarray, maps: Sequence[StageMaps], title: str) -> Figure:
