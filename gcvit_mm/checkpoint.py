@@ -44,7 +44,7 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode('latin1')
 
 
-_multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray
+_multiarray = (np.core if np.__version__.startswith('1.') else np._core).multiarray
 _DTYPES = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64')
 SAFE_GLOBALS: dict[str, Any] = {
     'argparse.Namespace': argparse.Namespace,

@@ -115,6 +115,12 @@ def test_pillow_images_of_any_mode_are_read_as_their_files(mode, detector, photo
     assert np.array_equal(detector.read(file), detector.read(image))
 
 
+def test_an_image_of_16_bits_is_not_white(detector, tmp_path):
+    gradient = np.arange(0, 2**16, 2**10, dtype=np.uint16).repeat(64).reshape(64, 64)
+    Image.fromarray(gradient).save(tmp_path / 'xray.png')
+    assert np.array_equal(detector.read(tmp_path / 'xray.png'), cv2.imread(tmp_path / 'xray.png'))
+
+
 def test_a_photo_that_its_camera_turned_is_upright(detector, tmp_path):
     image = Image.fromarray(np.zeros((40, 70, 3), np.uint8))
     turned = image.getexif()

@@ -24,4 +24,4 @@ if [ "${NODE_RANK:-0}" = 0 ]; then
 else
   options+=(--rdzv-conf is_host=false)
 fi
-exec torchrun "${options[@]}" "$script" "$config" "$@" --launcher pytorch
+exec python -m torch.distributed.run "${options[@]}" "$script" "$config" "$@" --launcher pytorch

@@ -1,15 +1,28 @@
 """Loading of images that notices damage."""
 
 import logging
+from io import BytesIO
 from typing import Literal
 
 import numpy as np
+from mmcv.image.io import _pillow2array
 from mmcv.transforms import LoadImageFromFile
+from mmengine import fileio
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from ..errors import UserError
+
+
+def in_eight_bits(image: Image.Image) -> Image.Image:
+    """The image itself; one of 16 bits, as of microscopes, with their upper half.
+
+    Pillow's own conversion to RGB makes everything above 255 white.
+    """
+    if not image.mode.startswith('I;16'):
+        return image
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 @TRANSFORMS.register_module()
@@ -56,7 +69,7 @@ class LoadWholeImage(LoadImageFromFile):
                 ``max_bad_images`` of them.
         """
         try:
-            return super().transform(results)
+            return self._load(results)
         except (OSError, ValueError, SyntaxError, AssertionError) as error:
             path = results['img_path']
             if self.on_bad == 'raise':
@@ -68,6 +81,14 @@ class LoadWholeImage(LoadImageFromFile):
         if self.bad_images_file:
             self._note(self.bad_images_file, path)
         return None if self.on_bad == 'skip' else self._blank(results)
+
+    def _load(self, results: dict) -> dict:
+        content = fileio.get(results['img_path'], backend_args=self.backend_args)
+        with Image.open(BytesIO(content)) as image:
+            pixels = _pillow2array(in_eight_bits(image), self.color_type)
+        results['img'] = pixels.astype(np.float32) if self.to_float32 else pixels
+        results['img_shape'] = results['ori_shape'] = pixels.shape[:2]
+        return results
 
     def _note(self, file: str, path: str) -> None:
         with open(file, 'a') as appended:

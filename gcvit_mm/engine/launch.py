@@ -32,6 +32,10 @@ LESS_MEMORY = (
 FAILURES = {
     r'CUDA out of memory\. Tried to allocate [\d.]+ \w+': LESS_MEMORY,
     r"can't allocate memory: you tried to allocate \d+ bytes": LESS_MEMORY,
+    r'`fused=True` requires all the params': (
+        'this torch has no fused AdamW for this device: --cfg-options '
+        'optim_wrapper.optimizer.fused=False'
+    ),
     r'DataLoader worker \(pid \d+\) is killed by signal: \w+': (
         'mostly for want of memory: take fewer train_dataloader.num_workers, or give more memory '
         '(in containers, also shared memory)'

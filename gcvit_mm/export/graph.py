@@ -140,8 +140,10 @@ class Classifier(ImageModel):
         return dict(scores=logits.softmax(dim=1), logits=logits)
 
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
-        scores = torch.stack([sample.pred_score for sample in self.original.predict(inputs)])
-        return dict(scores=scores, logits=self.original(inputs))
+        features = self.original.extract_feat(inputs)
+        samples = self.original.head.predict(features)
+        scores = torch.stack([sample.pred_score for sample in samples])
+        return dict(scores=scores, logits=self.original.head(features))
 
 
 class Segmenter(ImageModel):

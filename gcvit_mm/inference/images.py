@@ -11,6 +11,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
+from ..datasets.loading import in_eight_bits
 from ..errors import UserError
 
 ImageLike: TypeAlias = str | os.PathLike | np.ndarray | Image.Image
@@ -60,7 +61,7 @@ class Pipeline:
                 )
             return image
         if isinstance(image, Image.Image):
-            return np.ascontiguousarray(_pillow2array(image))
+            return np.ascontiguousarray(_pillow2array(in_eight_bits(image)))
         path = os.fspath(image)
         try:
             pixels = self._load(dict(img_path=path))['img']
