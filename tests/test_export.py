@@ -169,9 +169,8 @@ def test_a_pt2_file_gives_what_the_model_does_for_images_of_any_size(classifier,
     'arguments',
     [
         ('upernet_gcvit_nano_shapes', '--argmax', '--random-weights', '--out', 'labels.onnx'),
-        ('upernet_gcvit_nano_shapes', '--random-weights', '--out', 'logits.pt2'),
         (NANO, '--what', 'features', '--checkpoint', 'TRAINED', '--out', 'pyramid.onnx'),
-        (NANO, '--what', 'features', '--random-weights', '--static', '90x70', '--out', 'one.onnx'),
+        (NANO, '--what', 'features', '--random-weights', '--static', '90x70', '--out', 'one.pt2'),
     ],
     ids=lambda arguments: arguments[-1],
 )
