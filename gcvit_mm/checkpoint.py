@@ -1,6 +1,7 @@
 """Checkpoints of GC ViT: safe reading, writing, and loading with a report on every tensor."""
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -44,7 +45,9 @@ def _bytes(text: str, encoding: str) -> bytes:
     return text.encode('latin1')
 
 
-_multiarray = (np.core if np.__version__.startswith('1.') else np._core).multiarray
+_multiarray = importlib.import_module(
+    'numpy.core.multiarray' if np.__version__.startswith('1.') else 'numpy._core.multiarray'
+)
 _DTYPES = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64')
 SAFE_GLOBALS: dict[str, Any] = {
     'argparse.Namespace': argparse.Namespace,
