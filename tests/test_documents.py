@@ -7,6 +7,7 @@ page shows is run as it stands there, except for what ``REPLACED`` and ``SMALL_C
 import os
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ PAGES = sorted(
     for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('checkpoints/*.md')]
 )
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
+ELSEWHERE = {'docs/use_in_your_config.md'}
+"""Run by `tests/test_stock_configs.py` and `tests/test_layer_decay.py`, as that page says."""
 COMMAND = re.compile(
     r'([A-Z_]+=\S+ )*(python |tools/|gcvit-mm |make |pip |source |torchrun |tensorboard |mlflow |'
     r'cp |truncate |export |cat |git |tests/)'
@@ -36,25 +39,25 @@ REPLACED = {
     r'^((?:\S+=\S+ )*tools/dist_\w+\.sh .*) 8\b': r'\1 2',
     r'^(.*tools/slurm_\w+\.sh .*) 8\b': r'\1 1',
     r'NNODES=2 NODE_RANK=\d MASTER_ADDR=\S+': 'NNODES=1 NODE_RANK=0 MASTER_ADDR=127.0.0.1',
-    r'torchrun --nproc_per_node 8': 'torchrun --nproc_per_node 2',
     # A few images, and one step of a measurement.
     r'(make_shapes\.py \S+|make-shapes \S+)(?: --train \d+ --val \d+)?': (
         rf'\1 --train {TRAIN_IMAGES} --val {VAL_IMAGES} --size 64'
     ),
-    r'^(python tools/benchmark\.py .*)': r'\1 --size 64x64 --batch 1 --repeat 1 --warmup 0',
+    r'^(python tools/benchmark\.py .*)': r'\1 --size 64x64 --batch 1 --repeat 1 --warmup 1',
     # Servers run until they are stopped.
-    r'^(python tools/app\.py .*)': r'serve \1',
+    r'^(python tools/app\.py .*)': r'serve \1 --port 0',
     # What installs, or needs another environment, has been tried by hand.
     r'^\S+=\S+ mlflow server .*': ':',
     r'^(?:\S+=\S+ )?pip .*': ':',
     r'source env/bin/activate': ':',
     # All tests.
     r'^make (.*)': r'make -n \1',
-    # Of the published weights only those of `tiny` lie ready, without a network.
+    # Of the published weights only those of `tiny` and `xxtiny` lie ready, without a network.
     r'(download_checkpoint\.py tiny) large_21k_384': r'\1',
     # Trainings of eight epochs or steps.
     r'epoch_(36|12)\.pth': 'epoch_8.pth',
     r'iter_800\.pth': 'iter_8.pth',
+    r'(?m)^epochs = 30$': 'epochs = 1',
     # Results: their settings are for data of other sizes.
     r'--cfg-options \$short ': '--cfg-options ',
     r'train_cfg.max_epochs=80 train_cfg.val_interval=20': 'train_cfg.max_epochs=1',
@@ -86,7 +89,7 @@ SHORTER = {
 SERVE = """serve() {
     "$@" > server.log 2>&1 & pid=$! status=0
     until grep -q http: server.log; do kill -0 $pid || { cat server.log; return 1; }; sleep 1; done
-    kill $pid; wait $pid || status=$?
+    while kill $pid 2>/dev/null; do sleep 3; done; wait $pid || status=$?
     [ $status = 130 ] || [ $status = 143 ]
 }
 """
@@ -187,7 +190,8 @@ def after_demo(tmp_path_factory) -> Path:
     for file in Path(SAMPLES, 'eval_check').glob('*') if SAMPLES else ():
         (root / file.name).symlink_to(file.resolve())
     (root / 'checkpoints').mkdir()
-    write_official(root / 'checkpoints/gcvit_1k_tiny.pth.tar', 'tiny')
+    for variant in ('xxtiny', 'tiny'):
+        write_official(root / f'checkpoints/gcvit_1k_{variant}.pth.tar', variant)
     (root / '.venv/bin').mkdir(parents=True)
     (root / '.venv/bin/activate').touch()
     (root / 'bin').mkdir()
@@ -223,10 +227,16 @@ def repository(after_demo, tmp_path) -> Path:
     return tmp_path / 'repository'
 
 
+def free_port() -> int:
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        return server.getsockname()[1]
+
+
 def shell(script: str, folder: Path) -> None:
     environment = {
         **ENVIRONMENT,
         'PATH': f'{folder}/bin{os.pathsep}{ENVIRONMENT["PATH"]}',
+        'PORT': str(free_port()),  # tests run beside each other
         'GRES': '',
         'CPUS_PER_TASK': '1',
         'COCO': f'{SAMPLES}/coco_mini320',
@@ -238,14 +248,16 @@ def shell(script: str, folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('page', [page for page in PAGES if any(blocks(page))])
+@pytest.mark.parametrize(
+    'page', [page for page in PAGES if any(blocks(page)) and page not in ELSEWHERE]
+)
 def test_commands_and_examples_run(page, repository):
     if page == 'docs/results.md' and not SAMPLES:
         pytest.skip('GCVIT_MM_SAMPLES is unset: no real images here')
     for block in blocks(page):
         if block.file:
-            (repository / block.file).write_text(block.text + '\n')
-        elif block.language == 'python' and 'import' in block.text.split():
+            (repository / block.file).write_text(small(block.text) + '\n')
+        elif block.text.startswith(('import ', 'from ')):
             (repository / 'example.py').write_text(block.text)
             shell('python example.py', repository)
         elif "<<'END'" in block.text:

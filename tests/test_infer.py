@@ -368,8 +368,8 @@ def test_a_folder_of_everything_is_predicted_and_what_is_no_image_is_listed(
 @pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_goes_on_to_the_same_results(number, trained, photos, tmp_path):
-    folder = tmp_path / 'images'
-    for i in range(4):
+    folder, times = tmp_path / 'images', 9
+    for i in range(times):
         shutil.copytree(photos[0].parent, folder / str(i))
     arguments = [trained.work_dir, folder, '--format', 'coco']
     out = tmp_path / 'out'
@@ -384,17 +384,17 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_results(number, trained, phot
     assert process.returncode == (130 if number == signal.SIGINT else -number)
     assert b'Traceback' not in errors
     before = lines.read_bytes().count(b'\n')
-    assert 3 <= before < 4 * VAL_IMAGES
+    assert 3 <= before < times * VAL_IMAGES
     with lines.open('ab') as file:
         file.write(b'{"file": "cut o')  # as a machine that is switched off leaves it
     output = succeed('infer.py', *arguments, '--out', out)
-    assert f'{before} of {4 * VAL_IMAGES} were done before' in output
+    assert f'{before} of {times * VAL_IMAGES} were done before' in output
     whole = Predictor(trained.work_dir)
     found = json.loads((out / 'predictions.json').read_text())
     assert [image['file_name'] for image in found['images']] == [
-        f'{i}/{photo.name}' for i in range(4) for photo in photos
+        f'{i}/{photo.name}' for i in range(times) for photo in photos
     ]
-    expected = torch.cat([sample.pred_instances.scores for sample in whole(photos)] * 4)
+    expected = torch.cat([sample.pred_instances.scores for sample in whole(photos)] * times)
     assert [one['score'] for one in found['annotations']] == expected.tolist()
 
 
