@@ -50,6 +50,10 @@ REPLACED = {
     r'^\S+=\S+ mlflow server .*': ':',
     r'^(?:\S+=\S+ )?pip .*': ':',
     r'source env/bin/activate': ':',
+    # Of data with an error, which the page has just made.
+    r'^(python tools/check_dataset\.py configs/mask_rcnn_gcvit_nano_shapes\.py)$': (
+        r'\1 || test $? = 1'
+    ),
     # All tests.
     r'^make (.*)': r'make -n \1',
     # Of the published weights only those of `tiny` and `xxtiny` lie ready, without a network.
