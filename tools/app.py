@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from gcvit_mm import Predictor
 from gcvit_mm.app.address import is_loopback, listen
-from gcvit_mm.engine.launch import run
+from gcvit_mm.engine.launch import add_trust_argument, run
 from gcvit_mm.errors import UserError
 
 
@@ -27,6 +27,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--checkpoint', help='file or gcvit://NAME for the only MODEL; default: best or newest'
     )
+    add_trust_argument(parser)
     parser.add_argument('--device', help='cpu, cuda:1 and so on; default: a GPU if there is one')
     parser.add_argument('--host', default='127.0.0.1', help='default: this machine alone')
     parser.add_argument('--port', type=int, default=7860, help='default: 7860; 0: any')

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gcvit_mm.engine.launch import add_trust_argument, run
+from gcvit_mm.engine.launch import add_model_arguments, run
 from gcvit_mm.errors import UserError
 from gcvit_mm.export.check import Deviation, compare, speeds
 from gcvit_mm.export.files import Run, check_target, load, write
@@ -25,21 +25,13 @@ REPEAT = 10
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'model', help="a name of the zoo's, a config file, or the work folder of a training"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         '--out',
         required=True,
         type=Path,
         metavar='FILE',
         help='FILE.onnx or FILE.pt2; FILE.json beside it says what it takes and gives',
-    )
-    parser.add_argument(
-        '--checkpoint',
-        metavar='FILE',
-        help='weights, a file or gcvit://NAME; by default the best or newest of a work folder, '
-        "and the published ones of the zoo's classifiers of ImageNet",
     )
     parser.add_argument(
         '--what',
@@ -61,7 +53,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--random-weights', action='store_true', help='no checkpoint: to try the export'
     )
-    add_trust_argument(parser)
     return parser.parse_args()
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gcvit_mm import Predictor
-from gcvit_mm.engine.launch import add_trust_argument, model_of, run
+from gcvit_mm.engine.launch import add_model_arguments, model_of, run
 from gcvit_mm.errors import UserError
 from gcvit_mm.inference.inputs import Input, find_inputs
 from gcvit_mm.inference.model import test_dataset
@@ -34,9 +34,7 @@ LEGIBLE = 640
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'model', help="name of the zoo's, config file, or work folder of a training"
-    )
+    add_model_arguments(parser)
     parser.add_argument(
         'inputs',
         nargs='+',
@@ -48,12 +46,6 @@ def parse_args() -> argparse.Namespace:
         required=True,
         metavar='DIR',
         help='folder for the results; a run that was cut off goes on from what is there',
-    )
-    parser.add_argument(
-        '--checkpoint',
-        metavar='FILE',
-        help='weights; by default the best or newest of a work folder, and the published ones of '
-        'a classifier of ImageNet',
     )
     parser.add_argument(
         '--format',
@@ -84,7 +76,6 @@ def parse_args() -> argparse.Namespace:
         '--batch-size', type=int, default=1, help='images that the model takes at once; default: 1'
     )
     parser.add_argument('--device', help='cpu, cuda:1, ...; default: a GPU if there is one')
-    add_trust_argument(parser)
     return parser.parse_args()
 
 

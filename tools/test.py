@@ -21,6 +21,7 @@ import gcvit_mm.evaluation  # noqa: F401  (registers)
 from gcvit_mm.engine.launch import (
     add_config_arguments,
     add_run_arguments,
+    evaluators_of,
     leaf_datasets,
     load_run_config,
     prepare,
@@ -153,8 +154,7 @@ def results_at(out: str | None) -> Iterator[str | None]:
 
 def write_predictions(cfg: Config, prefix: str) -> None:
     """Have the evaluators write the predictions, each in the format of its field."""
-    evaluators = cfg.test_evaluator
-    evaluators = evaluators if isinstance(evaluators, list) else [evaluators]
+    evaluators = evaluators_of(cfg, 'test')
     for evaluator in evaluators:
         if evaluator.type.endswith('CocoMetric'):
             evaluator.outfile_prefix = prefix

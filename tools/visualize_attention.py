@@ -7,22 +7,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gcvit_mm import Predictor
-from gcvit_mm.engine.launch import add_trust_argument, run
+from gcvit_mm.engine.launch import add_model_arguments, run
 from gcvit_mm.errors import UserError
 from gcvit_mm.visualization import attention_figure
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        'model', help="a name of the zoo's, a config file, or the work folder of a training"
-    )
+    add_model_arguments(parser)
     parser.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
-    parser.add_argument(
-        '--checkpoint',
-        help='checkpoint file or gcvit://NAME; by default that of the work folder, or the '
-        "published weights of the zoo's ImageNet classifiers",
-    )
     parser.add_argument(
         '--out',
         metavar='DIR',
@@ -37,7 +30,6 @@ def parse_args() -> argparse.Namespace:
         'count them; default: the middle',
     )
     parser.add_argument('--device', help='cpu, cuda:1 and so on; default: a GPU if there is one')
-    add_trust_argument(parser)
     return parser.parse_args()
 
 

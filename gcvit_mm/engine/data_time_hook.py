@@ -27,12 +27,12 @@ class DataTimeHook(Hook):
         outputs: dict | None = None,
     ) -> None:
         hub = runner.message_hub
-        waited, passed = (
-            hub.get_scalar(f'train/{name}').current() for name in ('data_time', 'time')
-        )
-        hub.update_scalar('train/data_share', waited / passed)
-        self.waited += waited
-        self.passed += passed
+        waited, passed = (hub.get_scalar(f'train/{name}') for name in ('data_time', 'time'))
+        # The window of the log's other figures: a single iteration says little.
+        window = runner.log_processor.window_size
+        hub.update_scalar('train/data_share', waited.mean(window) / passed.mean(window))
+        self.waited += waited.current()
+        self.passed += passed.current()
 
     def after_train(self, runner: Runner) -> None:
         if not self.passed:

@@ -151,6 +151,20 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """A model that has been trained, as ``gcvit_mm.inference`` finds it."""
+    parser.add_argument(
+        'model', help="work folder of a training, name of the zoo's, or config file"
+    )
+    parser.add_argument(
+        '--checkpoint',
+        metavar='FILE',
+        help='weights, a file or gcvit://NAME; default: the best or newest of the work folder, and '
+        "the published ones of the zoo's classifiers of ImageNet",
+    )
+    add_trust_argument(parser)
+
+
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
     """The way round the safe reading of checkpoints."""
     parser.add_argument(
@@ -296,6 +310,12 @@ def leaf_datasets(loader: ConfigDict | None) -> list[ConfigDict]:
         if not inner:
             found.append(dataset)
     return found
+
+
+def evaluators_of(cfg: Config, split: str) -> list[ConfigDict]:
+    """The evaluators of 'val' or 'test', of which a config may have one, a list or none."""
+    evaluators = cfg.get(f'{split}_evaluator') or []
+    return list(evaluators) if isinstance(evaluators, list) else [evaluators]
 
 
 def find_steps(pipeline: Any, name: str) -> list[ConfigDict]:

@@ -12,7 +12,7 @@ from mmengine.registry import DATASETS
 
 from ..coco_format import brief, find_misfit
 from ..errors import UserError
-from .launch import leaf_datasets
+from .launch import evaluators_of, leaf_datasets
 
 # The parts of a model that count the data set's classes.
 COUNTING = (
@@ -46,7 +46,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
             if is_coco and cfg.get('default_scope') == 'mmdet':
                 _check_coco(loader, dataset, classes)
             check_heads(cfg, loader, classes)
-        check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
+        check_evaluator(cfg, loader.removesuffix('_dataloader'))
 
 
 def _join(dataset: ConfigDict, path: str) -> str:
@@ -73,10 +73,10 @@ def check_paths(loader: str, dataset: ConfigDict) -> None:
         raise UserError(f'annotation file {_join(dataset, ann_file)} ({loader}) does not exist')
 
 
-def check_evaluator(cfg: Config, name: str) -> None:
-    """Raise ``UserError`` where the annotations of 'val_evaluator' and so on are not there."""
-    evaluators = cfg.get(name) or []
-    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+def check_evaluator(cfg: Config, split: str) -> None:
+    """Raise ``UserError`` where the annotations of the evaluator of 'val' or 'test' are missing."""
+    name = f'{split}_evaluator'
+    for evaluator in evaluators_of(cfg, split):
         ann_file = evaluator.get('ann_file')
         if ann_file and '://' not in ann_file and not os.path.exists(ann_file):
             raise UserError(

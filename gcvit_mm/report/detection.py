@@ -14,6 +14,7 @@ from mmengine.dataset import BaseDataset
 from pycocotools import mask as masks
 from tqdm import tqdm
 
+from ..engine.launch import evaluators_of
 from ..errors import UserError
 from .evaluation import (
     Column,
@@ -88,12 +89,7 @@ def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evalua
     Raises:
         UserError: A file cannot be read, or the predictions are of other images.
     """
-    evaluators = cfg.test_evaluator
-    evaluator = next(
-        e
-        for e in (evaluators if isinstance(evaluators, list) else [evaluators])
-        if e.type.endswith('CocoMetric')
-    )
+    evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('CocoMetric'))
     truth = _quietly(_api()[0], evaluator.get('ann_file') or dataset.ann_file)
     categories = truth.getCatIds(catNms=list(dataset.metainfo['classes']))
     names = [truth.cats[i]['name'] for i in categories]

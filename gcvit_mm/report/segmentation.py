@@ -12,7 +12,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 from tqdm import tqdm
 
-from ..engine.launch import find_steps, leaf_datasets
+from ..engine.launch import evaluators_of, find_steps, leaf_datasets
 from ..errors import UserError
 from .evaluation import Column, Confusion, Evaluation, Picture, Table, count_pairs, extremes
 from .pictures import as_overlay, as_photo, colors, image_reader, rgb
@@ -73,12 +73,7 @@ def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Eva
     Raises:
         UserError: A map is missing or not of the size of its image.
     """
-    evaluators = cfg.test_evaluator
-    evaluator = next(
-        e
-        for e in (evaluators if isinstance(evaluators, list) else [evaluators])
-        if e.type.endswith('IoUMetric')
-    )
+    evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('IoUMetric'))
     names = list(dataset.metainfo['classes'])
     maps = _Maps(cfg, dataset, Path(f'{prefix}.maps'), evaluator.get('ignore_index', 255))
     total = np.zeros((len(names), len(names)), np.int64)

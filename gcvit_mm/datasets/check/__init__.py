@@ -9,7 +9,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from ...engine.launch import find_steps, leaf_datasets
+from ...engine.launch import evaluators_of, find_steps, leaf_datasets
 from ...engine.preflight import check_evaluator, check_heads, check_paths
 from ...errors import UserError
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
@@ -147,9 +147,8 @@ def _check_images(dataset: BaseDataset, report: Report) -> None:
 
 def _check_evaluator(cfg: Config, split: str, datasets: list[ConfigDict], report: Report) -> None:
     """Check that an evaluator has the annotations of the images that it is given."""
-    evaluators = cfg.get(f'{split}_evaluator') or []
     try:
-        check_evaluator(cfg, f'{split}_evaluator')
+        check_evaluator(cfg, split)
     except UserError as error:
         report.add_misfit(error)
         return
@@ -157,7 +156,7 @@ def _check_evaluator(cfg: Config, split: str, datasets: list[ConfigDict], report
         os.path.realpath(os.path.join(dataset.get('data_root') or '', dataset.get('ann_file', '')))
         for dataset in datasets
     }
-    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+    for evaluator in evaluators_of(cfg, split):
         ann_file = evaluator.get('ann_file')
         if ann_file and os.path.realpath(ann_file) not in own:
             what = "evaluator has other annotations than the data set's"
