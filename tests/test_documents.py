@@ -58,8 +58,8 @@ REPLACED = {
     r'^make (.*)': r'make -n \1',
     # Of the published weights only those of `tiny` and `xxtiny` lie ready, without a network.
     r'(download_checkpoint\.py tiny) large_21k_384': r'\1',
-    # Trainings of eight epochs or steps.
-    r'epoch_(36|12)\.pth': 'epoch_8.pth',
+    # Trainings of one epoch, or of eight iterations.
+    r'epoch_(36|12|8)\.pth': 'epoch_1.pth',
     r'iter_800\.pth': 'iter_8.pth',
     r'(?m)^epochs = 30$': 'epochs = 1',
     # Results: their settings are for data of other sizes.
@@ -75,7 +75,7 @@ SMALL = {
 }
 """Configs in whose place small ones on generated images are run."""
 SHORTER = {
-    NANO: {'val_interval=2': 'val_interval=8'},
+    NANO: {'epochs = 8': 'epochs = 1', 'val_interval=2': 'val_interval=1'},
     'configs/_base_/small_instance.py': {
         'num_workers=1': 'num_workers=0',
         '=True,\n    sampler': '=False,\n    sampler',
@@ -173,7 +173,7 @@ def test_files_of_the_repository_that_are_named_exist(page):
 
 @pytest.fixture(scope='session')
 def after_demo(tmp_path_factory) -> Path:
-    """What the repository's folder has after ``make demo``, on a few images and in two epochs."""
+    """What the repository's folder has after ``make demo``, on a few images and in one epoch."""
     root = tmp_path_factory.mktemp('documents')
     shutil.copytree(ROOT / 'configs', root / 'configs', ignore=shutil.ignore_patterns('__py*'))
     shutil.copytree(ROOT / 'docs', root / 'docs')
@@ -206,7 +206,7 @@ def after_demo(tmp_path_factory) -> Path:
     demo = 'work_dirs/demo'
     shell(f'python tools/train.py {NANO} --work-dir {demo}', root)
     shell(
-        f'python tools/test.py {NANO} {demo}/epoch_8.pth --work-dir {demo} --out {demo}/validation',
+        f'python tools/test.py {NANO} {demo}/epoch_1.pth --work-dir {demo} --out {demo}/validation',
         root,
     )
     return root
