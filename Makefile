@@ -3,7 +3,7 @@
 PYTHONS = python3 python3.12 python3.11
 # Most tests start other processes, each of one thread.
 PYTEST_ARGS = -q -n 2 --dist worksteal
-test test-slow: export OMP_NUM_THREADS = 1
+test test-documents test-slow: export OMP_NUM_THREADS = 1
 
 ACTIVE := $(or $(VIRTUAL_ENV),$(CONDA_PREFIX))
 ENV := $(or $(ACTIVE),$(CURDIR)/.venv)
@@ -18,7 +18,7 @@ IS_TESTED := import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12))
 # The only packages without a wheel; they are pure Python. Everything else must come as a wheel.
 SOURCES := onedl-mmcv,onedl-mmdetection,onedl-mmpretrain,onedl-mmsegmentation
 
-.PHONY: setup install env demo test test-slow gpu lint
+.PHONY: setup install env demo test test-documents test-slow gpu lint
 
 setup:
 	@test -e "$(STAMP)" || $(MAKE) --no-print-directory install
@@ -29,7 +29,11 @@ demo: setup
 test: setup
 	$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-# Large models, minutes each.
+# What the documents show, and the notebook.
+test-documents: setup
+	$(PY) -m pytest -m slow $(PYTEST_ARGS) tests/test_documents.py tests/test_notebook.py
+
+# Those and large models, many processes, many kills: minutes each.
 test-slow: setup
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 

@@ -61,8 +61,6 @@ def main() -> None:
                 'it asks for no password',
                 file=sys.stderr,
             )
-        shown = f'[{host}]' if ':' in host else host
-        print(f'http://{shown}:{port}  (Ctrl-C ends it)', flush=True)
         server.serve(page.build_page(predictors), listening, args.max_upload * 2**20)
 
 

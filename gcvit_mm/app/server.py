@@ -23,14 +23,14 @@ PATIENCE = 2
 
 
 def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:
-    """Serve a page until a signal ends it.
+    """Serve a page until a signal ends it; print its address when it answers.
 
     Args:
         page: The page.
         listening: Of ``listen``.
         max_upload: Size that an upload may have, in bytes.
     """
-    host = listening.getsockname()[0]
+    host, port = listening.getsockname()[:2]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(OwnPageOnly, loopback=is_loopback(host))
     gr.mount_gradio_app(
@@ -54,15 +54,23 @@ def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:
     page.has_launched = True
     config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=PATIENCE)
     mounted: Any = app.routes[-1]
-    _Server(config, mounted.app).run(sockets=[listening])
+    shown = f'[{host}]' if ':' in host else host
+    _Server(config, mounted.app, f'http://{shown}:{port}').run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
     """Uvicorn's, which tells Gradio of the end: some of its answers last for ever."""
 
-    def __init__(self, config: uvicorn.Config, gradio: Any) -> None:
+    def __init__(self, config: uvicorn.Config, gradio: Any, address: str) -> None:
         super().__init__(config)
         self.gradio = gradio
+        self.address = address
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        # From here on it heeds signals. Before, Python may lose one: what a handler raises within
+        # a destructor is ignored.
+        print(f'{self.address}  (Ctrl-C ends it)', flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.gradio.stop_event.set()
