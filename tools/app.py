@@ -52,7 +52,7 @@ def main() -> None:
         page, server = import_page()
         predictors = {
             model: Predictor(model, args.checkpoint, args.device)
-            for model in tqdm(models, 'loading models')
+            for model in tqdm(models, 'loading models', disable=None)
         }
         host, port = listening.getsockname()[:2]
         if not is_loopback(host):
