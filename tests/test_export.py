@@ -205,6 +205,14 @@ def test_a_file_that_computes_something_else_is_refused(classifier):
         compare(graph, lambda images: {k: x[:1] for k, x in graph(images).items()})
 
 
+def test_what_a_segmenters_preprocessor_pads_is_no_part_of_its_features(segmenter):
+    model = copy.deepcopy(segmenter)
+    model.data_preprocessor.test_cfg = dict(size_divisor=32)  # as Mask2Former has it
+    graph = Features(model)
+    graph.size = (40, 60)
+    assert max(found.off_by for found in compare(graph, graph)) < BAR
+
+
 def test_labels_that_are_not_the_best_are_refused(segmenter):
     graph = Labeller(segmenter)
     graph.size = (40, 60)

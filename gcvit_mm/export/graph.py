@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine.structures import BaseDataElement
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -67,10 +68,11 @@ class ImageModel(nn.Module):
 
     def expected(self, image: Tensor) -> dict[str, Tensor]:
         """The outputs of the original model, by its own package; ``image`` as of ``forward``."""
-        bgr = image.flip(3).permute(0, 3, 1, 2)
+        data: dict[str, list] = dict(inputs=list(image.flip(3).permute(0, 3, 1, 2)))
+        if getattr(self.original.data_preprocessor, 'test_cfg', None):
+            data['data_samples'] = [BaseDataElement() for _ in image]  # told what is padded
         with torch.no_grad():
-            inputs = self.original.data_preprocessor(dict(inputs=list(bgr)))['inputs']
-            return self.predict(inputs)
+            return self.predict(self.original.data_preprocessor(data)['inputs'])
 
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
         """The outputs of the original model for what its pre-processor gives."""
