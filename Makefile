@@ -29,9 +29,10 @@ demo: setup
 test: setup
 	$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-# What the documents show, and the notebook.
+# What the documents show: the pages, the notebook, and the page about other people's configs.
 test-documents: setup
-	$(PY) -m pytest -m slow $(PYTEST_ARGS) tests/test_documents.py tests/test_notebook.py
+	$(PY) -m pytest -m slow $(PYTEST_ARGS) tests/test_documents.py tests/test_notebook.py \
+	    tests/test_stock_configs.py
 
 # Those and large models, many processes, many kills: minutes each.
 test-slow: setup

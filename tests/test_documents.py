@@ -1,7 +1,8 @@
 """The documents: links lead somewhere, and their commands and examples run, in their order.
 
 Each page runs in a folder of its own that looks like the repository after ``make demo``. What a
-page shows is run as it stands there, except for what ``REPLACED`` and ``SMALL_CONFIGS`` make small.
+page shows is run as it stands there, except for what ``REPLACED``, ``SMALL`` and ``SHORTER`` make
+small.
 """
 
 import functools
@@ -62,7 +63,7 @@ REPLACED = {
     r'(download_checkpoint\.py tiny) large_21k_384': r'\1',
     # Trainings of one epoch, or of eight iterations.
     r'epoch_(36|12)\.pth': 'epoch_1.pth',
-    r'^((?!gcvit-mm).*)epoch_8\.pth': r'\1epoch_1.pth',  # which has configs of its own
+    r'^((?!gcvit-mm).*)epoch_8\.pth': r'\1epoch_1.pth',  # whose configs are the whole ones
     r'iter_800\.pth': 'iter_8.pth',
     r'(?m)^epochs = 30$': 'epochs = 1',
     # Results: their settings are for data of other sizes.
@@ -96,7 +97,7 @@ SHORTER = {
 SERVE = """serve() {
     "$@" > server.log 2>&1 & pid=$! status=0
     until grep -q http: server.log; do kill -0 $pid || { cat server.log; return 1; }; sleep 1; done
-    while kill $pid 2>/dev/null; do sleep 3; done; wait $pid || status=$?
+    kill $pid; wait $pid || status=$?
     [ $status = 130 ] || [ $status = 143 ]
 }
 """
