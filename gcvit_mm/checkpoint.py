@@ -1,72 +1,29 @@
 """Checkpoints of GC ViT: safe reading, writing, and loading with a report on every tensor."""
 
-import argparse
-import importlib
 import json
 import math
 import os
 import pickle
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.logging import HistoryBuffer, print_log
-from mmengine.utils import digit_version
+from mmengine.logging import print_log
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
-from torch._weights_only_unpickler import _get_allowed_globals
 
 from .conversion import convert_names, describe, shorten
 from .errors import UserError
 from .hub import resolve
 from .models.gcvit import GCViT
+from .pth_file import RefusedError, read_pth
 
 # --- Reading: nothing in a file is executed ---------------------------------------------------
-
-
-def _history_method(cls: type, name: str) -> Any:
-    """What ``getattr`` may do in a checkpoint: name a statistic of mmengine's ``HistoryBuffer``."""
-    if cls is not HistoryBuffer or name not in ('min', 'max', 'mean', 'current'):
-        raise pickle.UnpicklingError(f'getattr({cls!r}, {name!r}) is not allowed')
-    return getattr(HistoryBuffer, name)
-
-
-def _bytes(text: str, encoding: str) -> bytes:
-    """How numpy's pickles spell bytes."""
-    if encoding != 'latin1':
-        raise pickle.UnpicklingError(f'encoding {encoding!r} is not allowed')
-    return text.encode('latin1')
-
-
-_multiarray = importlib.import_module(
-    'numpy.core.multiarray' if np.__version__.startswith('1.') else 'numpy._core.multiarray'
-)
-_DTYPES = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32', 'float64')
-SAFE_GLOBALS: dict[str, Any] = {
-    'argparse.Namespace': argparse.Namespace,
-    'mmengine.logging.history_buffer.HistoryBuffer': HistoryBuffer,
-    'builtins.getattr': _history_method,
-    '__builtin__.getattr': _history_method,
-    '_codecs.encode': _bytes,
-    'numpy.ndarray': np.ndarray,
-    'numpy.dtype': np.dtype,
-    # numpy 2 renamed numpy.core, and files hold either name.
-    **{
-        f'numpy.{core}.multiarray.{name}': getattr(_multiarray, name)
-        for core in ('core', '_core')
-        for name in ('_reconstruct', 'scalar')
-    },
-    **{f'numpy.dtypes.{type(np.dtype(name)).__name__}': type(np.dtype(name)) for name in _DTYPES},
-}
-"""What a checkpoint may name besides tensors: the settings of timm's trainer, mmengine's logs."""
-
 
 _META = 'gcvit_mm'
 _trusted = False
@@ -88,14 +45,14 @@ def read_checkpoint(
     Args:
         path: The file.
         map_location: Device of the tensors; None leaves them where a ``.pth`` file has them.
-        lazy: Leave the tensors of a ``.pth`` file on the disk, for a look at what else it holds.
+        lazy: Leave the tensors of a ``.pth`` file on the disk: they have shapes and no values.
 
     Returns:
         The file's content, as ``torch.load`` gives it; of a ``.safetensors`` file the tensors as
         ``state_dict``, beside the ``meta`` that ``write_checkpoint`` was given.
 
     Raises:
-        UserError: The file is missing, damaged, or holds more than tensors and ``SAFE_GLOBALS``.
+        UserError: The file is missing, damaged, or asks for more than ``gcvit_mm.pth_file`` reads.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -103,14 +60,18 @@ def read_checkpoint(
     try:
         if path.endswith('.safetensors'):
             return _load_safetensors(path, str(map_location or 'cpu'))
-        return _load_pickle(path, map_location, lazy)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r'GLOBAL ([\w.]+)', str(error))
+        if _trusted:
+            mmap = lazy and is_zipfile(path)
+            return torch.load(path, map_location=map_location, weights_only=False, mmap=mmap)
+        return read_pth(path, map_location, lazy)
+    except RefusedError as error:
         raise UserError(
-            f'checkpoint {path} is refused: it names {refused.group(1)}, which could run code. '
-            'For a file that you trust, there is --trust-checkpoint'
-            if refused
-            else f'checkpoint {path} is not a checkpoint, or it is damaged: fetch or save it again'
+            f'checkpoint {path} is refused: {error}. For a file that you made yourself, there is '
+            '--trust-checkpoint'
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f'checkpoint {path} is not a checkpoint, or it is damaged: fetch or save it again'
         ) from error
     # What a damaged file raises depends on the byte that is hit.
     except _DAMAGE as error:
@@ -141,49 +102,6 @@ def _load_safetensors(path: str, device: str) -> dict[str, dict]:
     with safe_open(path, 'pt') as file:
         meta = json.loads((file.metadata() or {}).get(_META, '{}'))
     return dict(meta=meta, state_dict=load_file(path, device))
-
-
-def _load_pickle(path: str, map_location: str | torch.device | None, lazy: bool) -> Any:
-    # Files of before PyTorch 1.6 are no archives, and read as a whole.
-    archive = is_zipfile(path)
-    options: dict[str, Any] = dict(map_location=map_location, mmap=lazy and archive)
-    if _trusted:
-        return torch.load(path, weights_only=False, **options)
-    if archive:
-        _refuse_compressed(path)
-    if digit_version(torch.__version__) >= digit_version('2.6'):
-        with torch.serialization.safe_globals([(f, name) for name, f in SAFE_GLOBALS.items()]):
-            return torch.load(path, weights_only=True, **options)
-    # Older releases cannot be told of more types by name: there, the same list restricts an
-    # ordinary unpickler.
-    return torch.load(path, weights_only=False, pickle_module=_RestrictedPickle, **options)
-
-
-def _refuse_compressed(path: str) -> None:
-    """Raise ``UnpicklingError`` for an archive that would grow: PyTorch compresses nothing."""
-    with ZipFile(path) as archive:
-        grown = [info.filename for info in archive.infolist() if info.compress_type]
-    if grown:
-        raise pickle.UnpicklingError(f'{grown[0]} is compressed')
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {**_get_allowed_globals(), **SAFE_GLOBALS}
-        path = f'{module}.{name}'
-        if path not in allowed:
-            raise pickle.UnpicklingError(f'GLOBAL {path} is not allowed')
-        return allowed[path]
-
-
-class _RestrictedPickle:
-    """The part of the ``pickle`` module that ``torch.load`` asks for."""
-
-    Unpickler = _RestrictedUnpickler
-
-    @staticmethod
-    def load(file: Any, **options: Any) -> Any:
-        return _RestrictedUnpickler(file, **options).load()
 
 
 def verify_checkpoint(path: str | os.PathLike) -> None:
