@@ -265,6 +265,33 @@ def test_resume_says_what_it_passes_over(two_checkpoints, trained):
     verify_checkpoint(newer)  # written again
 
 
+def test_a_checkpoint_that_names_files_of_others_lets_nothing_be_removed(trained, tmp_path):
+    folder, work = tmp_path / 'precious', tmp_path / 'work'
+    names = ['thesis.pth', 'epoch_7.pth', 'best_coco_bbox_mAP_epoch_1.pth', 'a.txt']
+    for place in (folder, work):
+        place.mkdir()
+        for name in names:
+            (place / name).write_text('precious')
+    content = read_checkpoint(trained.checkpoint)
+    info = content['message_hub']['runtime_info']
+    info['kept_checkpoints'] = [
+        str(folder / 'epoch_7.pth'), '../precious/thesis.pth', 'thesis.pth', 'a.txt', '', None, 3,
+    ]  # fmt: skip
+    info['keep_ckpt_ids'] = ['/../../precious/epoch_7', '7', 7]
+    info['best_ckpt'], info['best_score'] = str(folder / 'thesis.pth'), -1.0
+    torch.save(content, tmp_path / 'x.pth')
+    options = [
+        f'default_hooks.checkpoint.{option}'
+        for option in ('max_keep_ckpts=1', 'save_best=coco/bbox_mAP')
+    ]
+    arguments = (NANO, '--work-dir', work, '--resume', tmp_path / 'x.pth')
+    succeed('train.py', *arguments, *on(trained.data, 'train_cfg.max_epochs=3', *options))
+    assert (work / 'epoch_3.pth').exists()
+    assert not (work / 'epoch_2.pth').exists()  # what the training itself has written
+    for place in (folder, work):
+        assert [(place / name).read_text() for name in names] == ['precious'] * 4
+
+
 # --- No room ----------------------------------------------------------------------------------
 
 

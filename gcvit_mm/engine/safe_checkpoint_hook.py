@@ -93,6 +93,8 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Find what an earlier run has left, and remove what it did not finish."""
+        # mmengine's hook would remove the files whose names a checkpoint makes of these.
+        runner.message_hub.runtime_info.pop('keep_ckpt_ids', None)
         super().before_train(runner)
         if is_main_process():
             for path in Path(str(self.out_dir)).glob('*.tmp'):
@@ -115,7 +117,9 @@ class SafeCheckpointHook(CheckpointHook):
         self._save(runner, self.filename_tmpl.format(step), meta)
 
     def _save(self, runner: Runner, name: str, meta: dict) -> None:
-        before = runner.message_hub.runtime_info.get(KEPT, [])
+        # After a resumption the list is what a file says.
+        before = runner.message_hub.runtime_info.get(KEPT)
+        before = [other for other in before if self._is_own(other)] if type(before) is list else []
         kept = [*(other for other in before if other != name), name]
         outdated = kept[: -self.max_keep_ckpts] if self.max_keep_ckpts > 0 else []
         runner.message_hub.update_info(KEPT, kept[len(outdated) :])
@@ -181,8 +185,10 @@ class SafeCheckpointHook(CheckpointHook):
         runner.message_hub.update_info(f'best_score{suffix}', score)
         runner.message_hub.update_info(f'best_ckpt{suffix}', self._path(name))
         self._set_best(key, self._path(name))
-        if previous and previous != self._path(name) and is_main_process():
-            self._remove(os.path.basename(previous))
+        # After a resumption this too is what a file says.
+        previous = os.path.basename(previous) if isinstance(previous, str) else ''
+        if previous != name and self._is_own(previous, f'best_{key}_') and is_main_process():
+            self._remove(previous)
         runner.logger.info(
             f'The best checkpoint with {score:0.4f} {key} at {steps} {unit} is saved to {name}.'
         )
@@ -193,6 +199,13 @@ class SafeCheckpointHook(CheckpointHook):
             self.best_ckpt_path = path
         else:
             self.best_ckpt_path_dict[key] = path
+
+    def _is_own(self, name: Any, best: str = '') -> bool:
+        """Whether this hook gives a checkpoint such a name; a best one begins with ``best``."""
+        ordinary = (self.filename_tmpl, 'iter_{}.pth')
+        templates = [(best + self.filename_tmpl).replace('/', '_')] if best else ordinary
+        patterns = [re.sub(r'\\{.*?\\}', '[0-9]+', re.escape(template)) for template in templates]
+        return isinstance(name, str) and any(re.fullmatch(p, name) for p in patterns)
 
     def _path(self, name: str) -> str:
         return self.file_backend.join_path(self.out_dir, name)
