@@ -1,10 +1,9 @@
-"""The package's metadata; the settings of the tools are in ``pyproject.toml``."""
+"""The build step that pyproject.toml cannot describe: configs and tools inside the package."""
 
-import runpy
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
@@ -39,49 +38,4 @@ class BuildWithShipped(build_py):
         return sorted(str(path.relative_to(ROOT)) for path in files)
 
 
-setup(
-    name='gcvit_mm',
-    # Run by path: importing the package would need torch and mmengine in the build environment.
-    version=runpy.run_path(str(ROOT / 'gcvit_mm' / 'version.py'))['__version__'],
-    description='The GC ViT backbone for MMDetection, MMSegmentation and MMPretrain',
-    license='Apache-2.0',
-    license_files=['LICENSE', 'NOTICE.md'],
-    cmdclass={'build_py': BuildWithShipped},
-    packages=find_packages(include=['gcvit_mm*']),
-    package_data={'gcvit_mm.report': ['page.*']},
-    scripts=['tools/gcvit-mm'],
-    python_requires='>=3.10',
-    # Neither torch nor mmengine: two families of packages provide mmengine, and requiring one
-    # would overwrite the other. gcvit_mm/environment.py says at import what is missing.
-    install_requires=['safetensors'],
-    extras_require={
-        'mm': [
-            'torch>=2.10',
-            'torchvision>=0.25',
-            'onedl-mmcv>=2.3.6',
-            'onedl-mmengine>=0.10.12',
-            'onedl-mmdetection>=3.5.1',
-            'onedl-mmsegmentation>=1.4.2',
-            'onedl-mmpretrain>=1.3.6',
-            'faster-coco-eval',
-            'huggingface_hub',
-            'matplotlib',
-            'tqdm',
-            'rich',
-        ],
-        'app': ['gradio>=6'],
-        'export': ['onnx', 'onnxruntime', 'onnxscript'],
-        'track': ['mlflow-skinny>=3', 'tensorboard', 'wandb'],
-        'test': [
-            'hypothesis',
-            'ipykernel',
-            'mypy',
-            'nbclient',
-            'playwright',
-            'pytest',
-            'pytest-xdist',
-            'ruff',
-            'timm',
-        ],
-    },
-)
+setup(cmdclass={'build_py': BuildWithShipped}, scripts=['tools/gcvit-mm'])
