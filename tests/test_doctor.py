@@ -134,8 +134,24 @@ def test_without_torchvision_one_error_names_the_release_that_fits(environment):
         if not package.name.startswith('torchvision') and package.name != '__pycache__':
             (environment.site / package.name).symlink_to(package)
     problems = environment.problems()
-    minor = int(version('torch').split('.')[1])
-    assert problems.pop('torchvision')['mend'].startswith(
-        f"pip install 'torchvision==0.{minor + 15}.*'"
-    )
+    release = '.'.join(version('torch').split('.')[:2])
+    command = f"pip install 'torch=={release}.*' 'torchvision>=0.29'"
+    assert problems.pop('torchvision')['mend'].startswith(command)
     assert not problems
+
+
+@pytest.mark.parametrize(
+    ('torch', 'fits'),
+    [
+        ('2.1.2', '==0.16.*'),
+        ('2.13.0', '==0.28.*'),
+        ('2.14.1', '>=0.29'),
+        ('2.15.0+cpu', '>=0.29'),
+        ('3.0.0', '>=0.29'),
+    ],
+)
+def test_the_torchvision_that_is_named_was_released_for_the_torch_at_hand(environment, torch, fits):
+    environment.write('torch', torch, 'torch')
+    mend = environment.problems()['torchvision']['mend']
+    assert f"'torchvision{fits}'" in mend
+    assert ('https://download.pytorch.org/whl/cpu' in mend) == torch.endswith('+cpu')

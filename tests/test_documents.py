@@ -195,7 +195,14 @@ def after_demo(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp('documents')
     shutil.copytree(ROOT / 'configs', root / 'configs', ignore=shutil.ignore_patterns('__py*'))
     shutil.copytree(ROOT / 'docs', root / 'docs')
-    for name in ('tools', 'Makefile', 'setup.py', 'constraints.txt'):
+    for name in (
+        'tools',
+        'Makefile',
+        'setup.py',
+        'pyproject.toml',
+        'requirements.txt',
+        'requirements-all.txt',
+    ):
         (root / name).symlink_to(ROOT / name)
     for name, stand_in in SMALL.items():
         (root / 'configs' / f'{name}.py').write_text(f"_base_ = './{Path(stand_in).name}'\n")

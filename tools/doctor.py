@@ -28,7 +28,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-MIN_PYTHON = (3, 10)
+MIN_PYTHON = (3, 11)
 SECONDS = 300
 """How long a section may take: the first kernel on a new GPU takes minutes."""
 GIB = 2**30
@@ -245,8 +245,8 @@ def python() -> Iterator[Finding]:
     if sys.version_info >= MIN_PYTHON:
         yield Finding('Python', found)
         return
-    problem = f'gcvit_mm needs Python 3.10 or later, and this is {platform.python_version()}.'
-    mend = 'python3.11 -m venv .venv; source .venv/bin/activate'
+    problem = f'gcvit_mm needs Python 3.11 or later, and this is {platform.python_version()}.'
+    mend = 'python3.13 -m venv .venv; source .venv/bin/activate'
     yield Finding('Python', found, ERROR, problem, mend)
 
 
@@ -376,8 +376,8 @@ def no_gpu() -> Finding:
         return Finding('GPU', 'none: everything runs on the CPU', ABSENT)
     if torch.version.cuda is None:
         reason = 'it is built without CUDA.'
-        mend = f"pip install --force-reinstall 'torch=={release(torch.__version__)}.*' "
-        mend += f"'torchvision=={matching_torchvision()}' --index-url https://pypi.org/simple"
+        mend = f'pip install --force-reinstall {torch_with_torchvision()}'
+        mend += ' --index-url https://pypi.org/simple'
     else:
         try:
             torch.cuda.init()
@@ -432,18 +432,20 @@ def run_torchvision() -> None:
 
 
 def install_torchvision() -> str:
-    command = f"pip install 'torchvision=={matching_torchvision()}'"
     _, _, build = version_of('torch').partition('+')
-    return command + (f' --index-url https://download.pytorch.org/whl/{build}' if build else '')
+    index = f' --index-url https://download.pytorch.org/whl/{build}' if build else ''
+    return f'pip install {torch_with_torchvision()}{index}'
 
 
-def matching_torchvision() -> str:
-    """Releases go together: torch 2.1 and torchvision 0.16, 2.14 and 0.29."""
-    return f'0.{environment().release(version_of("torch"))[1] + 15}.*'
+def torch_with_torchvision() -> str:
+    """Requirements: this release of torch, and a torchvision for it.
 
-
-def release(full: str) -> str:
-    return '.'.join(map(str, environment().release(full)))
+    Releases went together, torch 2.1 with torchvision 0.16 for example, until torchvision 0.29,
+    which is built for the stable ABI: it runs on torch 2.14 and all later ones.
+    """
+    major, minor = environment().release(version_of('torch'))
+    torchvision = '>=0.29' if (major, minor) >= (2, 14) else f'==0.{minor + 15}.*'
+    return f"'torch=={major}.{minor}.*' 'torchvision{torchvision}'"
 
 
 # Packages that are imported -------------------------------------------------------------------
