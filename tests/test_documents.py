@@ -31,7 +31,7 @@ SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
 ELSEWHERE = {'docs/use_in_your_config.md'}
 """Run by `tests/test_stock_configs.py` and `tests/test_layer_decay.py`, as that page says."""
 COMMAND = re.compile(
-    r'([A-Z_]+=\S+ )*(python |tools/|gcvit-mm |make |pip |source |torchrun |tensorboard |mlflow |'
+    r'([A-Z_]+=\S+ )*(python3? |tools/|gcvit-mm |uv |docker |make |pip |source |torchrun |tensorboard |mlflow |'
     r'cp |truncate |export |cat |git |tests/)'
 )
 SYNOPSIS = re.compile(r'\b(CONFIG|PARTITION|MODEL|FILE|HxW)\b|\.\.\.')
@@ -51,7 +51,8 @@ REPLACED = {
     r'^(python tools/app\.py .*)': r'serve \1 --port 0',
     # What installs, or needs another environment, has been tried by hand.
     r'^\S+=\S+ mlflow server .*': ':',
-    r'^(?:\S+=\S+ )?pip .*': ':',
+    r'^(?:\S+=\S+ )?(uv |docker |)(pip|build|run) .*': ':',
+    r'^python3 -m venv .*': ':',
     r'source env/bin/activate': ':',
     # Of data with an error, which the page has just made.
     r'^(python tools/check_dataset\.py configs/mask_rcnn_gcvit_nano_shapes\.py)$': (

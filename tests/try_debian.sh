@@ -30,11 +30,14 @@ cd ~/gcvit_mm
 printf "%s, %s, commit %s\n" "$(. /etc/os-release; echo "$PRETTY_NAME")" "$(python3 --version)" "$(git rev-parse --short HEAD)"
 for target in $TARGETS; do
   start=$(date +%s)
-  if [ "$target" = demo ]; then make demo "$@"; else make "$target"; fi
-  printf "make %s: %d s; downloads so far %d MB, environment %d MB\n" "$target" \
-    $(($(date +%s) - start)) "$(du -sm ~/.cache/pip | cut -f1)" "$(du -sm .venv | cut -f1)"
+  if [ "$target" = demo ]; then make demo "$@"; else make "$target"; fi 2>&1 | tee ~/log
+  # pip says what it fetches, "Downloading x.whl (1.2 MB)".
+  fetched=$(sed -nE "s/^ *Downloading .*\(([0-9.]+) (kB|MB|GB)\).*/\1 \2/p" ~/log \
+    | awk "{ n += \$1 * (\$2 == \"GB\" ? 1000 : \$2 == \"MB\" ? 1 : 0.001) } END { print int(n) }")
+  printf "make %s: %d s, %d MB downloaded, environment of %d MB\n" "$target" \
+    $(($(date +%s) - start)) "$fetched" "$(du -sm .venv | cut -f1)"
 done
-cat work_dirs/demo/metrics.json || true
+if [ -e work_dirs/demo ]; then cat work_dirs/demo/metrics.json; fi
 '
 # What is mounted goes with the process.
 TARGETS=${TARGETS:-demo test} unshare --mount bash -c '
