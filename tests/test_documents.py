@@ -31,8 +31,8 @@ SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
 ELSEWHERE = {'docs/use_in_your_config.md'}
 """Run by `tests/test_stock_configs.py` and `tests/test_layer_decay.py`, as that page says."""
 COMMAND = re.compile(
-    r'([A-Z_]+=\S+ )*(python3? |tools/|gcvit-mm |uv |docker |make |pip |source |torchrun |tensorboard |mlflow |'
-    r'cp |truncate |export |cat |git |tests/)'
+    r'([A-Z_]+=\S+ )*(python3? |tools/|gcvit-mm |uv |docker |make |pip |source |torchrun |'
+    r'tensorboard |mlflow |cp |truncate |export |cat |git |tests/)'
 )
 SYNOPSIS = re.compile(r'\b(CONFIG|PARTITION|MODEL|FILE|HxW)\b|\.\.\.')
 """Marks lines that say how a command is called, and are none."""

@@ -426,6 +426,21 @@ def test_a_checkpoint_damaged_anyhow_is_read_or_refused_by_name(data, tmp_path_f
     assert found == str(path) or not reasons or str(path) in reasons[0]
 
 
+@pytest.mark.parametrize('count', [1000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_programs_of_allowed_names_and_opcodes_neither_crash_nor_take_memory(count):
+    run = subprocess.run(
+        [sys.executable, ROOT / 'tests/pickle_programs.py', '1', str(count)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    assert run.returncode == 0, run.stderr
+    outcomes = json.loads(run.stdout)
+    assert outcomes.pop('MB grown') < 100  # of the files none is longer than a few kB
+    assert outcomes.keys() == {'read', 'refused', 'damaged'}
+    assert sum(outcomes.values()) == count and min(outcomes.values()) > count / 20
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
