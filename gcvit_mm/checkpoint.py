@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from torch._weights_only_unpickler import _get_allowed_globals
 
+from .choices import SUFFIXES
 from .conversion import convert_names, describe, shorten
 from .errors import UserError
 from .hub import resolve
@@ -252,8 +253,6 @@ def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
 
 
 # --- Writing ----------------------------------------------------------------------------------
-
-SUFFIXES = ('.pth', '.pth.tar', '.safetensors')
 
 
 def check_target(path: str | os.PathLike, source: str | os.PathLike, force: bool) -> None:

@@ -11,8 +11,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from ..coco_format import brief, find_misfit
+from ..config import evaluators_of, leaf_datasets
 from ..errors import UserError
-from .launch import evaluators_of, leaf_datasets
 
 # The parts of a model that count the data set's classes.
 COUNTING = (
@@ -30,7 +30,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
 
     Args:
         cfg: The config.
-        loaders: 'train_dataloader' and so on; absent ones are passed over.
+        loaders: 'train_dataloader' and so on; absent ones are skipped.
 
     Raises:
         UserError: A folder or file is missing, an annotation file cannot be read, or its
