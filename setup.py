@@ -49,7 +49,7 @@ setup(
     cmdclass={'build_py': BuildWithShipped},
     packages=find_packages(include=['gcvit_mm*']),
     package_data={'gcvit_mm.report': ['page.*']},
-    scripts=['tools/gcvit-mm'],
+    entry_points={'console_scripts': ['gcvit-mm = gcvit_mm.command:main']},
     python_requires='>=3.10',
     # Neither torch nor mmengine: two families of packages provide mmengine, and requiring one
     # would overwrite the other. gcvit_mm/environment.py says at import what is missing.

@@ -109,8 +109,8 @@ def _explain_import(error: ImportError) -> str | None:
     what = problem.what if problem else f'{error.name} is not installed'
     fix = problem.fix if problem else "pip install 'gcvit_mm[mm]'"
     if VENV.is_dir() and Path(sys.prefix) != VENV:
-        fix = f'this is {sys.executable}; source {shlex.quote(str(VENV))}/bin/activate'
-    return ' '.join(f'{what.rstrip(".")}: {fix}'.split())
+        fix = f'source {shlex.quote(str(VENV))}/bin/activate'
+    return ' '.join(f'{what.rstrip(".")} for {sys.executable}: {fix}'.split())
 
 
 class OptionsAction(argparse.Action):

@@ -46,27 +46,36 @@ RUNNER_SECTIONS = frozenset(
 """What mmengine's runner takes, also where a config does not have it."""
 
 
-def load_run_config(args: argparse.Namespace) -> Config:
+def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     """The config that the command line asks for, ready for ``Runner.from_cfg``.
 
+    Args:
+        args: What ``add_config_arguments`` and ``add_run_arguments`` of ``gcvit_mm.cli`` add.
+        loaders: The data loaders that the run uses: 'train_dataloader' and so on.
+
     Raises:
-        UserError: As of ``load_config``.
+        UserError: The config cannot be read, an option names no section of it, or its data are not
+            where it says.
     """
-    cfg = load_config(args)
+    cfg = load_config(args, loaders)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg
 
 
-def load_config(args: argparse.Namespace, *, import_modules: bool = True) -> Config:
+def load_config(
+    args: argparse.Namespace, loaders: tuple[str, ...] = (), *, import_modules: bool = True
+) -> Config:
     """The config that the command line asks for.
 
     Args:
         args: What ``gcvit_mm.cli.add_config_arguments`` adds.
+        loaders: Data loaders whose files are to be there: 'train_dataloader' and so on.
         import_modules: Import its ``custom_imports``, which takes seconds.
 
     Raises:
-        UserError: The config cannot be read, or an option names no section of it.
+        UserError: The config cannot be read, an option names no section of it, or its data are not
+            where it says.
     """
     cfg = read_config(args.config, import_modules=False)
     _check_options(cfg, args.cfg_options)
@@ -74,6 +83,10 @@ def load_config(args: argparse.Namespace, *, import_modules: bool = True) -> Con
         cfg.merge_from_dict(args.cfg_options)
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f'--cfg-options does not fit the config: {error}') from error
+    if loaders:
+        from .datasets.preflight import check_places
+
+        check_places(cfg, loaders)
     if import_modules:
         import_custom_modules(cfg)
     return cfg

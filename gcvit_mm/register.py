@@ -1,4 +1,4 @@
-"""Registers all that a config may name: it goes into ``imports`` of a config's ``custom_imports``."""
+"""Registers all that a config may name: it goes into ``custom_imports.imports`` of a config."""
 
 from . import environment
 

@@ -70,16 +70,17 @@ def main() -> None:
         raise UserError('-n and --epoch must be at least 1')
     from gcvit_mm.config import load_config
 
-    cfg = load_config(args)
-    if not cfg.get(f'{args.split}_dataloader'):
-        raise UserError(f'the config has no {args.split}_dataloader')
+    loader = f'{args.split}_dataloader'
+    cfg = load_config(args, (loader,))
+    if not cfg.get(loader):
+        raise UserError(f'the config has no {loader}')
     import cv2
     from tqdm import tqdm
 
     from gcvit_mm.datasets.preflight import check_data
     from gcvit_mm.visualization import Feed, build_visualizer, draw_truth
 
-    check_data(cfg, (f'{args.split}_dataloader',))
+    check_data(cfg, (loader,))
     seed = args.seed if args.seed is not None else cfg.get('randomness', {}).get('seed') or 0
     name = Path(args.config).stem
     folder = Path(args.out or f'work_dirs/browse/{name}_{args.split}')

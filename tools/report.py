@@ -16,7 +16,7 @@ from gcvit_mm.cli import run as run_main
 from gcvit_mm.errors import UserError
 
 if TYPE_CHECKING:
-    from gcvit_mm.report import Run
+    from gcvit_mm.report.run import Run
 
 TEST = Path(__file__).with_name('test.py')
 

@@ -48,7 +48,7 @@ def main() -> None:
     check_path(args.checkpoint)
     from gcvit_mm.config import load_run_config
 
-    cfg = load_run_config(args)
+    cfg = load_run_config(args, ('test_dataloader',))
     from mmengine.dist import is_main_process
 
     import gcvit_mm.evaluation  # noqa: F401  (registers)

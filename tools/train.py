@@ -15,6 +15,8 @@ from gcvit_mm.errors import UserError
 if TYPE_CHECKING:
     from mmengine.config import Config
 
+LOADERS = ('train_dataloader', 'val_dataloader')
+
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -54,7 +56,7 @@ def main() -> None:
     args = parse_args()
     from gcvit_mm.config import load_run_config
 
-    cfg = load_run_config(args)
+    cfg = load_run_config(args, LOADERS)
     from mmengine.runner import Runner
 
     from gcvit_mm.datasets.preflight import check_data
@@ -73,7 +75,7 @@ def main() -> None:
     elif int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         resume(cfg, 'auto', since=os.environ.get('GCVIT_MM_STARTED', ''))
     trackers = TrackHook(args.track, resume=cfg.get('resume', False))
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    check_data(cfg, LOADERS)
     runner = (ShardedRunner if args.shard else Runner).from_cfg(cfg)
     if args.track:
         runner.register_hook(trackers)
