@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
@@ -46,11 +47,22 @@ FAILURES = {
     ),
 }
 """What PyTorch says (RuntimeError), and what to do."""
+FOREIGN = '|'.join(
+    (
+        'Could not import OneDL',
+        '"FileClient" will be deprecated',
+        '"HardDiskBackend" is the alias of',
+        'The prefix is not set in metric class',
+        'Default ``avg_non_ignore`` is False',
+        'The draw is False, it means that the hook',
+    )
+)
+"""How lines begin that the mm packages print, log or warn of at each start."""
 
 
 def run(main: Callable[[], None]) -> None:
     """Call a command's ``main``; print the user's mistakes as one line and exit with status 1."""
-    on_import.after('mmengine', _hide_onedl)
+    on_import.after('mmengine', _hide_foreign_lines)
     try:
         try:
             main()
@@ -69,20 +81,22 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def _hide_onedl() -> None:
-    """Drop what the onedl packages print where a source of data is missing that nobody asked for.
+def _hide_foreign_lines() -> None:
+    """Drop what the packages say at each start and nobody who uses the tools can act on.
 
-    They look the function up when they are imported, and print even what is for debugging.
+    It is printed (by packages that look ``print_log`` up when they are imported), logged or warned.
     """
     logging: Any = import_module('mmengine.logging')
     print_log = logging.print_log
 
     @wraps(print_log)
-    def without_onedl(msg: object, *args: Any, **kwargs: Any) -> None:
-        if not str(msg).startswith('Could not import OneDL'):
+    def print_own(msg: object, *args: Any, **kwargs: Any) -> None:
+        if not re.match(FOREIGN, str(msg)):
             print_log(msg, *args, **kwargs)
 
-    logging.print_log = without_onedl
+    logging.print_log = print_own
+    logging.MMLogger.filter = lambda _, record: not re.match(FOREIGN, record.getMessage())
+    warnings.filterwarnings('ignore', FOREIGN)
 
 
 def _explain(error: Exception) -> str | None:
