@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -17,7 +18,7 @@ from typing import Any
 from . import environment, on_import
 from .errors import UserError
 from .hub import check_path
-from .zoo import config_file
+from .zoo import TOOLS, config_file
 
 VENV = Path(__file__).parents[1] / '.venv'
 """Where ``make setup`` puts the environment of a checkout."""
@@ -118,9 +119,12 @@ def _explain(error: Exception) -> str | None:
 def _explain_import(error: ImportError) -> str | None:
     """What is missing, and how to get it: it may be there, in an environment that is not active."""
     problem = next(iter(environment.problems().values()), None)
-    if not problem and not isinstance(error, ModuleNotFoundError):
-        return None
-    what = problem.what if problem else f'{error.name} is not installed'
+    importer = Path(traceback.extract_tb(error.__traceback__)[-1].filename).absolute()
+    own = any(map(importer.is_relative_to, (Path(__file__).parent, TOOLS)))
+    installed = own or not {'site-packages', 'dist-packages'}.isdisjoint(importer.parts)
+    if not problem and not (installed and isinstance(error, ModuleNotFoundError)):
+        return None  # in the user's own code
+    what = problem.what if problem else f'{(error.name or "").split(".")[0]} is not installed'
     fix = problem.fix if problem else "pip install 'gcvit_mm[mm]'"
     if VENV.is_dir() and Path(sys.prefix) != VENV:
         fix = f'source {shlex.quote(str(VENV))}/bin/activate'

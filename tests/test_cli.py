@@ -67,6 +67,19 @@ def test_a_check_of_data_imports_the_data_sets_alone(tiny_shapes):
     assert not {'mmdet.datasets.transforms', 'mmengine.model', 'torchvision'} & loaded
 
 
+def test_a_missing_package_is_one_line_and_an_import_of_the_users_a_traceback(tmp_path):
+    (tmp_path / 'script.py').write_text('import no_such_module')
+    command = [sys.executable, 'tools/check_dataset.py', NANO]
+    environment = {**ENVIRONMENT, 'PYTHONPATH': f'{tmp_path}:{ROOT}'}
+    options = dict(cwd=ROOT, env=environment, capture_output=True, text=True)
+    (tmp_path / 'sitecustomize.py').write_text("import sys; sys.modules['rich'] = None")
+    error = subprocess.run(command, **options).stderr
+    assert error.startswith(f'error: rich is not installed for {sys.executable}: pip install')
+    command = [sys.executable, '-m', 'gcvit_mm', tmp_path / 'script.py']
+    error = subprocess.run(command, **options).stderr
+    assert error.startswith('Traceback') and "No module named 'no_such_module'" in error
+
+
 def test_what_the_packages_say_of_themselves_is_not_shown(trained):
     assert not re.search('OneDL|FileClient|HardDiskBackend', trained.output)
     assert 'mmcv ops: ' in trained.output  # other lines of the same kind
