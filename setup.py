@@ -38,4 +38,4 @@ class BuildWithShipped(build_py):
         return sorted(str(path.relative_to(ROOT)) for path in files)
 
 
-setup(cmdclass={'build_py': BuildWithShipped}, scripts=['tools/gcvit-mm'])
+setup(cmdclass={'build_py': BuildWithShipped})

@@ -8,10 +8,7 @@ Windows (of the 384-pixel weights), drop path rate and schedule are ours: the pa
 
 _base_ = 'mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py'
 
-custom_imports = dict(
-    imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'gcvit_mm.evaluation'],
-    allow_failed_imports=False,
-)
+custom_imports = dict(imports=['gcvit_mm.register'], allow_failed_imports=False)
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -7,10 +7,7 @@ Paper: no figure; windows and drop path rate are ours.
 
 _base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
 
-custom_imports = dict(
-    imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'mmdet.models'],
-    allow_failed_imports=False,
-)
+custom_imports = dict(imports=['gcvit_mm.register', 'mmdet.models'], allow_failed_imports=False)
 model = dict(
     backbone=dict(
         _delete_=True,

@@ -1,29 +1,33 @@
-"""GC ViT for detection and segmentation on OpenMMLab."""
+"""GC ViT for detection and segmentation on OpenMMLab.
 
-# ruff: noqa: E402
+Importing it is quick and works in any environment: ``GCViT`` is registered when mmengine's models
+are imported, and what an environment lacks is said when it is needed.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import environment
-
-environment.check()  # before the first import that a broken environment would fail
-environment.let_mmengine_find_mmseg()
-
-from . import mmcv_ops
-
-mmcv_ops.install()  # before anything imports mmcv.ops
-
-from .models import ARCHS, GCViT
+from . import environment, mmcv_extension, on_import
 from .version import __version__
 
 if TYPE_CHECKING:
     from .inference import Predictor
+    from .models import ARCHS, GCViT
 
 __all__ = ['ARCHS', 'GCViT', 'Predictor', '__version__']
 
+_MODULES = {'ARCHS': 'models', 'GCViT': 'models', 'Predictor': 'inference'}
+
+mmcv_extension.install()  # before anything imports mmcv.ops
+on_import.install()
+
 
 def __getattr__(name: str) -> Any:
-    if name == 'Predictor':  # at its first use: it needs more of mmengine than the backbone does
-        from .inference import Predictor
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    environment.check()
+    return getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
 
-        return Predictor
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,7 @@ import os
 import runpy
 import sys
 
-from .engine.launch import run
+from .cli import run
 from .errors import UserError
 
 

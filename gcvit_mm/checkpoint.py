@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from .choices import SUFFIXES
 from .conversion import convert_names, describe, shorten
 from .errors import UserError
 from .hub import resolve
@@ -170,8 +171,6 @@ def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
 
 
 # --- Writing ----------------------------------------------------------------------------------
-
-SUFFIXES = ('.pth', '.pth.tar', '.safetensors')
 
 
 def check_target(path: str | os.PathLike, source: str | os.PathLike, force: bool) -> None:

@@ -1,13 +1,16 @@
-"""Whether the packages that this one stands on are there and fit; asked at each import.
+"""Whether the packages that this one stands on are there and fit; asked before their first use.
 
 No package can require them: ``mmengine`` comes from OpenMMLab's packages or from the onedl ones,
 which install the same modules, so that requiring one family would overwrite the other.
 """
 
 import re
+import sys
 import warnings
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from types import FrameType
 from typing import NamedTuple
 
 OPENMMLAB = ('mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'mmpretrain')
@@ -24,31 +27,44 @@ LOADER_CVES = {'CVE-2025-32434': (2, 6), 'CVE-2026-24747': (2, 10)}
 
 
 class Problem(NamedTuple):
-    """What stops the package from being imported, and how to mend it: commands are indented."""
+    """What stops the package from being imported, and how to fix it: commands are indented."""
 
     what: str
-    mend: str
+    fix: str
 
 
+@cache
 def check() -> None:
-    """Says at import what is missing, too old or broken, and how to mend it.
+    """Says what is missing, too old or broken, and how to fix it; a good environment is asked once.
 
     Raises:
         ImportError: If mmengine or torch is missing, if torch is older than 2.1, or if both
             families of mm packages are installed over each other.
     """
     for problem in problems().values():
-        raise ImportError(f'{problem.what}\n{problem.mend}')
+        raise ImportError(f'{problem.what}\n{problem.fix}')
     found = version('torch')
     cves = loader_cves(found)
     if cves:
         warnings.warn(
             f'With torch {found}, loading a hostile .pth file can run code, even with '
-            f'weights_only=True ({", ".join(cves)}; mended in torch 2.10). '
+            f'weights_only=True ({", ".join(cves)}; fixed in torch 2.10). '
             'Load only .pth files that you trust; .safetensors files are not affected.',
-            # The line that imports gcvit_mm: above this function and gcvit_mm itself.
-            stacklevel=3,
+            stacklevel=_callers_level(),
         )
+
+
+def _callers_level() -> int:
+    """The ``stacklevel``, for the calling function, of the line that made gcvit_mm be used."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and _module(frame).split('.')[0] in ('gcvit_mm', 'importlib'):
+        frame = frame.f_back
+        level += not _module(frame).startswith('importlib._bootstrap')  # warnings do not count it
+    return level
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get('__name__', '')
 
 
 def problems() -> dict[str, Problem]:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmengine.fileio import load
-
 from .errors import UserError
 from .zoo import ROOT
 
@@ -60,6 +58,8 @@ class Weights:
 
 def published() -> dict[str, Weights]:
     """All published weights by name."""
+    from mmengine.fileio import load
+
     manifest = load(MANIFEST)
     return {
         name: Weights(name, **values)
@@ -87,6 +87,13 @@ def default_folder() -> Path:
     """Where weights are kept: ``GCVIT_MM_CHECKPOINTS``, or ``checkpoints`` in the current one."""
     folder = os.environ.get('GCVIT_MM_CHECKPOINTS') or 'checkpoints'
     return Path(folder).expanduser().absolute()
+
+
+def check_path(checkpoint: str | os.PathLike) -> None:
+    """Raise ``UserError`` where a checkpoint is the path of a file, and there is none."""
+    path = os.fspath(checkpoint)
+    if '://' not in path and not os.path.isfile(path):
+        raise UserError(f'checkpoint {path} does not exist: check the path')
 
 
 def resolve(checkpoint: str) -> str:

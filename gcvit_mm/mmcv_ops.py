@@ -1,21 +1,14 @@
-"""Lets mmcv's detection ops run where mmcv comes without its compiled extension.
+"""The operations that stand in for mmcv's compiled extension.
 
-``mmcv.ops`` imports the binary module ``mmcv._ext``, which the pure Python wheels of mmcv lack.
-``install`` offers a stand-in of that name, made of torchvision's compiled NMS and RoIAlign and of
-PyTorch code. It covers what Mask R-CNN, Cascade R-CNN, RetinaNet and the DETR family call; every
-other op exists by name only and raises when it is called. A compiled ``mmcv._ext`` always wins.
+They are made of torchvision's compiled NMS and RoIAlign and of PyTorch code, and cover what Mask
+R-CNN, Cascade R-CNN, RetinaNet and the DETR family call; every other op exists by name only and
+raises when it is called. ``gcvit_mm.mmcv_extension`` offers them to mmcv.
 """
 
-import ast
-import contextlib
 import functools
 import importlib
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import logging
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -23,64 +16,25 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
-from gcvit_mm.errors import UserError
+from .errors import UserError
+from .mmcv_extension import NAME, STAND_IN
 
-_NAME = 'mmcv._ext'
 
-
-def install() -> None:
-    """Offer the stand-in for ``mmcv._ext``; call it before anything imports ``mmcv.ops``.
-
-    Nothing is imported here as long as mmcv has not been, and a second call does nothing. Modules
-    that were imported before, and whose ``try: from mmcv.ops import ...`` therefore failed, are
-    given the names that they miss.
-
-    Raises:
-        UserError: It is too late: ``mmcv.ops`` is already loaded without its extension, or a class
-            was derived from the placeholder of an op.
-    """
-    if _STAND_IN in sys.meta_path:
-        return
-    failed = []
-    if 'mmcv' in sys.modules and _NAME not in sys.modules and not importlib.util.find_spec(_NAME):
-        if 'mmcv.ops' in sys.modules:
-            raise UserError(
-                'mmcv.ops is already loaded, without mmcv._ext: import gcvit_mm before it, or put '
-                'gcvit_mm first in custom_imports'
-            )
-        failed = list(_failed_imports())
-        for module, statement in failed:
-            _check_repairable(module, statement)
-    # At the end, so that the normal finders serve a compiled extension first.
-    sys.meta_path.append(_STAND_IN)
-    for module, statement in failed:
-        _repair(module, statement)
+def fill(module: ModuleType) -> None:
+    """Put the operations into the module that stands in for ``mmcv._ext``, and log it."""
+    vars(module).update(_OPS, __getattr__=_missing_op)
+    print_log(_describe(), logger='current', level=logging.INFO)
 
 
 def implementation() -> str:
     """Say in one line which implementation of mmcv's ops runs in this process."""
     try:
-        extension = importlib.import_module(_NAME)
+        extension = importlib.import_module(NAME)
     except ImportError as error:
         return f'mmcv ops: not available: {error}'
-    if getattr(extension, '__loader__', None) is not _STAND_IN:
+    if getattr(extension, '__loader__', None) is not STAND_IN:
         return 'mmcv ops: compiled mmcv._ext'
     return _describe()
-
-
-class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finder and loader of the one module ``mmcv._ext``."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != _NAME:
-            return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin=__name__)
-
-    def exec_module(self, module: ModuleType) -> None:
-        vars(module).update(_OPS, __getattr__=_missing_op)
-        print_log(_describe(), logger='current', level=logging.INFO)
 
 
 def _describe() -> str:
@@ -109,50 +63,6 @@ def _require_torchvision() -> str:
             f'torch {torch.__version__} ({reason})'
         ) from error
     return torchvision.__version__
-
-
-# Late installation: modules that tried `mmcv.ops` before it could be imported ------------------
-
-
-def _failed_imports() -> Iterator[tuple[ModuleType, ast.ImportFrom]]:
-    """Yield each import that a failed ``try: from mmcv.ops import ...`` left undone.
-
-    OpenMMLab's packages, which are told by their common prefix, put such blocks at module level.
-    One block may hold further imports, which were skipped with the first.
-    """
-    for name, module in list(sys.modules.items()):
-        loader = getattr(module, '__loader__', None)
-        if not name.startswith('mm') or not isinstance(loader, importlib.abc.InspectLoader):
-            continue
-        source = loader.get_source(module.__name__) or ''
-        if 'mmcv.ops' not in source:
-            continue
-        for block in ast.parse(source).body:
-            if isinstance(block, ast.Try):
-                imports = [line for line in block.body if isinstance(line, ast.ImportFrom)]
-                if any((line.module or '').startswith('mmcv.ops') for line in imports):
-                    yield from ((module, line) for line in imports)
-
-
-def _check_repairable(module: ModuleType, statement: ast.ImportFrom) -> None:
-    for alias in statement.names:
-        placeholder = getattr(module, alias.asname or alias.name, None)
-        own = getattr(placeholder, '__module__', None) == module.__name__
-        if own and isinstance(placeholder, type) and placeholder.__subclasses__():
-            raise UserError(
-                f'{module.__name__} was imported before gcvit_mm and derives classes from a '
-                f'placeholder of {statement.module}.{alias.name}: import gcvit_mm first, or put '
-                'it first in custom_imports'
-            )
-
-
-def _repair(module: ModuleType, statement: ast.ImportFrom) -> None:
-    # A name that this mmcv does not have stays as the module's own handler left it.
-    with contextlib.suppress(ImportError, AttributeError):
-        relative_name = '.' * statement.level + (statement.module or '')
-        source = importlib.import_module(relative_name, module.__package__)
-        for alias in statement.names:
-            setattr(module, alias.asname or alias.name, getattr(source, alias.name))
 
 
 # The ops, with the signatures of mmcv's extension ---------------------------------------------
@@ -443,7 +353,7 @@ _CURE = (
 def _missing_op(name: str) -> Callable:
     """Module-level ``__getattr__``: ``mmcv.ops`` asks for every op by name when it is imported."""
     if name.startswith('__'):
-        raise AttributeError(f'module {_NAME!r} has no attribute {name!r}')
+        raise AttributeError(f'module {NAME!r} has no attribute {name!r}')
     return functools.partial(_refuse, name)
 
 
@@ -465,4 +375,3 @@ _OPS = {
         get_compiling_cuda_version,
     )
 }
-_STAND_IN = _StandIn()

@@ -26,10 +26,9 @@ from mmengine.registry import (
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from .choices import FSDP_UNITS
 from .errors import UserError
 
-UNITS = ('*Block', '*EncoderLayer', '*DecoderLayer')
-"""Classes whose modules FSDP shards each by itself: names, with the wildcards of file names."""
 BACKWARD_SHARE = 2 / 3
 """Of the time of a forward and a backward pass: two products for each one of the forward pass."""
 BYTES_OF_HALF = 2
@@ -159,13 +158,13 @@ class Links:
         return sent * 8 / (self.slowest(gpus) * 1e9)
 
 
-def read_training(cfg: Config, *, amp: bool = False, units: Sequence[str] = UNITS) -> Training:
+def read_training(cfg: Config, *, amp: bool = False, units: Sequence[str] = FSDP_UNITS) -> Training:
     """Count what a config trains.
 
     Args:
         cfg: The config; it is not changed.
         amp: Mixed precision, also where the config does not ask for it.
-        units: The classes that FSDP is to shard each by itself, as of ``UNITS``.
+        units: The classes that FSDP is to shard each by itself, as of ``FSDP_UNITS``.
 
     Raises:
         UserError: The config has no training, or its model or optimizer cannot be built.

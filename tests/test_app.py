@@ -20,7 +20,7 @@ from PIL import Image
 from gcvit_mm import Predictor
 from gcvit_mm.app.found import find, picture, rows, summary
 from gcvit_mm.app.photo import LARGEST, read_photo
-from gcvit_mm.engine.launch import read_config
+from gcvit_mm.config import read_config
 from gcvit_mm.errors import UserError
 from gcvit_mm.inference.model import package_of
 

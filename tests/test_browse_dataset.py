@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
-from gcvit_mm.engine.launch import read_config
+from gcvit_mm.config import read_config
 from gcvit_mm.visualization import Feed, build_visualizer, draw_truth, to_pictures
 
 FAMILIES = ('mmdet', 'mmseg', 'mmpretrain')

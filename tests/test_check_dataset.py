@@ -21,7 +21,7 @@ from gcvit_mm.datasets.check import check_datasets, print_reports, write_reports
 from gcvit_mm.datasets.check.images import read_image
 from gcvit_mm.datasets.check.instances import _unpack
 from gcvit_mm.datasets.check.label_maps import labels_of_values
-from gcvit_mm.engine.preflight import check_data
+from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.errors import UserError
 
 TRAINING = 'annotations/instances_training.json'

@@ -78,7 +78,7 @@ def classifier(tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture(scope='module')
 def segmenter() -> nn.Module:
-    from gcvit_mm.engine.launch import read_config
+    from gcvit_mm.config import read_config
 
     cfg = read_config('upernet_gcvit_nano_shapes')
     torch.manual_seed(1)

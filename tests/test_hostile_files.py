@@ -28,8 +28,8 @@ from mmengine.registry import init_default_scope
 
 from gcvit_mm.checkpoint import read_checkpoint, state_dict_of
 from gcvit_mm.datasets import SeededDataset
+from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.engine.loaders import register_loaders
-from gcvit_mm.engine.preflight import check_data
 from gcvit_mm.engine.resume import find_resumable
 from gcvit_mm.errors import UserError
 

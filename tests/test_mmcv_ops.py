@@ -8,10 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import gcvit_mm.mmcv_extension
 import gcvit_mm.mmcv_ops
 from gcvit_mm.errors import UserError
 
-gcvit_mm.mmcv_ops.install()
+gcvit_mm.mmcv_extension.install()
 
 import mmcv.ops  # noqa: E402
 from mmcv.ops.focal_loss import sigmoid_focal_loss  # noqa: E402
@@ -356,15 +357,16 @@ def test_the_stand_in_passes_for_an_extension():
 
 
 def test_installing_twice_adds_one_finder():
-    gcvit_mm.mmcv_ops.install()
+    gcvit_mm.mmcv_extension.install()
     names = [type(finder).__name__ for finder in sys.meta_path]
     assert names.count('_StandIn') == 1
 
 
 def test_loading_the_stand_in_logs_one_line():
     output = run_python("""
+import gcvit_mm.mmcv_extension
 import gcvit_mm.mmcv_ops
-gcvit_mm.mmcv_ops.install()
+gcvit_mm.mmcv_extension.install()
 import mmcv
 print('mmcv is imported')
 import mmcv.ops
@@ -380,8 +382,9 @@ def test_a_compiled_extension_is_left_untouched(tmp_path):
     run_python(
         """
 import sys
+import gcvit_mm.mmcv_extension
 import gcvit_mm.mmcv_ops
-gcvit_mm.mmcv_ops.install()
+gcvit_mm.mmcv_extension.install()
 import mmcv
 mmcv.__path__.append(sys.argv[1])
 import mmcv._ext
@@ -396,9 +399,10 @@ assert gcvit_mm.mmcv_ops.implementation() == 'mmcv ops: compiled mmcv._ext'
 def test_without_torchvision_only_its_ops_fail_and_say_so():
     run_python("""
 import sys
+import gcvit_mm.mmcv_extension
 import gcvit_mm.mmcv_ops
 from gcvit_mm.errors import UserError
-gcvit_mm.mmcv_ops.install()
+gcvit_mm.mmcv_extension.install()
 sys.modules['torchvision'] = None
 import mmcv.ops
 import torch
@@ -422,8 +426,9 @@ for package in ('mmdet.models', 'mmseg.models'):
         pass  # some modules fall back on placeholders, others fail
 assert 'mmcv' in sys.modules and 'mmcv.ops' not in sys.modules
 
+import gcvit_mm.mmcv_extension
 import gcvit_mm.mmcv_ops
-gcvit_mm.mmcv_ops.install()
+gcvit_mm.mmcv_extension.install()
 
 import mmcv.ops
 import mmdet.models
@@ -446,8 +451,8 @@ assert function is get_uncertain_point_coords_with_randomness
 
 TOO_LATE = """
 try:
-    import gcvit_mm.mmcv_ops
-    gcvit_mm.mmcv_ops.install()
+    import gcvit_mm.mmcv_extension
+    gcvit_mm.mmcv_extension.install()
 except RuntimeError as error:
     assert type(error).__name__ == 'UserError'
     assert sys.argv[1] in str(error)

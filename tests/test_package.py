@@ -15,7 +15,7 @@ from gcvit_mm.zoo import CONFIGS, config_file, names
 
 
 def gcvit_mm(*arguments: object, **options: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, 'tools/gcvit-mm', *map(str, arguments)]
+    command = [sys.executable, '-m', 'gcvit_mm.command', *map(str, arguments)]
     options = {'cwd': ROOT, 'env': ENVIRONMENT, **options}
     return subprocess.run(command, capture_output=True, text=True, **options)
 

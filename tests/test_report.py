@@ -22,11 +22,11 @@ from test_evaluation import (
 
 from gcvit_mm.datasets.shapes import make_shapes
 from gcvit_mm.errors import UserError
-from gcvit_mm.report import read_run, write_report
 from gcvit_mm.report.detection import match
 from gcvit_mm.report.evaluation import Confusion, Evaluation, extremes
 from gcvit_mm.report.page import render
-from gcvit_mm.report.write import evaluate
+from gcvit_mm.report.run import read_run
+from gcvit_mm.report.write import evaluate, write_report
 
 pytest_plugins = ['browser']
 

@@ -260,7 +260,7 @@ def test_resume_says_what_it_passes_over(two_checkpoints, trained):
     newer.write_bytes(newer.read_bytes()[:5000])
     arguments = (NANO, '--work-dir', older.parent, '--resume')
     output = succeed('train.py', *arguments, *on(trained.data, 'train_cfg.max_epochs=2'))
-    assert f'passed over: checkpoint {newer} cannot be read' in output
+    assert f'skipped: checkpoint {newer} cannot be read' in output
     assert f'training goes on from {older}' in output
     verify_checkpoint(newer)  # written again
 

@@ -21,8 +21,9 @@ from pycocotools.coco import COCO
 from reference import write_official
 
 import gcvit_mm
+from gcvit_mm.cli import OptionsAction
 from gcvit_mm.engine.batch_size import scale_learning_rate
-from gcvit_mm.engine.launch import OptionsAction, check_gpus
+from gcvit_mm.engine.launch import check_gpus
 from gcvit_mm.errors import UserError
 
 TRAINING = 'annotations/instances_training.json'
@@ -131,10 +132,10 @@ def test_training_goes_on_without_bad_images_and_counts_them(data, tmp_path):
     options = on(data, 'train_dataloader.num_workers=2', 'val_dataloader.num_workers=1')
     arguments = (NANO, '--work-dir', tmp_path / 'work', '--skip-bad-images', '--resume', *options)
     output = succeed('train.py', *arguments)
-    assert f'3 bad image(s) passed over, listed in {tmp_path}/work/bad_images.txt' in output
+    assert f'3 bad image(s) skipped, listed in {tmp_path}/work/bad_images.txt' in output
     listed = (tmp_path / 'work/bad_images.txt').read_text().splitlines()
     assert sorted(set(listed)) == sorted(map(str, bad))
-    assert f'bad image {bad[0]} is passed over' in output
+    assert f'bad image {bad[0]} is skipped' in output
     # The same run is the one of `--resume` without anything to resume.
     assert f'nothing to resume in {tmp_path}/work: training starts from scratch' in output
     assert (tmp_path / 'work/epoch_1.pth').exists()
@@ -154,7 +155,7 @@ def test_evaluation_names_a_bad_image_or_counts_it_as_blank(trained, data, tmp_p
     assert f'image {image} cannot be read' in fail('test.py', *arguments, *on(data))
     out = '--out', tmp_path / 'result', '--skip-bad-images'
     output = succeed('test.py', *arguments, *out, *on(data))
-    assert '1 bad image(s) passed over' in output
+    assert '1 bad image(s) skipped' in output
     assert 'coco/bbox_mAP' in json.loads((tmp_path / 'result.metrics.json').read_text())
 
 

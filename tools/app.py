@@ -7,11 +7,10 @@ import sys
 import tempfile
 from types import ModuleType
 
-from tqdm import tqdm
+import _package  # noqa: F401
 
-from gcvit_mm import Predictor
 from gcvit_mm.app.address import is_loopback, listen
-from gcvit_mm.engine.launch import add_trust_argument, run
+from gcvit_mm.cli import add_trust_argument, run
 from gcvit_mm.errors import UserError
 
 
@@ -44,6 +43,10 @@ def main() -> None:
         raise UserError('--checkpoint goes with one MODEL: give work folders for several')
     if args.max_upload < 1:
         raise UserError(f'--max-upload {args.max_upload}: it must be 1 MB or more')
+    from tqdm import tqdm
+
+    from gcvit_mm import Predictor
+
     listening = listen(args.host, args.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page as Ctrl-C does
     # Not the folder that all of Gradio's pages on a machine share, and serve files from.

@@ -6,6 +6,8 @@ Models take turns, after a warm-up, so that all see the same machine. A model is
 gcvit_tiny:window_size=24:attn_impl=eager:compile.
 """
 
+from __future__ import annotations
+
 import argparse
 import datetime
 import json
@@ -19,22 +21,20 @@ import sys
 from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from mmengine.logging import MMLogger
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
+import _package  # noqa: F401
 
-from gcvit_mm.benchmark import Measured, Peaks, build_subject, count_work, measure, measure_peaks
-from gcvit_mm.benchmark.table import heading, table
-from gcvit_mm.engine.launch import run
+from gcvit_mm.cli import run
 from gcvit_mm.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
+    from gcvit_mm.benchmark import Measured, Peaks
+
 MODELS = ('gcvit_tiny', 'gcvit_tiny:attn_impl=eager', 'swin_tiny', 'convnext_tiny', 'resnet50')
-DTYPES = {'float32': torch.float32, 'bfloat16': torch.bfloat16, 'float16': torch.float16}
+DTYPES = ('float32', 'bfloat16', 'float16')
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,25 +64,28 @@ def size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def device_of(text: str) -> torch.device:
+def device_of(text: str) -> str:
     if not re.fullmatch(r'cpu|cuda(:\d+)?', text):
         raise argparse.ArgumentTypeError(f'{text!r} is not cpu, cuda or cuda:NUMBER')
-    return torch.device(text)
+    return text
 
 
 def main() -> None:
     args = parse_args()
     os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else the profiler reports on itself
-    device = args.device or torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if min(args.repeat, args.warmup, args.batch) < 1:
+        raise UserError('--repeat, --warmup and --batch must be at least 1')
+    if args.out and not Path(args.out).parent.is_dir():
+        raise UserError(f'--out: folder {Path(args.out).parent} does not exist: make it first')
+    import torch
+    from mmengine.logging import MMLogger
+
+    device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise UserError('--device cuda: there is no GPU that PyTorch can use')
     if args.threads:
         torch.set_num_threads(args.threads)
     MMLogger.get_current_instance().setLevel('WARNING')  # else each initialised tensor is named
-    if min(args.repeat, args.warmup, args.batch) < 1:
-        raise UserError('--repeat, --warmup and --batch must be at least 1')
-    if args.out and not Path(args.out).parent.is_dir():
-        raise UserError(f'--out: folder {Path(args.out).parent} does not exist: make it first')
     runs = []
     for dtype in args.dtype:
         for shape in args.size:
@@ -107,11 +110,16 @@ def compare(
     mode: str,
 ) -> dict[str, Any]:
     """Measure all models under the same settings."""
+    import torch
+    from tqdm import tqdm
+
+    from gcvit_mm.benchmark import build_subject, count_work, measure
+
     case: Any = dict(
         batch=args.batch,
         size=shape,
         training=mode == 'training',
-        dtype=DTYPES[dtype],
+        dtype=getattr(torch, dtype),
         device=device,
     )
     works = [count_work(build_subject(name, **case, counted=True).step) for name in args.models]
@@ -141,7 +149,11 @@ def compare(
 
 @cache
 def peaks_of(device: torch.device, dtype: str) -> Peaks:
-    return measure_peaks(device, DTYPES[dtype])
+    import torch
+
+    from gcvit_mm.benchmark import measure_peaks
+
+    return measure_peaks(device, getattr(torch, dtype))
 
 
 def figures(found: Measured) -> dict[str, Any]:
@@ -157,6 +169,12 @@ def figures(found: Measured) -> dict[str, Any]:
 
 
 def print_table(result: dict[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from gcvit_mm.benchmark.table import heading, table
+
     print(heading(result))
     titles, *rows = table(result)
     printed = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -172,6 +190,8 @@ def print_table(result: dict[str, Any]) -> None:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
+    import torch
+
     on_gpu = device.type == 'cuda'
     return {
         'device': torch.cuda.get_device_name(device) if on_gpu else processor(),

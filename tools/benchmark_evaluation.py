@@ -3,6 +3,8 @@
 A small data set is repeated under new ids, so that the figures stay the same at any size.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import copy
@@ -10,20 +12,15 @@ import io
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import faster_coco_eval
-import numpy as np
-import pycocotools.coco
-import pycocotools.cocoeval
+import _package  # noqa: F401
 
-from gcvit_mm.engine.launch import run
+from gcvit_mm.cli import run
 from gcvit_mm.errors import UserError
 
-BACKENDS = {
-    'faster-coco-eval': (faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster),
-    'COCO API': (pycocotools.coco.COCO, pycocotools.cocoeval.COCOeval),
-}
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,16 +35,25 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    import faster_coco_eval
+    import numpy as np
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    backends = {
+        'faster-coco-eval': (faster_coco_eval.COCO, faster_coco_eval.COCOeval_faster),
+        'COCO API': (COCO, COCOeval),
+    }
     truth, results = repeat(read(args.annotations), read(args.results), args.repeat)
     print(
         f'{args.type}: {len(truth["images"])} images, {len(truth["annotations"])} objects, '
         f'{len(results)} detections'
     )
-    seconds: dict[str, list[float]] = {name: [] for name in BACKENDS}
+    seconds: dict[str, list[float]] = {name: [] for name in backends}
     figures = {}
     for _ in range(args.runs):
-        for name in BACKENDS:
-            spent, figures[name] = evaluate(name, truth, results, args.type)
+        for name, classes in backends.items():
+            spent, figures[name] = evaluate(*classes, truth, results, args.type)
             seconds[name].append(spent)
     for name, spent in seconds.items():
         print(f'{name}: median {np.median(spent):.1f} s, from {min(spent):.1f} to {max(spent):.1f}')
@@ -78,9 +84,10 @@ def repeat(truth: dict, results: list[dict], copies: int) -> tuple[dict, list[di
     return {**truth, 'images': images, 'annotations': annotations}, moved(results, 'image_id')
 
 
-def evaluate(name: str, truth: dict, results: list[dict], kind: str) -> tuple[float, np.ndarray]:
+def evaluate(
+    coco_class: Any, eval_class: Any, truth: dict, results: list[dict], kind: str
+) -> tuple[float, np.ndarray]:
     """Seconds and the 12 figures of one evaluation, from data in memory."""
-    coco_class, eval_class = BACKENDS[name]
     truth, results = copy.deepcopy((truth, results))  # both write into what they are given
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -91,7 +98,7 @@ def evaluate(name: str, truth: dict, results: list[dict], kind: str) -> tuple[fl
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return time.perf_counter() - start, np.array(evaluation.stats[:12])
+    return time.perf_counter() - start, evaluation.stats[:12]
 
 
 if __name__ == '__main__':

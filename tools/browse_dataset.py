@@ -1,5 +1,7 @@
 """Show what the data pipeline of a config feeds its model, as pictures and a page of them."""
 
+from __future__ import annotations
+
 import argparse
 import html
 import sys
@@ -7,22 +9,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import cv2
-from tqdm import tqdm
+import _package  # noqa: F401
 
-from gcvit_mm.datasets.check import SPLITS
-from gcvit_mm.engine.launch import add_config_arguments, load_config, run
-from gcvit_mm.engine.preflight import check_data
+from gcvit_mm.choices import SPLITS
+from gcvit_mm.cli import add_config_arguments, run
 from gcvit_mm.errors import UserError
-from gcvit_mm.visualization import (
-    Feed,
-    build_visualizer,
-    describe_labels,
-    draw_truth,
-    to_pictures,
-)
+
+if TYPE_CHECKING:
+    from gcvit_mm.visualization import Feed
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -72,10 +68,19 @@ def main() -> None:
     args = parse_args()
     if args.count < 1 or args.epoch < 1:
         raise UserError('-n and --epoch must be at least 1')
-    cfg = load_config(args)
-    if not cfg.get(f'{args.split}_dataloader'):
-        raise UserError(f'the config has no {args.split}_dataloader')
-    check_data(cfg, (f'{args.split}_dataloader',))
+    from gcvit_mm.config import load_config
+
+    loader = f'{args.split}_dataloader'
+    cfg = load_config(args, (loader,))
+    if not cfg.get(loader):
+        raise UserError(f'the config has no {loader}')
+    import cv2
+    from tqdm import tqdm
+
+    from gcvit_mm.datasets.preflight import check_data
+    from gcvit_mm.visualization import Feed, build_visualizer, draw_truth
+
+    check_data(cfg, (loader,))
     seed = args.seed if args.seed is not None else cfg.get('randomness', {}).get('seed') or 0
     name = Path(args.config).stem
     folder = Path(args.out or f'work_dirs/browse/{name}_{args.split}')
@@ -109,6 +114,8 @@ def main() -> None:
 
 def samples(feed: Feed) -> Iterator[tuple[Any, Any]]:
     """Pictures of the inputs, each with its data sample."""
+    from gcvit_mm.visualization import to_pictures
+
     for inputs, data_samples in feed:
         yield from zip(to_pictures(feed.preprocessor, inputs), data_samples, strict=True)
 
@@ -120,6 +127,8 @@ def path_of(sample: Any) -> str:
 
 def describe(sample: Any, picture: Any, classes: Sequence[str] | None) -> list[str]:
     """What was done to a sample, line by line."""
+    from gcvit_mm.visualization import describe_labels
+
     known = sample.metainfo
     (height, width), (padded_height, padded_width) = known['img_shape'][:2], picture.shape[:2]
     size = f'{width} x {height} px for the model'

@@ -4,13 +4,10 @@ import argparse
 import sys
 from contextlib import redirect_stdout
 
-from gcvit_mm.datasets.check import (
-    SPLITS,
-    check_datasets,
-    print_reports,
-    write_reports,
-)
-from gcvit_mm.engine.launch import add_config_arguments, load_config, run
+import _package  # noqa: F401
+
+from gcvit_mm.choices import SPLITS
+from gcvit_mm.cli import add_config_arguments, run
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,8 +24,15 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    from gcvit_mm.config import load_config
+
+    cfg = load_config(args, import_modules=False)
     with redirect_stdout(sys.stderr):  # the packages print at import; stdout is for the report
-        reports = check_datasets(load_config(args), args.splits)
+        from gcvit_mm.datasets.check import check_datasets, print_reports, write_reports
+        from gcvit_mm.datasets.check.classes import import_datasets
+
+        import_datasets(cfg)
+        reports = check_datasets(cfg, args.splits)
     print_reports(reports)
     if args.out:
         write_reports(reports, args.out)

@@ -4,26 +4,22 @@
 files without pickles or training state, and for the way to timm.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import _package  # noqa: F401
 
-from gcvit_mm.checkpoint import (
-    SUFFIXES,
-    check_target,
-    ema_entry,
-    read_checkpoint,
-    state_dict_of,
-    weights_entry,
-    write_checkpoint,
-)
-from gcvit_mm.conversion import Conversion, convert, shorten
-from gcvit_mm.engine.launch import add_trust_argument, run
+from gcvit_mm.choices import SUFFIXES
+from gcvit_mm.cli import add_trust_argument, run
 from gcvit_mm.errors import UserError
-from gcvit_mm.hub import resolve
+from gcvit_mm.hub import check_path, resolve
+
+if TYPE_CHECKING:
+    from gcvit_mm.conversion import Conversion
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,6 +47,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    check_path(args.source)
+    from gcvit_mm.checkpoint import check_target, read_checkpoint, state_dict_of, write_checkpoint
+    from gcvit_mm.conversion import convert
+
     source = resolve(args.source)
     check_target(args.target, source, args.force)
     content = read_checkpoint(source)
@@ -71,6 +71,8 @@ def main() -> None:
 
 def account(conversion: Conversion) -> Iterator[str]:
     """What became of the tensors."""
+    from gcvit_mm.conversion import shorten
+
     windows = ', '.join(map(str, conversion.windows))
     yield f'source: {conversion.variant}, {conversion.naming} naming, windows {windows}'
     classes = f', {conversion.classes} classes' if conversion.classes else ''
@@ -82,6 +84,11 @@ def account(conversion: Conversion) -> Iterator[str]:
 
 def surroundings(content: Mapping[str, Any], ema: bool) -> Iterator[str]:
     """What the file holds beside the tensors, and whether those are an average."""
+    from torch import Tensor
+
+    from gcvit_mm.checkpoint import ema_entry, weights_entry
+    from gcvit_mm.conversion import shorten
+
     entry, average = weights_entry(content, ema), ema_entry(content)
     weights = content[entry] if entry else content
     others = [name for name in content if entry and name != entry]

@@ -4,6 +4,9 @@ Everything goes to ``work_dirs/demo``: checkpoints and logs of ``tools/train.py`
 ``tools/test.py``, ``metrics.json``, ``curves.png``, ``predictions.png`` and ``report.html``.
 """
 
+from __future__ import annotations
+
+import argparse
 import json
 import shutil
 import subprocess
@@ -11,19 +14,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import matplotlib
+import _package  # noqa: F401
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.patches import Patch, Rectangle
-from pycocotools.coco import COCO
-
-from gcvit_mm.datasets.shapes import CLASSES, PALETTE, make_shapes
-from gcvit_mm.engine.launch import run
+from gcvit_mm.cli import run
 from gcvit_mm.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.axes import Axes
+    from pycocotools.coco import COCO
 
 TOOLS = Path(__file__).parent
 CONFIG = TOOLS.parent / 'configs' / 'mask_rcnn_gcvit_nano_shapes.py'
@@ -34,6 +35,13 @@ COLUMNS, ROWS = 4, 3
 
 
 def main() -> None:
+    summary, _, details = __doc__.partition('\n\n')
+    argparse.ArgumentParser(description=summary, epilog=details).parse_args()
+    import matplotlib
+
+    from gcvit_mm.datasets.shapes import make_shapes
+
+    matplotlib.use('Agg')
     start = time.time()
     make_shapes(DATA)
     shutil.rmtree(WORK_DIR, ignore_errors=True)
@@ -68,6 +76,8 @@ def write_metrics(seconds: float) -> dict[str, float]:
 
 
 def plot_curves(path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     log = min(WORK_DIR.glob('*/vis_data/scalars.json')).read_text().splitlines()  # the training's
     entries = [json.loads(line) for line in log]
     steps = [entry for entry in entries if 'loss' in entry]
@@ -96,6 +106,12 @@ def plot_curves(path: Path) -> None:
 
 
 def plot_predictions(path: Path) -> None:
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
+    from pycocotools.coco import COCO
+
+    from gcvit_mm.datasets.shapes import CLASSES
+
     truth = COCO(DATA / 'annotations' / 'instances_validation.json')
     found = truth.loadRes(str(WORK_DIR / 'validation.segm.json'))
     figure, grid = plt.subplots(
@@ -117,12 +133,17 @@ def plot_predictions(path: Path) -> None:
 
 def choose(truth: COCO) -> Iterator[dict]:
     """Validation images spread over the set."""
+    import numpy as np
+
     images = truth.loadImgs(truth.getImgIds())
     for i in np.linspace(0, len(images) - 1, ROWS * COLUMNS).astype(int):
         yield images[i]
 
 
 def draw(axes: Axes, title: str, pixels: np.ndarray, coco: COCO, annotations: list[dict]) -> None:
+    import numpy as np
+    from matplotlib.patches import Rectangle
+
     axes.imshow(pixels)
     axes.set_title(title, fontsize=8)
     axes.axis('off')
@@ -142,6 +163,10 @@ def draw(axes: Axes, title: str, pixels: np.ndarray, coco: COCO, annotations: li
 
 
 def color(label: int) -> np.ndarray:
+    import numpy as np
+
+    from gcvit_mm.datasets.shapes import PALETTE
+
     return np.array(PALETTE[label]) / 255
 
 

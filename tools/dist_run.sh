@@ -8,7 +8,7 @@ fi
 script=$(dirname "$0")/$1 config=$2 processes=$3
 shift 3
 # Before processes start: a message of torchrun's would bury ours.
-python -c 'import sys; from gcvit_mm.engine.launch import check_gpus, run; import torch
+python -c 'import sys, torch; from gcvit_mm.cli import run; from gcvit_mm.engine.launch import check_gpus
 run(lambda: check_gpus(int(sys.argv[1]), torch.cuda.device_count()))' "$processes"
 # Processes that are started again go on from the checkpoints of this run.
 GCVIT_MM_STARTED=$(date +%Y%m%d_%H%M%S)

@@ -578,14 +578,14 @@ def package() -> Iterator[Finding]:
     need('torch', 'cv2', 'mmengine', 'mmcv', 'safetensors', 'tqdm')
     import gcvit_mm
 
-    for part in ('engine.launch', 'datasets', 'evaluation'):  # which the tools import
-        importlib.import_module(f'gcvit_mm.{part}')
+    importlib.import_module('gcvit_mm.engine.launch')
+    importlib.import_module('gcvit_mm.register')
     if INSTALLED:
         yield Finding('gcvit_mm', f'{gcvit_mm.__version__}, {Path(gcvit_mm.__file__).parent}')
 
 
 def operations() -> Iterator[Finding]:
-    need('gcvit_mm', 'cv2', 'mmcv')
+    need('gcvit_mm.models', 'cv2', 'mmcv')
     from gcvit_mm.mmcv_ops import implementation
 
     try:
@@ -608,7 +608,7 @@ def without_operations() -> str:
 
 def operation(name: str, run: Callable[[str], None]) -> Iterator[Finding]:
     """Run an operation on each device; it raises where it does not run, or is wrong."""
-    need('gcvit_mm', 'cv2', 'mmcv.ops')
+    need('gcvit_mm.models', 'cv2', 'mmcv.ops')
     from gcvit_mm.mmcv_ops import implementation
 
     if name != 'deformable attention' and 'compiled' not in implementation():
@@ -667,7 +667,7 @@ def deformable_attention(device: str) -> None:
 
 def attention(impl: str) -> Iterator[Finding]:
     """One of the backbone's implementations, beside the readable one."""
-    need('gcvit_mm')
+    need('gcvit_mm.models')
     if impl == 'triton' and 'cuda' not in devices():
         yield Finding('attention: triton', 'needs a CUDA GPU', ABSENT)
         return
@@ -742,7 +742,7 @@ def zoo() -> Iterator[Finding]:
 
 
 def checkpoints() -> Iterator[Finding]:
-    need('gcvit_mm')
+    need('gcvit_mm.models')
     from gcvit_mm.hub import default_folder, published
 
     folder, known = default_folder(), published().values()
@@ -761,12 +761,12 @@ def disk() -> Iterator[Finding]:
 
 def data() -> Iterator[Finding]:
     """Whether the folders are there that the ready configs read; one config of each data set."""
-    need('gcvit_mm.engine.launch', 'mmcv')
-    from gcvit_mm.engine.launch import leaf_datasets, read_config
+    need('gcvit_mm.models')
+    from gcvit_mm.config import leaf_datasets, read_config
     from gcvit_mm.zoo import names
 
     for dataset, name in {name.rpartition('_')[2]: name for name in names()}.items():
-        loader = read_config(name).val_dataloader
+        loader = read_config(name, import_modules=False).val_dataloader
         folder = os.path.normpath(leaf_datasets(loader)[0].data_root)
         there = os.path.isdir(folder)
         found = folder if there else f'not here: {folder}'
@@ -808,9 +808,9 @@ SECTIONS: dict[str, dict[str, Callable[[], Iterator[Finding]]]] = {
         'roi_align': partial(operation, 'roi_align', roi_align),
         'deformable attention': partial(operation, 'deformable attention', deformable_attention),
         **{f'attention: {impl}': partial(attention, impl) for impl in ('eager', 'sdpa', 'triton')},
-        'mmdet': partial(framework, 'mmdet', 'gcvit_mm', 'mmcv.ops', 'pycocotools'),
-        'mmseg': partial(framework, 'mmseg', 'gcvit_mm', 'mmcv.ops'),
-        'mmpretrain': partial(framework, 'mmpretrain', 'gcvit_mm', 'mmcv', 'torchvision'),
+        'mmdet': partial(framework, 'mmdet', 'gcvit_mm.models', 'mmcv.ops', 'pycocotools'),
+        'mmseg': partial(framework, 'mmseg', 'gcvit_mm.models', 'mmcv.ops'),
+        'mmpretrain': partial(framework, 'mmpretrain', 'gcvit_mm.models', 'mmcv', 'torchvision'),
     },
     'Extras': {'extras': extras},
     'Files': {'zoo': zoo, 'disk': disk, 'checkpoints': checkpoints, 'data': data},

@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from gcvit_mm.engine.launch import run
+import _package  # noqa: F401
+
+from gcvit_mm.cli import run
 from gcvit_mm.hub import default_folder, fetch, find, published
 
 

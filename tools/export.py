@@ -4,21 +4,25 @@ Images go in as they are, RGB and of any size; their normalisation is part of th
 is compared with the model in PyTorch, and kept only if it computes the same.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-import torch
+import _package  # noqa: F401
 
-from gcvit_mm.engine.launch import add_model_arguments, run
+from gcvit_mm.cli import add_model_arguments, check_model, run
 from gcvit_mm.errors import UserError
-from gcvit_mm.export.check import Deviation, compare, speeds
-from gcvit_mm.export.files import Run, check_target, load, write
-from gcvit_mm.export.graph import ImageModel, build_graph, trace
-from gcvit_mm.export.source import describe, load_source
+
+if TYPE_CHECKING:
+    from gcvit_mm.export.check import Deviation
+    from gcvit_mm.export.files import Run
+    from gcvit_mm.export.graph import ImageModel
 
 REPEAT = 10
 
@@ -68,6 +72,14 @@ def main() -> None:
     args = parse_args()
     if args.checkpoint and args.random_weights:
         raise UserError('--checkpoint and --random-weights exclude each other: leave one out')
+    check_model(args)
+    import torch
+
+    from gcvit_mm.export.check import compare
+    from gcvit_mm.export.files import check_target, load, write
+    from gcvit_mm.export.graph import build_graph, trace
+    from gcvit_mm.export.source import describe, load_source
+
     check_target(args.out)
     source = load_source(args.model, args.checkpoint, args.random_weights)
     graph = build_graph(
@@ -107,6 +119,10 @@ def publish(folder: Path, out: Path) -> None:
 
 def print_speed(graph: ImageModel, execute: Run, task: str) -> None:
     """Print what an image takes, beside PyTorch."""
+    import torch
+
+    from gcvit_mm.export.check import speeds
+
     size = graph.size or ((224, 224) if task == 'classification' else (512, 512))
     model, file = speeds(graph, execute, size, REPEAT)
     print(

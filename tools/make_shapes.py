@@ -2,8 +2,9 @@
 
 import argparse
 
-from gcvit_mm.datasets.shapes import make_shapes
-from gcvit_mm.engine.launch import run
+import _package  # noqa: F401
+
+from gcvit_mm.cli import run
 
 
 def main() -> None:
@@ -14,6 +15,8 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=128, metavar='PX', help='height and width')
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='which scenes')
     args = parser.parse_args()
+    from gcvit_mm.datasets.shapes import make_shapes
+
     root = make_shapes(args.root, train=args.train, val=args.val, size=args.size, seed=args.seed)
     print(
         f'{root}: {args.train} training and {args.val} validation images, '

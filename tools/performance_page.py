@@ -4,8 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from gcvit_mm.benchmark.table import heading, table
-from gcvit_mm.engine.launch import run
+import _package  # noqa: F401
+
+from gcvit_mm.cli import run
 from gcvit_mm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +53,8 @@ def page() -> str:
 
 def section(name: str, content: dict) -> str:
     """What a command measured: a table for each setting."""
+    from gcvit_mm.benchmark.table import heading, table
+
     machine = content['machine']
     lines = [
         f'{machine["threads"]} threads of the CPU, torch {machine["torch"]}, Python '

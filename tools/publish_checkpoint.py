@@ -4,6 +4,8 @@ The optimizer's state and all else that only a training needs is left out. ``DST
 file's sha256, where the weights come from, what they reach, and the config as text.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import hashlib
@@ -13,25 +15,19 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from torch import Tensor
+import _package  # noqa: F401
 
 import gcvit_mm
-from gcvit_mm.checkpoint import (
-    SUFFIXES,
-    check_target,
-    ema_entry,
-    read_checkpoint,
-    replacing,
-    state_dict_of,
-    write_checkpoint,
-)
-from gcvit_mm.conversion import convert_names, describe, shorten
-from gcvit_mm.engine.launch import add_trust_argument, run
+from gcvit_mm.choices import SUFFIXES
+from gcvit_mm.cli import add_trust_argument, run
 from gcvit_mm.environment import ONEDL, OPENMMLAB
 from gcvit_mm.errors import UserError
+from gcvit_mm.hub import check_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}
 RUN = ('experiment_name', 'epoch', 'iter', 'seed', 'time', 'mmengine_version')
@@ -55,6 +51,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    check_path(args.source)
+    from gcvit_mm.checkpoint import (
+        check_target,
+        ema_entry,
+        read_checkpoint,
+        replacing,
+        state_dict_of,
+        write_checkpoint,
+    )
+    from gcvit_mm.conversion import shorten
+
     record_file = f'{args.target}.json'
     check_target(args.target, args.source, args.force)
     if os.path.exists(record_file) and not args.force:
@@ -99,6 +106,8 @@ def training_meta(source: Path, content: Any) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """Without numpy's types, which other readers refuse."""
+    import numpy as np
+
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -113,6 +122,8 @@ def task_of(meta: Mapping[str, Any]) -> str | None:
 
 
 def variant_of(source: Path, state: Mapping[str, Tensor]) -> str:
+    from gcvit_mm.conversion import convert_names, describe
+
     try:
         return describe(convert_names(state)[0])
     except UserError as error:

@@ -1,17 +1,22 @@
 """Write a page about a training: its curves, what it gets right and wrong, and its settings."""
 
+from __future__ import annotations
+
 import argparse
 import os
 import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gcvit_mm.engine.launch import run as run_main
-from gcvit_mm.engine.preflight import check_data
+import _package  # noqa: F401
+
+from gcvit_mm.cli import run as run_main
 from gcvit_mm.errors import UserError
-from gcvit_mm.inference.source import find_model
-from gcvit_mm.report import Run, find_predictions, read_run, write_report
+
+if TYPE_CHECKING:
+    from gcvit_mm.report.run import Run
 
 TEST = Path(__file__).with_name('test.py')
 
@@ -44,7 +49,13 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
+    from gcvit_mm.report.run import find_predictions, read_run
+
     run, notes = read_run(args.work_dir), []
+    from gcvit_mm.datasets.preflight import check_data
+    from gcvit_mm.inference.source import find_model
+    from gcvit_mm.report.write import write_report
+
     prefix = args.predictions
     if args.checkpoint:
         prefix = predict(run, args.checkpoint)

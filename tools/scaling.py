@@ -4,32 +4,23 @@ Nothing runs: the figures are computed (docs/scaling.md says how). Activations a
 tools/benchmark.py measures them. MB are 10^6 bytes.
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import shlex
 import sys
 from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
 
-from mmengine.logging import MMLogger
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
+import _package  # noqa: F401
 
-from gcvit_mm.engine.launch import add_config_arguments, load_config, run
+from gcvit_mm.choices import FSDP_UNITS
+from gcvit_mm.cli import add_config_arguments, run
 from gcvit_mm.errors import UserError
-from gcvit_mm.scaling import (
-    UNITS,
-    Links,
-    Memory,
-    Traffic,
-    Training,
-    ddp_memory,
-    ddp_traffic,
-    efficiency,
-    fsdp_memory,
-    fsdp_traffic,
-    read_training,
-)
+
+if TYPE_CHECKING:
+    from gcvit_mm.scaling import Links, Memory, Traffic, Training
 
 Rows = list[list[str]]
 PARTS = {
@@ -73,9 +64,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--fsdp-units',
         nargs='+',
-        default=UNITS,
+        default=FSDP_UNITS,
         metavar='CLASS',
-        help=f'classes that FSDP shards each by itself (default: {" ".join(UNITS)})',
+        help=f'classes that FSDP shards each by itself (default: {" ".join(FSDP_UNITS)})',
     )
     return parser.parse_args()
 
@@ -83,10 +74,18 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_positive(args)
-    links = links_of(args)
-    MMLogger.get_current_instance().setLevel('WARNING')
+    check_links(args)
+    from gcvit_mm.config import load_config
+
     with redirect_stdout(sys.stderr):  # the packages print; stdout is for the tables
-        training = read_training(load_config(args), amp=args.amp, units=args.fsdp_units)
+        cfg = load_config(args)
+        from mmengine.logging import MMLogger
+
+        from gcvit_mm.scaling import read_training
+
+        MMLogger.get_current_instance().setLevel('WARNING')
+        training = read_training(cfg, amp=args.amp, units=args.fsdp_units)
+    links = links_of(args)
     print(heading(training), end='\n\n')
     print('Memory of each GPU without activations, MB', end='\n\n')
     print_table(memory_table(training, args.gpus))
@@ -95,14 +94,19 @@ def main() -> None:
     print(f'\n{advice(args, training)}')
 
 
-def links_of(args: argparse.Namespace) -> Links:
-    within = args.link_gbps if args.intra_link_gbps is None else args.intra_link_gbps
-    between = args.link_gbps if args.node_link_gbps is None else args.node_link_gbps
-    if within is None or between is None:
+def check_links(args: argparse.Namespace) -> None:
+    if args.link_gbps is None and None in (args.intra_link_gbps, args.node_link_gbps):
         raise UserError(
             'the speed of the links is missing: give --link-gbps, or both --intra-link-gbps and '
             '--node-link-gbps'
         )
+
+
+def links_of(args: argparse.Namespace) -> Links:
+    from gcvit_mm.scaling import Links
+
+    within = args.link_gbps if args.intra_link_gbps is None else args.intra_link_gbps
+    between = args.link_gbps if args.node_link_gbps is None else args.node_link_gbps
     return Links(within, between, args.gpus_per_node)
 
 
@@ -124,6 +128,8 @@ def heading(training: Training) -> str:
 
 def memory_table(training: Training, numbers: list[int]) -> Rows:
     """A row of titles, and two for each number of GPUs; parts that are nowhere are left out."""
+    from gcvit_mm.scaling import ddp_memory, fsdp_memory
+
     rows = [
         (gpus, name, memory)
         for gpus in numbers
@@ -150,6 +156,8 @@ def traffic_table(
     training: Training, numbers: list[int], links: Links, step_ms: float | None
 ) -> Rows:
     """A row of titles, and two for each number of GPUs; efficiency where the time is known."""
+    from gcvit_mm.scaling import ddp_traffic, efficiency, fsdp_traffic
+
     titles = ['GPUs', '', 'nodes', 'MB', 'Gbit/s', 'ms']
     if step_ms:
         titles += ['efficiency', 'overlapped']
@@ -190,6 +198,10 @@ def advice(args: argparse.Namespace, training: Training) -> str:
 
 
 def print_table(rows: Rows) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
     titles, *body = rows
     printed = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title in titles:

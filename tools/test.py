@@ -1,5 +1,7 @@
 """Evaluate a checkpoint of a model of any task."""
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
@@ -7,29 +9,16 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from mmengine.config import Config
-from mmengine.dist import is_main_process
-from mmengine.hooks import PrepareTTAHook
-from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
-from mmengine.utils import apply_to
+import _package  # noqa: F401
 
-import gcvit_mm.evaluation  # noqa: F401  (registers)
-from gcvit_mm.engine.launch import (
-    add_config_arguments,
-    add_run_arguments,
-    evaluators_of,
-    leaf_datasets,
-    load_run_config,
-    prepare,
-    report_bad_images,
-    run,
-)
-from gcvit_mm.engine.preflight import check_data
+from gcvit_mm.cli import add_config_arguments, add_run_arguments, run
 from gcvit_mm.errors import UserError
+from gcvit_mm.hub import check_path
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def parse_args() -> argparse.Namespace:
@@ -56,7 +45,16 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_run_config(args)
+    check_path(args.checkpoint)
+    from gcvit_mm.config import load_run_config
+
+    cfg = load_run_config(args, ('test_dataloader',))
+    from mmengine.dist import is_main_process
+
+    import gcvit_mm.evaluation  # noqa: F401  (registers)
+    from gcvit_mm.datasets.preflight import check_data
+    from gcvit_mm.engine.launch import prepare, report_bad_images
+
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
         use_tta_pipeline(cfg)
@@ -75,6 +73,10 @@ def main() -> None:
 
 
 def evaluate(cfg: Config, tta: bool, amp: bool) -> dict[str, Any]:
+    from mmengine.hooks import PrepareTTAHook
+    from mmengine.model import is_model_wrapper
+    from mmengine.runner import Runner
+
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if amp:
@@ -92,6 +94,9 @@ def extract_in_half_precision(model: Any) -> str:
     Heads keep float32: mmdet's compute coordinates of boxes in the type of the maps, and with
     bfloat16 they would be rounded to multiples of 8 pixels.
     """
+    import torch
+    from mmengine.utils import apply_to
+
     on_gpu = torch.cuda.is_available()
     dtype = torch.float16 if on_gpu and not torch.cuda.is_bf16_supported() else torch.bfloat16
     extract = model.extract_feat
@@ -106,6 +111,8 @@ def extract_in_half_precision(model: Any) -> str:
 
 
 def use_tta_pipeline(cfg: Config) -> None:
+    from gcvit_mm.config import leaf_datasets
+
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise UserError('--tta: the config has no tta_model and tta_pipeline')
     for dataset in leaf_datasets(cfg.test_dataloader):
@@ -127,6 +134,8 @@ def show_in(cfg: Config, folder: str) -> None:
 @contextmanager
 def results_at(out: str | None) -> Iterator[str | None]:
     """Give a prefix to write to; what stands there at the end of a whole run moves to ``out``."""
+    from mmengine.dist import is_main_process
+
     if not out:
         yield None
         return
@@ -154,6 +163,8 @@ def results_at(out: str | None) -> Iterator[str | None]:
 
 def write_predictions(cfg: Config, prefix: str) -> None:
     """Have the evaluators write the predictions, each in the format of its field."""
+    from gcvit_mm.config import evaluators_of
+
     evaluators = evaluators_of(cfg, 'test')
     for evaluator in evaluators:
         if evaluator.type.endswith('CocoMetric'):

@@ -1,28 +1,21 @@
 """Train a model of any task from a config."""
 
+from __future__ import annotations
+
 import argparse
 import os
+from typing import TYPE_CHECKING
 
-import torch
-from mmengine.config import Config
-from mmengine.dist import is_main_process
-from mmengine.runner import Runner
+import _package  # noqa: F401
 
-from gcvit_mm.engine.batch_size import scale_learning_rate
-from gcvit_mm.engine.launch import (
-    add_config_arguments,
-    add_run_arguments,
-    agree,
-    load_run_config,
-    prepare,
-    report_bad_images,
-    run,
-)
-from gcvit_mm.engine.preflight import check_data
-from gcvit_mm.engine.resume import checkpoint_folder, find_resumable
-from gcvit_mm.engine.sharded import ShardedRunner
-from gcvit_mm.engine.trackers import TRACKERS, TrackHook
+from gcvit_mm.choices import TRACKERS
+from gcvit_mm.cli import add_config_arguments, add_run_arguments, run
 from gcvit_mm.errors import UserError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+LOADERS = ('train_dataloader', 'val_dataloader')
 
 
 def parse_args() -> argparse.Namespace:
@@ -52,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--track',
         action='append',
-        choices=list(TRACKERS),
+        choices=TRACKERS,
         default=[],
         help='also write curves and config for this tool; may be given more than once',
     )
@@ -61,7 +54,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    cfg = load_run_config(args)
+    from gcvit_mm.config import load_run_config
+
+    cfg = load_run_config(args, LOADERS)
+    from mmengine.runner import Runner
+
+    from gcvit_mm.datasets.preflight import check_data
+    from gcvit_mm.engine.batch_size import scale_learning_rate
+    from gcvit_mm.engine.launch import prepare, report_bad_images
+    from gcvit_mm.engine.sharded import ShardedRunner
+    from gcvit_mm.engine.trackers import TrackHook
+
     if args.amp:
         use_amp(cfg)
     prepare(cfg, exact_checkpoint=False, skip_bad_images=args.skip_bad_images)
@@ -72,7 +75,7 @@ def main() -> None:
     elif int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
         resume(cfg, 'auto', since=os.environ.get('GCVIT_MM_STARTED', ''))
     trackers = TrackHook(args.track, resume=cfg.get('resume', False))
-    check_data(cfg, ('train_dataloader', 'val_dataloader'))
+    check_data(cfg, LOADERS)
     runner = (ShardedRunner if args.shard else Runner).from_cfg(cfg)
     if args.track:
         runner.register_hook(trackers)
@@ -89,6 +92,11 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
         checkpoint: A file, or 'auto'.
         since: Only checkpoints of this time or later, as they state it: YYYYMMDD_HHMMSS.
     """
+    from mmengine.dist import is_main_process
+
+    from gcvit_mm.engine.launch import agree
+    from gcvit_mm.engine.resume import checkpoint_folder, find_resumable
+
     if checkpoint == 'auto':
         folder = checkpoint_folder(cfg)
         checkpoint, lines = agree(lambda: find_resumable(folder, since))
@@ -98,14 +106,16 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
             else f'nothing to resume in {folder}: training starts from scratch'
         )
         if is_main_process():
-            print(*(f'passed over: {line}' for line in lines), going_on, sep='\n', flush=True)
+            print(*(f'skipped: {line}' for line in lines), going_on, sep='\n', flush=True)
     if checkpoint:
         cfg.resume, cfg.load_from = True, checkpoint
         # It has all the weights.
         cfg.model.get('backbone', {}).pop('init_cfg', None)
 
 
-def use_amp(cfg) -> None:
+def use_amp(cfg: Config) -> None:
+    import torch
+
     if not torch.cuda.is_available():
         raise UserError('--amp needs a GPU: leave it out, a CPU trains in float32')
     bf16 = torch.cuda.is_bf16_supported()

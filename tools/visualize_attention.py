@@ -4,12 +4,10 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from tqdm import tqdm
+import _package  # noqa: F401
 
-from gcvit_mm import Predictor
-from gcvit_mm.engine.launch import add_model_arguments, run
+from gcvit_mm.cli import add_model_arguments, check_model, run
 from gcvit_mm.errors import UserError
-from gcvit_mm.visualization import attention_figure
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,6 +42,12 @@ def _point(text: str) -> tuple[float, float]:
 def main() -> None:
     args = parse_args()
     files = _files(args.images, Path(args.out))
+    check_model(args)
+    from tqdm import tqdm
+
+    from gcvit_mm import Predictor
+    from gcvit_mm.visualization import attention_figure
+
     predictor = Predictor(args.model, args.checkpoint, args.device)
     for image, file in tqdm(files.items(), unit='image', disable=None):
         name = f'{Path(image).name} by {Path(predictor.checkpoint).name}'

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
-import yaml
+import _package  # noqa: F401
 
-from gcvit_mm.engine.launch import run
+from gcvit_mm.cli import run
 from gcvit_mm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +37,8 @@ def with_table(text: str, lines: str) -> str:
 
 def table() -> str:
     """One table, a row per config, grouped by data set."""
+    import yaml
+
     models = yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']
     head = '| config | parameters | schedule | published | measured here |\n|---|---|---|---|---|\n'
     rows = (

@@ -2,10 +2,7 @@
 
 _base_ = 'mmdet::_base_/default_runtime.py'
 
-custom_imports = dict(
-    imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'gcvit_mm.evaluation'],
-    allow_failed_imports=False,
-)
+custom_imports = dict(imports=['gcvit_mm.register'], allow_failed_imports=False)
 default_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
     non_finite=dict(type='NonFiniteHook'),

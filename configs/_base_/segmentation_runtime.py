@@ -2,9 +2,7 @@
 
 _base_ = 'mmseg::_base_/default_runtime.py'
 
-custom_imports = dict(
-    imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine'], allow_failed_imports=False
-)
+custom_imports = dict(imports=['gcvit_mm.register'], allow_failed_imports=False)
 default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),

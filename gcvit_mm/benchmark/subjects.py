@@ -13,7 +13,7 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..engine.launch import model_of
+from ..config import model_of
 from ..errors import UserError
 from ..models.gcvit import ARCHS, GCViT
 

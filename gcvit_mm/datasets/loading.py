@@ -77,7 +77,7 @@ class LoadWholeImage(LoadImageFromFile):
                     f'image {path} cannot be read ({error}): replace it, or pass '
                     '--skip-bad-images to go on without such images'
                 ) from error
-        print_log(f'bad image {path} is passed over', logger='current', level=logging.WARNING)
+        print_log(f'bad image {path} is skipped', logger='current', level=logging.WARNING)
         if self.bad_images_file:
             self._note(self.bad_images_file, path)
         return None if self.on_bad == 'skip' else self._blank(results)

@@ -26,7 +26,7 @@ def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | No
         since: Only checkpoints of this time or later are looked at, as they state it.
 
     Returns:
-        The file, None where there is none, and a line for each checkpoint that is passed over.
+        The file, None where there is none, and a line for each checkpoint that is skipped.
     """
     found, passed_over = [], []
     for path in Path(folder).glob('*.pth'):

@@ -13,7 +13,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
 from torch.export import ExportedProgram
 
-from ..engine.launch import model_of, read_config
+from ..config import model_of, read_config
 from ..engine.loaders import register_loaders
 from ..hub import published
 from ..inference.model import load_model, package_of, task_of, test_dataset

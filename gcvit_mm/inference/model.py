@@ -15,8 +15,8 @@ from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
 from torch import Tensor, nn
 
 from ..checkpoint import read_checkpoint, state_dict_of
+from ..config import leaf_datasets, model_of
 from ..conversion import convert
-from ..engine.launch import leaf_datasets, model_of
 from ..errors import UserError
 
 TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}

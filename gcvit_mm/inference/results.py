@@ -16,12 +16,6 @@ from pycocotools import mask as coco
 from ..checkpoint import replacing
 from ..errors import UserError
 
-FORMATS = {
-    'detection': ('overlay', 'coco', 'csv'),
-    'segmentation': ('overlay', 'png', 'csv'),
-    'classification': ('overlay', 'csv'),
-}
-"""What can be written of each task; by default all of it."""
 TOP = 5
 COLUMNS = {
     'detection': ('file', 'frame', 'class', 'score', 'x1', 'y1', 'x2', 'y2'),

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from ..checkpoint import verify_checkpoint
-from ..engine.launch import read_config
+from ..config import read_config
 from ..engine.resume import checkpoint_folder, find_resumable
 from ..errors import UserError
 from ..hub import SCHEME, published, resolve

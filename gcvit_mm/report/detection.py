@@ -14,7 +14,7 @@ from mmengine.dataset import BaseDataset
 from pycocotools import mask as masks
 from tqdm import tqdm
 
-from ..engine.launch import evaluators_of
+from ..config import evaluators_of
 from ..errors import UserError
 from .evaluation import (
     Column,

@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from ..engine.launch import find_steps, leaf_datasets
+from ..config import find_steps, leaf_datasets
 
 LONGEST = 480
 """Pixels of a picture's longer side."""

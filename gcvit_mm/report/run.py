@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from ..engine.launch import read_config
+from ..config import read_config
 from ..errors import UserError
 
 TIME = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ')

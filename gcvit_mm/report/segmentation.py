@@ -12,7 +12,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 from tqdm import tqdm
 
-from ..engine.launch import evaluators_of, find_steps, leaf_datasets
+from ..config import evaluators_of, find_steps, leaf_datasets
 from ..errors import UserError
 from .evaluation import Column, Confusion, Evaluation, Picture, Table, count_pairs, extremes
 from .pictures import as_overlay, as_photo, colors, image_reader, rgb

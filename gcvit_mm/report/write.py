@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmengine.registry import DATASETS, init_default_scope
 
-from ..engine.preflight import check_data
+from ..datasets.preflight import check_data
 from ..errors import UserError
 from .classification import evaluate_classification
 from .detection import evaluate_detection

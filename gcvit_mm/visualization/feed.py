@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..engine.launch import model_of
+from ..config import model_of
 from ..engine.loops import seeded
 from ..randomness import seed_generators
 

@@ -9,9 +9,10 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
-from ...engine.launch import evaluators_of, find_steps, leaf_datasets
-from ...engine.preflight import check_evaluator, check_heads, check_paths
+from ...choices import SPLITS
+from ...config import evaluators_of, find_steps, leaf_datasets
 from ...errors import UserError
+from ..preflight import check_evaluator, check_heads, check_paths
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .label_maps import check_label_maps
 from .labels import check_labels
@@ -19,7 +20,6 @@ from .report import Report, print_reports, summary, write_reports
 
 __all__ = ['Report', 'check_datasets', 'print_reports', 'summary', 'write_reports']
 
-SPLITS = ('train', 'val', 'test')
 # Settings that do not decide what files a data set reads.
 NOT_OF_FILES = ('pipeline', 'test_mode', 'filter_cfg', 'lazy_init', 'serialize_data', 'max_refetch')
 

@@ -11,8 +11,8 @@ from mmengine.dataset import BaseDataset
 from pycocotools import mask as mask_utils
 
 from ...coco_format import FIELDS, brief, finite, wrong_fields
-from ...engine.preflight import check_categories, read_coco
 from ...errors import UserError
+from ..preflight import check_categories, read_coco
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .report import Finding, Report
 

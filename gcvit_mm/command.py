@@ -1,14 +1,14 @@
-#!/usr/bin/env python3
 """One command in front of the tools: ``gcvit-mm train CONFIG`` is ``tools/train.py CONFIG``."""
 
-# Nothing is imported from the package, which refuses a broken environment: `gcvit-mm doctor` says
-# what is wrong with it.
+# Only the standard library is imported: `gcvit-mm doctor` is to say what an environment lacks.
 import ast
 import difflib
 import os
+import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
+
+from .zoo import TOOLS
 
 REPOSITORY_ONLY = ('performance_page', 'zoo_table')
 """What only writes pages of the repository."""
@@ -21,6 +21,7 @@ SHELL = {
 
 
 def main() -> None:
+    """Run the tool that the command line names, in place of this process."""
     tools = find_tools()
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help', 'help'):
         print_commands(tools)
@@ -30,26 +31,21 @@ def main() -> None:
         near = difflib.get_close_matches(sys.argv[1], [as_typed(tool) for tool in tools], n=1)
         hint = f'did you mean {near[0]}?' if near else 'gcvit-mm --help lists them'
         sys.exit(f'error: gcvit-mm has no command {sys.argv[1]}: {hint}')
-    # The scripts call python and torchrun: this one's, also where it is not on the path.
+    # The shell scripts call python: this one, also where it is not on the path.
     here = os.path.dirname(sys.executable)
     os.environ['PATH'] = os.pathsep.join([here, os.environ.get('PATH', os.defpath)])
-    program = 'bash' if name in SHELL else 'python'
-    os.execvp(program, [program, str(tools[name]), *sys.argv[2:]])
+    command = ['bash' if name in SHELL else sys.executable, str(tools[name]), *sys.argv[2:]]
+    if os.name == 'nt':  # there, exec would give the terminal back at once
+        sys.exit(subprocess.run(command, check=False).returncode)
+    os.execvp(command[0], command)
 
 
 def find_tools() -> dict[str, Path]:
-    """The scripts by name: in the installed package, or beside it in a source checkout."""
-    spec = find_spec('gcvit_mm')
-    if spec is None or spec.origin is None:
-        sys.exit('error: the package gcvit_mm is not installed for this Python: pip install it')
-    package = Path(spec.origin).parent
-    folder = next(
-        root / 'tools' for root in (package / '.mim', package.parent) if (root / 'tools').is_dir()
-    )
-    scripts = {path.stem: path for path in sorted(folder.glob('*.py'))}
+    """The tools by name."""
+    scripts = {path.stem: path for path in sorted(TOOLS.glob('[!_]*.py'))}
     for name in REPOSITORY_ONLY:
         scripts.pop(name, None)
-    return scripts | {name: folder / f'{name}.sh' for name in SHELL}
+    return scripts | {name: TOOLS / f'{name}.sh' for name in SHELL}
 
 
 def print_commands(tools: dict[str, Path]) -> None:

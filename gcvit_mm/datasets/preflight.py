@@ -11,8 +11,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from ..coco_format import brief, find_misfit
+from ..config import evaluators_of, leaf_datasets
 from ..errors import UserError
-from .launch import evaluators_of, leaf_datasets
 
 # The parts of a model that count the data set's classes.
 COUNTING = (
@@ -30,23 +30,43 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
 
     Args:
         cfg: The config.
-        loaders: 'train_dataloader' and so on; absent ones are passed over.
+        loaders: 'train_dataloader' and so on; absent ones are skipped.
 
     Raises:
         UserError: A folder or file is missing, an annotation file cannot be read, or its
             categories are not the config's classes.
     """
+    check_places(cfg, loaders)
+    for loader, dataset in _local(cfg, loaders):
+        classes = _classes(cfg, dataset)
+        is_coco = dataset.get('ann_file', '').endswith('.json')
+        if is_coco and cfg.get('default_scope') == 'mmdet':
+            _check_coco(loader, dataset, classes)
+        check_heads(cfg, loader, classes)
+
+
+def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Check that the folders and files of some data loaders are there; imports nothing of a config.
+
+    Args:
+        cfg: The config.
+        loaders: 'train_dataloader' and so on; absent ones are skipped.
+
+    Raises:
+        UserError: A folder or file is missing.
+    """
+    for loader, dataset in _local(cfg, loaders):
+        check_paths(loader, dataset)
+    for loader in loaders:
+        check_evaluator(cfg, loader.removesuffix('_dataloader'))
+
+
+def _local(cfg: Config, loaders: tuple[str, ...]) -> Iterator[tuple[str, ConfigDict]]:
+    """The data sets of loaders, without those of remote stores, whose own clients report."""
     for loader in loaders:
         for dataset in leaf_datasets(cfg.get(loader)):
-            if '://' in (dataset.get('data_root') or ''):
-                continue  # a remote store: its own client reports
-            check_paths(loader, dataset)
-            classes = _classes(cfg, dataset)
-            is_coco = dataset.get('ann_file', '').endswith('.json')
-            if is_coco and cfg.get('default_scope') == 'mmdet':
-                _check_coco(loader, dataset, classes)
-            check_heads(cfg, loader, classes)
-        check_evaluator(cfg, loader.removesuffix('_dataloader'))
+            if '://' not in (dataset.get('data_root') or ''):
+                yield loader, dataset
 
 
 def _join(dataset: ConfigDict, path: str) -> str:

@@ -1,0 +1,175 @@
+"""What a config says: read without torch, and without importing what it names."""
+
+import argparse
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.utils import import_modules_from_strings
+
+from .errors import UserError
+from .zoo import config_file
+
+RUNNER_SECTIONS = frozenset(
+    [
+        'model',
+        'work_dir',
+        'train_dataloader',
+        'val_dataloader',
+        'test_dataloader',
+        'train_cfg',
+        'val_cfg',
+        'test_cfg',
+        'auto_scale_lr',
+        'optim_wrapper',
+        'param_scheduler',
+        'val_evaluator',
+        'test_evaluator',
+        'default_hooks',
+        'custom_hooks',
+        'data_preprocessor',
+        'load_from',
+        'resume',
+        'launcher',
+        'env_cfg',
+        'log_processor',
+        'log_level',
+        'visualizer',
+        'default_scope',
+        'randomness',
+        'experiment_name',
+    ]
+)
+"""What mmengine's runner takes, also where a config does not have it."""
+
+
+def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
+    """The config that the command line asks for, ready for ``Runner.from_cfg``.
+
+    Args:
+        args: What ``add_config_arguments`` and ``add_run_arguments`` of ``gcvit_mm.cli`` add.
+        loaders: The data loaders that the run uses: 'train_dataloader' and so on.
+
+    Raises:
+        UserError: The config cannot be read, an option names no section of it, or its data are not
+            where it says.
+    """
+    cfg = load_config(args, loaders)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    return cfg
+
+
+def load_config(
+    args: argparse.Namespace, loaders: tuple[str, ...] = (), *, import_modules: bool = True
+) -> Config:
+    """The config that the command line asks for.
+
+    Args:
+        args: What ``gcvit_mm.cli.add_config_arguments`` adds.
+        loaders: Data loaders whose files are to be there: 'train_dataloader' and so on.
+        import_modules: Import its ``custom_imports``, which takes seconds.
+
+    Raises:
+        UserError: The config cannot be read, an option names no section of it, or its data are not
+            where it says.
+    """
+    cfg = read_config(args.config, import_modules=False)
+    _check_options(cfg, args.cfg_options)
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(f'--cfg-options does not fit the config: {error}') from error
+    if loaders:
+        from .datasets.preflight import check_places
+
+        check_places(cfg, loaders)
+    if import_modules:
+        import_custom_modules(cfg)
+    return cfg
+
+
+def _check_options(cfg: Config, options: dict) -> None:
+    sections = {*cfg, *RUNNER_SECTIONS}
+    for key in options:
+        first = key.split('.')[0]
+        if first not in sections:
+            near = difflib.get_close_matches(first, sections, n=1)
+            hint = f'did you mean {near[0]}?' if near else f'choose one of {sorted(sections)}'
+            raise UserError(f'--cfg-options {key}: the config has no section {first!r}; {hint}')
+
+
+def read_config(config: str | os.PathLike, *, import_modules: bool = True) -> Config:
+    """Read a config, which executes it.
+
+    Args:
+        config: A file, or a name of the zoo's.
+        import_modules: Import its ``custom_imports``, which takes seconds.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    path = config_file(config)
+    try:
+        cfg = Config.fromfile(path, import_custom_modules=False)
+    except Exception as error:  # a config is Python: it may raise anything
+        reason = f'{type(error).__name__}: {error}'
+        raise UserError(f'config {path} cannot be read: {reason}') from error
+    cfg.setdefault('custom_hooks', [])
+    if import_modules:
+        import_custom_modules(cfg)
+    return cfg
+
+
+def import_custom_modules(cfg: Config) -> None:
+    """Import what a config's ``custom_imports`` name, which registers it.
+
+    Raises:
+        UserError: A module cannot be imported.
+    """
+    try:
+        import_modules_from_strings(**cfg.get('custom_imports') or {'imports': None})
+    except Exception as error:  # the modules are anybody's code
+        cause = error.__context__ or error  # mmengine does not pass on why
+        reason = f'{type(cause).__name__}: {cause}'
+        raise UserError(f'config {cfg.filename}: {error}: {reason}') from error
+
+
+def model_of(cfg: Config) -> ConfigDict:
+    """The model of a config, with its pre-processor where mmengine's runner puts it."""
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return cfg.model
+
+
+def leaf_datasets(loader: ConfigDict | None) -> list[ConfigDict]:
+    """The data sets of a data loader's config, wrappers taken off."""
+    if not loader:
+        return []
+    found, queue = [], [loader.dataset]
+    while queue:
+        dataset = queue.pop(0)
+        inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
+        queue.extend(inner)
+        if not inner:
+            found.append(dataset)
+    return found
+
+
+def evaluators_of(cfg: Config, split: str) -> list[ConfigDict]:
+    """The evaluators of 'val' or 'test', of which a config may have one, a list or none."""
+    evaluators = cfg.get(f'{split}_evaluator') or []
+    return list(evaluators) if isinstance(evaluators, list) else [evaluators]
+
+
+def find_steps(pipeline: Any, name: str) -> list[ConfigDict]:
+    """The transforms of a type, however deep they are nested in a pipeline."""
+    if isinstance(pipeline, Sequence) and not isinstance(pipeline, str):
+        return [step for item in pipeline for step in find_steps(item, name)]
+    if isinstance(pipeline, dict):
+        own = [pipeline] if pipeline.get('type') == name else []
+        return own + find_steps(pipeline.get('transforms', []), name)
+    return []

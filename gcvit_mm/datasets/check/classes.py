@@ -1,0 +1,60 @@
+"""The classes of data sets without the seconds that the import of their whole package takes."""
+
+import ast
+import sys
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from ...choices import SPLITS
+from ...config import import_custom_modules, leaf_datasets
+
+
+def import_datasets(cfg: Config) -> None:
+    """Register what the data sets of a config need; only for a process that does nothing else.
+
+    mmdet, mmseg and mmpretrain import all their transforms, and with them models and plotting, when
+    one of their data sets is imported. Where a config has data sets of theirs alone, the modules of
+    these are imported, and the packages stay empty otherwise. Else everything is imported.
+
+    Raises:
+        UserError: A module of ``custom_imports`` cannot be imported.
+    """
+    scope, custom = cfg.get('default_scope'), (cfg.get('custom_imports') or {}).get('imports', [])
+    types = {
+        data.type for split in SPLITS for data in leaf_datasets(cfg.get(f'{split}_dataloader'))
+    }
+    foreign = [name for name in custom if name.split('.')[0] not in ('gcvit_mm', scope)]
+    homes = _homes(scope) if scope and not foreign else {}
+    if not types <= homes.keys():
+        import_custom_modules(cfg)
+        return
+    packages: dict[str, Any] = {}
+    for name in (scope, f'{scope}.datasets'):
+        packages[name] = find_spec(name)
+        sys.modules[name] = module_from_spec(packages[name])
+    try:
+        for kind in types:
+            import_module(f'{scope}.datasets.{homes[kind]}')
+    except ImportError:  # it needs more of its package
+        for name, spec in packages.items():
+            spec.loader.exec_module(sys.modules[name])
+
+
+def _homes(scope: str) -> dict[str, str]:
+    """The module of each data set, as the package's own ``__init__`` imports it."""
+    spec = find_spec(scope)
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    file = Path(spec.submodule_search_locations[0], 'datasets', '__init__.py')
+    if not file.is_file():
+        return {}
+    return {
+        alias.name: node.module
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module
+        for alias in node.names
+    }

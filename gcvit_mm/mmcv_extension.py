@@ -1,0 +1,110 @@
+"""Offers a stand-in for ``mmcv._ext`` where mmcv comes without its compiled extension.
+
+``mmcv.ops`` imports the binary module ``mmcv._ext``, which the pure Python wheels of mmcv lack.
+``gcvit_mm.mmcv_ops`` has the operations that stand in for it, and is imported when they are asked
+for. A compiled ``mmcv._ext`` always wins.
+"""
+
+import ast
+import contextlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+
+from .errors import UserError
+
+NAME = 'mmcv._ext'
+
+
+def install() -> None:
+    """Offer the stand-in for ``mmcv._ext``; call it before anything imports ``mmcv.ops``.
+
+    Nothing is imported here as long as mmcv has not been, and a second call does nothing. Modules
+    that were imported before, and whose ``try: from mmcv.ops import ...`` therefore failed, are
+    given the names that they miss.
+
+    Raises:
+        UserError: It is too late: ``mmcv.ops`` is already loaded without its extension, or a class
+            was derived from the placeholder of an op.
+    """
+    if STAND_IN in sys.meta_path:
+        return
+    failed = []
+    if 'mmcv' in sys.modules and NAME not in sys.modules and not importlib.util.find_spec(NAME):
+        if 'mmcv.ops' in sys.modules:
+            raise UserError(
+                'mmcv.ops is already loaded, without mmcv._ext: import gcvit_mm before it, or put '
+                'gcvit_mm first in custom_imports'
+            )
+        failed = list(_failed_imports())
+        for module, statement in failed:
+            _check_repairable(module, statement)
+    # At the end, so that the normal finders serve a compiled extension first.
+    sys.meta_path.append(STAND_IN)
+    for module, statement in failed:
+        _repair(module, statement)
+
+
+class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finder and loader of the one module ``mmcv._ext``."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != NAME:
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self, origin='gcvit_mm.mmcv_ops')
+
+    def exec_module(self, module: ModuleType) -> None:
+        importlib.import_module('gcvit_mm.mmcv_ops').fill(module)
+
+
+# Late installation: modules that tried `mmcv.ops` before it could be imported ------------------
+
+
+def _failed_imports() -> Iterator[tuple[ModuleType, ast.ImportFrom]]:
+    """Yield each import that a failed ``try: from mmcv.ops import ...`` left undone.
+
+    OpenMMLab's packages, which are told by their common prefix, put such blocks at module level.
+    One block may hold further imports, which were skipped with the first.
+    """
+    for name, module in list(sys.modules.items()):
+        loader = getattr(module, '__loader__', None)
+        if not name.startswith('mm') or not isinstance(loader, importlib.abc.InspectLoader):
+            continue
+        source = loader.get_source(module.__name__) or ''
+        if 'mmcv.ops' not in source:
+            continue
+        for block in ast.parse(source).body:
+            if isinstance(block, ast.Try):
+                imports = [line for line in block.body if isinstance(line, ast.ImportFrom)]
+                if any((line.module or '').startswith('mmcv.ops') for line in imports):
+                    yield from ((module, line) for line in imports)
+
+
+def _check_repairable(module: ModuleType, statement: ast.ImportFrom) -> None:
+    for alias in statement.names:
+        placeholder = getattr(module, alias.asname or alias.name, None)
+        own = getattr(placeholder, '__module__', None) == module.__name__
+        if own and isinstance(placeholder, type) and placeholder.__subclasses__():
+            raise UserError(
+                f'{module.__name__} was imported before gcvit_mm and derives classes from a '
+                f'placeholder of {statement.module}.{alias.name}: import gcvit_mm first, or put '
+                'it first in custom_imports'
+            )
+
+
+def _repair(module: ModuleType, statement: ast.ImportFrom) -> None:
+    # A name that this mmcv does not have stays as the module's own handler left it.
+    with contextlib.suppress(ImportError, AttributeError):
+        relative_name = '.' * statement.level + (statement.module or '')
+        source = importlib.import_module(relative_name, module.__package__)
+        for alias in statement.names:
+            setattr(module, alias.asname or alias.name, getattr(source, alias.name))
+
+
+STAND_IN = _StandIn()
