@@ -4,8 +4,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-if sys.version_info < (3, 10):  # noqa: UP036 - whatever python3 is
-    sys.exit('error: Python 3.10 or newer is needed; where it is set up: source .venv/bin/activate')
+if sys.version_info < (3, 11):  # noqa: UP036 - whatever python3 is
+    sys.exit('error: Python 3.11 or newer is needed; where it is set up: source .venv/bin/activate')
 if find_spec('gcvit_mm') is None:
     # What is missing besides is then said by gcvit_mm.cli, which needs nothing else.
     here = Path(__file__).resolve()
