@@ -22,7 +22,6 @@ from ..checkpoint import trust_checkpoints
 from ..errors import UserError
 from ..zoo import config_file
 from .loaders import register_loaders
-from .workers import outlive_signals
 
 BAD_IMAGES, MOST_BAD_IMAGES = 'bad_images.txt', 100
 LESS_MEMORY = (
@@ -261,7 +260,9 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: int) -> Non
     # The config that a run leaves in its work folder has them already.
     types = [hook['type'] for hook in own]
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.get('type') not in types] + own
-    outlive_signals()
+    if sys.platform == 'darwin':  # where mmengine forks by default, which Metal does not survive
+        mp_cfg = cfg.setdefault('env_cfg', {}).setdefault('mp_cfg', {})
+        mp_cfg.setdefault('mp_start_method', 'spawn')
     for name in LOADERS:
         if cfg.get(name):
             cfg[name].setdefault('worker_init_fn', dict(type='init_worker'))
