@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ..checkpoint import trust_checkpoints
 from ..errors import UserError
+from ..threads import share_cores
 from ..zoo import config_file
 from .loaders import register_loaders
 
@@ -56,6 +57,7 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 def run(main: Callable[[], None]) -> None:
     """Call a script's ``main``; print a ``UserError`` as one line and exit with status 1."""
+    share_cores()
     try:
         try:
             main()
