@@ -264,7 +264,10 @@ def replacing(path: str) -> Iterator[BinaryIO]:
 
 def _sync_folder(path: str) -> None:
     """Write a folder's list of files to the disk, without which a renamed file could be lost."""
-    folder = os.open(path, os.O_RDONLY)
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(folder)
     finally:

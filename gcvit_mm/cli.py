@@ -63,6 +63,7 @@ FOREIGN = '|'.join(
 
 def run(main: Callable[[], None]) -> None:
     """Call a command's ``main``; print the user's mistakes as one line and exit with status 1."""
+    _share_cores()
     on_import.after('mmengine', _hide_foreign_lines)
     try:
         try:
@@ -80,6 +81,16 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+def _share_cores() -> None:
+    """Let OpenMP's threads sleep soon where they wait, before PyTorch is imported.
+
+    Beside other processes, threads that spin keep those from running that they wait for. The number
+    of spins is enough for a training that is alone on the machine.
+    """
+    if 'OMP_WAIT_POLICY' not in os.environ:
+        os.environ.setdefault('GOMP_SPINCOUNT', '3000')
 
 
 def _hide_foreign_lines() -> None:

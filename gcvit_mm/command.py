@@ -13,8 +13,6 @@ from .zoo import TOOLS
 REPOSITORY_ONLY = ('performance_page', 'zoo_table')
 """What only writes pages of the repository."""
 SHELL = {
-    'dist_train': 'Train on several GPUs: CONFIG GPUS [arguments of train]',
-    'dist_test': 'Evaluate on several GPUs: CONFIG CHECKPOINT GPUS [arguments of test]',
     'slurm_train': 'Train by SLURM: PARTITION JOB_NAME CONFIG GPUS [arguments of train]',
     'slurm_test': 'Evaluate by SLURM: PARTITION JOB_NAME CONFIG CHECKPOINT GPUS [arguments]',
 }

@@ -67,7 +67,8 @@ def test_processes_train_one_model_and_go_on_with_it(tiny_shapes, tmp_path, monk
     assert 'Epoch(train) [2][2/2]' in output
     first = weights(work_dir)
 
-    output = succeed('dist_train.sh', *arguments, '--resume', *options, 'train_cfg.max_epochs=3')
+    monkeypatch.setitem(ENVIRONMENT, 'PATH', str(tmp_path))  # without bash
+    output = succeed('dist_train.py', *arguments, '--resume', *options, 'train_cfg.max_epochs=3')
     assert f'resumed epoch: 2, iter: {2 * TRAIN_IMAGES // 4}' in output
     assert re.findall(r'Epoch\(train\) +\[(\d)\]', output) == ['3']
     assert re.search(r'Epoch\(val\) \[3\].*coco/segm_mAP', output)

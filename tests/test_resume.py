@@ -110,12 +110,15 @@ def assert_equal(first: object, second: object, name: str) -> None:
 # --- Signals and kills ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    'method', ['fork', *(pytest.param(m, marks=pytest.mark.slow) for m in ('forkserver', 'spawn'))]
+)
 def test_a_training_stopped_in_an_epoch_by_sigterm_goes_on_to_the_same_weights(
-    tiny_shapes, tmp_path
+    method, tiny_shapes, tmp_path
 ):
     arguments = detector(tmp_path, tiny_shapes)
     succeed('train.py', *arguments, '--work-dir', tmp_path / 'whole')
-    process = start(tmp_path / 'work', arguments)
+    process = start(tmp_path / 'work', [*arguments, f'env_cfg.mp_cfg.mp_start_method={method}'])
     wait_for(process, '[1][3/8]')
     os.killpg(process.pid, signal.SIGTERM)  # as clusters do: workers get it too
     output = process.stdout.read()
@@ -140,6 +143,23 @@ def test_a_training_stopped_in_an_epoch_by_sigterm_goes_on_to_the_same_weights(
     whole = tmp_path / 'whole/epoch_2.pth'
     assert 'ema_state_dict' in read_checkpoint(whole)
     assert_identical(tmp_path / 'work/epoch_2.pth', whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['fork', 'forkserver', 'spawn'])
+def test_signals_while_workers_start_end_the_training_after_a_step(method, tiny_shapes, tmp_path):
+    arguments = [*detector(tmp_path, tiny_shapes), f'env_cfg.mp_cfg.mp_start_method={method}']
+    process = start(tmp_path / 'work', arguments)
+    wait_for(process, 'Checkpoints will be saved to')
+    for _ in range(8):
+        time.sleep(0.3)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGUSR1)
+            os.killpg(process.pid, signal.SIGTERM)
+    output = process.stdout.read()
+    assert process.wait(60) == 0, output
+    assert 'Traceback' not in output
+    assert find_resumable(tmp_path / 'work')[0] == str(tmp_path / 'work/iter_2.pth')
 
 
 @pytest.mark.slow

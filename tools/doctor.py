@@ -355,17 +355,27 @@ def gpus() -> Iterator[Finding]:
     need('torch')
     import torch
 
+    if torch.backends.mps.is_available():
+        multiply('mps')
+        yield Finding('GPU', f'{platform.machine()}, by Metal (MPS)')
+        return
     if not torch.cuda.is_available():
         yield no_gpu()
         return
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
-        ones = torch.ones(64, 64, device=f'cuda:{index}')
-        if (ones @ ones).sum().item() != 64**3:
-            raise RuntimeError('a product of matrices is wrong')
+        multiply(f'cuda:{index}')
         capability = f'{device.major}.{device.minor}'
         found = f'{device.name}, {gib(device.total_memory)}, capability {capability}'
         yield Finding(f'GPU {index}', found)
+
+
+def multiply(device: str) -> None:
+    import torch
+
+    ones = torch.ones(64, 64, device=device)
+    if (ones @ ones).sum().item() != 64**3:
+        raise RuntimeError('a product of matrices is wrong')
 
 
 def no_gpu() -> Finding:

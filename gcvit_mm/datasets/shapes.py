@@ -276,7 +276,7 @@ def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
     for outline in outlines:
         # OpenCV's integer coordinates are pixel centres; `shift` keeps 4 fractional bits.
         points = np.rint((outline * SUPERSAMPLE - 0.5) * 16).astype(np.int32)
-        cv2.fillPoly(fine, [points], 255, shift=4)
+        cv2.fillPoly(fine, [points], (255,), shift=4)
     return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 

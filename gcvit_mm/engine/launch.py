@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from ..cli import BAD_IMAGES
 from ..config import find_steps, leaf_datasets
 from ..errors import UserError
 from .loaders import register_loaders
-from .workers import outlive_signals
 
 LOADER_TIMEOUT = 600
 """Seconds after which a loader that gives no batch is an error."""
@@ -39,7 +39,9 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: int) -> Non
     # The config that a run leaves in its work folder has them already.
     types = [hook['type'] for hook in own]
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.get('type') not in types] + own
-    outlive_signals()
+    if sys.platform == 'darwin':  # where mmengine forks by default, which Metal does not survive
+        mp_cfg = cfg.setdefault('env_cfg', {}).setdefault('mp_cfg', {})
+        mp_cfg.setdefault('mp_start_method', 'spawn')
     for name in LOADERS:
         if cfg.get(name):
             cfg[name].setdefault('worker_init_fn', dict(type='init_worker'))

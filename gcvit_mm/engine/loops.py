@@ -51,6 +51,16 @@ class _Exact:
         return self.runner.message_hub.runtime_info.get(name, default)
 
     @contextmanager
+    def _training(self) -> Iterator[None]:
+        self.runner.call_hook('before_train')
+        try:
+            yield
+        except (Exception, KeyboardInterrupt):
+            self.runner.call_hook('after_failure')  # which mmengine's hooks lack
+            raise
+        self.runner.call_hook('after_train')
+
+    @contextmanager
     def _going_back(self) -> Iterator[None]:
         try:
             yield
@@ -99,12 +109,11 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Train."""
-        self.runner.call_hook('before_train')
-        while self._epoch < self._max_epochs and not self.stop_training:
-            with self._going_back():
-                self.run_epoch()
-                self._validate_if_due()
-        self.runner.call_hook('after_train')
+        with self._training():
+            while self._epoch < self._max_epochs and not self.stop_training:
+                with self._going_back():
+                    self.run_epoch()
+                    self._validate_if_due()
         return self.runner.model
 
     def _validate_if_due(self) -> None:
@@ -160,14 +169,13 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Train."""
-        self.runner.call_hook('before_train')
-        # For hooks and logs, the whole training is an epoch.
-        self.runner.call_hook('before_train_epoch')
-        while self._iter < self._max_iters and not self.stop_training:
-            with self._going_back():
-                self._run_steps()
-        self.runner.call_hook('after_train_epoch')
-        self.runner.call_hook('after_train')
+        with self._training():
+            # For hooks and logs, the whole training is an epoch.
+            self.runner.call_hook('before_train_epoch')
+            while self._iter < self._max_iters and not self.stop_training:
+                with self._going_back():
+                    self._run_steps()
+            self.runner.call_hook('after_train_epoch')
         return self.runner.model
 
     def _run_steps(self) -> None:

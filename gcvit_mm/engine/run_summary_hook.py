@@ -71,6 +71,8 @@ def _scaling(cfg: Config) -> str:
 def _device() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
+    if torch.backends.mps.is_available():
+        return f'GPU of {platform.machine()} by Metal (MPS)'
     return f'CPU ({platform.machine()}, {torch.get_num_threads()} threads of {os.cpu_count()})'
 
 
