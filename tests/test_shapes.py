@@ -231,6 +231,7 @@ def test_the_tool_answers_a_wrong_request_with_one_line(
     (folder.parent / 'a_file').touch()
     command = [TOOL, folder.parent / where, *arguments(**SMALL), *more]
     monkeypatch.setattr(sys, 'argv', [str(part) for part in command])
+    monkeypatch.syspath_prepend(TOOL.parent)
     with pytest.raises(SystemExit) as stop:
         runpy.run_path(str(TOOL), run_name='__main__')
     out, err = capsys.readouterr()

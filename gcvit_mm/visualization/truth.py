@@ -69,8 +69,8 @@ def _stripe(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """Mark what is not of the image."""
     y, x = np.indices(picture.shape[:2])
     light = np.where((x + y) // STRIPE % 2, 90, 50).astype(np.uint8)
-    inside = ((y < height) & (x < width))[..., None]
-    return np.where(inside, picture, light[..., None])
+    inside = np.logical_and(y < height, x < width)
+    return np.where(inside[..., None], picture, light[..., None])
 
 
 def _draw_instances(
