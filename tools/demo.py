@@ -36,7 +36,9 @@ COLUMNS, ROWS = 4, 3
 
 def main() -> None:
     summary, _, details = __doc__.partition('\n\n')
-    argparse.ArgumentParser(description=summary, epilog=details).parse_args()
+    parser = argparse.ArgumentParser(description=summary, epilog=details)
+    parser.add_argument('--epochs', type=int, help='train for so many, to try it in less time')
+    epochs = parser.parse_args().epochs
     import matplotlib
 
     from gcvit_mm.datasets.shapes import make_shapes
@@ -45,7 +47,9 @@ def main() -> None:
     start = time.time()
     make_shapes(DATA)
     shutil.rmtree(WORK_DIR, ignore_errors=True)
-    call('train.py', CONFIG, '--work-dir', WORK_DIR)
+    fewer = (f'train_cfg.max_epochs={epochs}', 'train_cfg.val_interval=1') if epochs else ()
+    options = ('--cfg-options', *fewer) if fewer else ()
+    call('train.py', CONFIG, '--work-dir', WORK_DIR, *options)
     checkpoint = WORK_DIR / (WORK_DIR / 'last_checkpoint').read_text()
     call('test.py', CONFIG, checkpoint, '--work-dir', WORK_DIR, '--out', WORK_DIR / 'validation')
     metrics = write_metrics(time.time() - start)
