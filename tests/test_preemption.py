@@ -8,10 +8,12 @@ import sys
 import pytest
 import torch
 from command_line import ENVIRONMENT, NANO, ROOT, on
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
 from gcvit_mm.engine import ExactEpochBasedTrainLoop, PreemptionHook
+from gcvit_mm.engine.launch import prepare
 
 POOLS = """
 import multiprocessing, os, signal, sys
@@ -102,3 +104,13 @@ def test_a_system_without_posix_signals_trains_and_saves(tiny_shapes, tmp_path):
     )
     assert run.returncode == 0, run.stderr
     assert (tmp_path / 'work/epoch_1.pth').exists()
+
+
+def test_processes_are_not_forked_on_macos_unless_the_config_says_so(monkeypatch):
+    monkeypatch.setattr(sys, 'platform', 'darwin')
+    asked = Config(
+        dict(custom_hooks=[], launcher='none', env_cfg=dict(mp_cfg=dict(mp_start_method='fork')))
+    )
+    for cfg, method in ((Config(dict(custom_hooks=[], launcher='none')), 'spawn'), (asked, 'fork')):
+        prepare(cfg, exact_checkpoint=False, skip_bad_images=0)
+        assert cfg.env_cfg.mp_cfg.mp_start_method == method

@@ -40,8 +40,8 @@ def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: int) -> Non
     types = [hook['type'] for hook in own]
     cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.get('type') not in types] + own
     if sys.platform == 'darwin':  # where mmengine forks by default, which Metal does not survive
-        mp_cfg = cfg.setdefault('env_cfg', {}).setdefault('mp_cfg', {})
-        mp_cfg.setdefault('mp_start_method', 'spawn')
+        env = cfg.get('env_cfg', {})
+        cfg.env_cfg = {**env, 'mp_cfg': {'mp_start_method': 'spawn', **env.get('mp_cfg', {})}}
     for name in LOADERS:
         if cfg.get(name):
             cfg[name].setdefault('worker_init_fn', dict(type='init_worker'))
