@@ -1,12 +1,15 @@
 """A tiny data set and a detector trained on it, which tests only read."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from command_line import NANO, TRAIN_IMAGES, VAL_IMAGES, on, succeed
+from command_line import NANO, ROOT, TRAIN_IMAGES, VAL_IMAGES, on, succeed
 
 from gcvit_mm.datasets.shapes import make_shapes
+
+sys.path.append(str(ROOT / 'tools'))  # as for the scripts there, which some tests run in-process
 
 
 @pytest.fixture(scope='session')

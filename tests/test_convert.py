@@ -37,7 +37,6 @@ def official(tmp_path_factory):
 @pytest.fixture
 def tool(monkeypatch, capsys):
     """Run the script in this process; give what it printed."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     script = runpy.run_path(str(ROOT / 'tools/convert_checkpoint.py'))
 
     def run(*arguments: object) -> str:

@@ -21,7 +21,6 @@ from gcvit_mm.errors import UserError
 @pytest.fixture
 def publish(monkeypatch, capsys):
     """Run the script in this process; give the record and what was printed."""
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     script = runpy.run_path(str(ROOT / 'tools/publish_checkpoint.py'))
 
     def run(source: Path, target: Path, *options: object) -> tuple[dict, str]:

@@ -409,7 +409,6 @@ def test_a_missing_speed_is_one_line():
 
 @pytest.mark.parametrize('option', ['--link-gbps=0', '--gpus=-1', '--step-ms=nan'])
 def test_numbers_that_are_not_above_0_are_refused(option, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / 'tools')
     monkeypatch.setattr(sys, 'argv', ['scaling.py', NANO, '--link-gbps=1', option])
     with pytest.raises(UserError, match=f'{option.partition("=")[0]} .*: it must be above 0'):
         runpy.run_path(str(ROOT / 'tools/scaling.py'))['main']()
