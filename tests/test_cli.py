@@ -134,3 +134,20 @@ def test_outside_the_environment_one_line_says_how_to_get_in(command, checkout):
     finally:
         (checkout / '.venv').rmdir()
     assert error.endswith(f": source '{checkout}/.venv'/bin/activate\n")
+
+
+@pytest.mark.parametrize(
+    ('own', 'shown'),
+    [
+        ({}, "GOMP_SPINCOUNT = '3000'"),
+        ({'GOMP_SPINCOUNT': '5'}, "GOMP_SPINCOUNT = '5'"),
+        ({'OMP_WAIT_POLICY': 'ACTIVE'}, "OMP_WAIT_POLICY = 'ACTIVE'"),
+    ],
+)
+def test_threads_that_wait_sleep_soon_unless_the_environment_says_otherwise(own, shown):
+    """OpenMP itself says what is in force in a tool that imports PyTorch."""
+    command = [sys.executable, 'tools/test.py', NANO, NANO]  # which is no checkpoint
+    kept = {k: v for k, v in ENVIRONMENT.items() if k not in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')}
+    environment = {**kept, 'OMP_DISPLAY_ENV': 'VERBOSE', **own}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert shown in done.stderr

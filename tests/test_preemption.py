@@ -52,7 +52,7 @@ os.open = open_file
 
 
 @pytest.mark.parametrize(
-    ('method', 'rounds'), [('fork', 40), pytest.param('forkserver', 20, marks=pytest.mark.slow)]
+    ('method', 'rounds'), [('fork', 20), pytest.param('forkserver', 20, marks=pytest.mark.slow)]
 )
 def test_pools_of_others_are_ended_by_sigterm_and_workers_are_not(method, rounds, tmp_path):
     script = tmp_path / 'pools.py'
