@@ -104,10 +104,18 @@ class Peaks:
     bytes: float
 
 
+SLOW = 0.05
+"""Seconds of a matrix product that is large enough to measure."""
+
+
 def measure_peaks(device: torch.device, dtype: torch.dtype, repeat: int = 10) -> Peaks:
     """Time a large matrix product and a large copy; the fastest of several counts."""
-    side, length = (8192, 2**28) if device.type == 'cuda' else (2048, 2**26)
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    length = 2**28 if device.type == 'cuda' else 2**26
+    # Processors without bfloat16 or float16 take minutes for what others do in milliseconds.
+    for side in (8192,) if device.type == 'cuda' else (256, 512, 1024, 2048):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        if _seconds(lambda: a @ b, device) > SLOW:  # noqa: B023 - it is called here
+            break
     source = torch.ones(length, device=device)
     target = torch.empty_like(source)
     times = [
