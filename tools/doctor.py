@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
 import json
 import os
@@ -567,9 +568,11 @@ def absent_framework(module: str) -> Finding:
 
 def files_gone(module: str, pin: str) -> Iterator[Finding]:
     """An uninstallation of the other family takes files that both have."""
-    files = [file for file in distribution(pin.split('==')[0]).files or [] if file.suffix == '.py']
-    own = [file for file in files if file.parts[0] == module]
-    gone = [file for file in own if not file.locate().exists()]
+    installed = distribution(pin.split('==')[0])
+    # Not of `files`, which leaves out what is gone from Python 3.12 on.
+    rows = csv.reader((installed.read_text('RECORD') or '').splitlines())
+    own = [row[0] for row in rows if re.match(rf'{module}/.*\.py$', row[0])]
+    gone = [file for file in own if not Path(str(installed.locate_file(file))).exists()]
     if gone:
         problem = f'{len(gone)} of {len(own)} files of {pin} are gone, {gone[0]} for example.'
         mend = f'pip install --force-reinstall --no-deps {pin}'
