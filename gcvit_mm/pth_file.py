@@ -148,6 +148,7 @@ class _Storages:
     ) -> None:
         self.read, self.limit, self.device = read, limit, device
         self.sizes: dict[str, int] = {}
+        self.total = 0
         self.found: dict[str, torch.UntypedStorage] = {}
 
     def get(
@@ -162,7 +163,8 @@ class _Storages:
         _require(dtype is not None or kind == 'UntypedStorage', f'storage {kind}')
         size = count * (dtype.itemsize if dtype else 1)
         if key not in self.found:
-            if sum(self.sizes.values()) + size > self.limit:
+            self.total += size
+            if self.total > self.limit:
                 raise ValueError(f'storage {key} has {size} bytes, beyond the file')
             self.sizes[key] = size
             self.found[key] = self._load(key, size, location)
