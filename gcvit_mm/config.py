@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +84,6 @@ def load_config(
     except (KeyError, TypeError, IndexError) as error:
         raise UserError(f'--cfg-options does not fit the config: {error}') from error
     if loaders:
-        from .datasets.preflight import check_places
-
         check_places(cfg, loaders)
     if import_modules:
         import_custom_modules(cfg)
@@ -163,6 +161,66 @@ def evaluators_of(cfg: Config, split: str) -> list[ConfigDict]:
     """The evaluators of 'val' or 'test', of which a config may have one, a list or none."""
     evaluators = cfg.get(f'{split}_evaluator') or []
     return list(evaluators) if isinstance(evaluators, list) else [evaluators]
+
+
+def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
+    """Check that the folders and files of some data loaders are there; imports nothing of a config.
+
+    Args:
+        cfg: The config.
+        loaders: 'train_dataloader' and so on; absent ones are skipped.
+
+    Raises:
+        UserError: A folder or file is missing.
+    """
+    for loader, dataset in local_datasets(cfg, loaders):
+        check_paths(loader, dataset)
+    for loader in loaders:
+        check_evaluator(cfg, loader.removesuffix('_dataloader'))
+
+
+def local_datasets(cfg: Config, loaders: tuple[str, ...]) -> Iterator[tuple[str, ConfigDict]]:
+    """The data sets of loaders, without those of remote stores, whose own clients report."""
+    for loader in loaders:
+        for dataset in leaf_datasets(cfg.get(loader)):
+            if '://' not in (dataset.get('data_root') or ''):
+                yield loader, dataset
+
+
+def full_path(dataset: ConfigDict, path: str) -> str:
+    return os.path.join(dataset.get('data_root') or '', path)
+
+
+def check_paths(loader: str, dataset: ConfigDict) -> None:
+    """Raise ``UserError`` where a folder or file that a data set's config names is not there."""
+    root = dataset.get('data_root')
+    option = f'--cfg-options {loader}.dataset.data_root=FOLDER'
+    if root and not os.path.isdir(root):
+        raise UserError(
+            f'data folder {root} ({loader}) does not exist: put the data there, or name its place '
+            f'by {option}'
+        )
+    # mmpretrain's ImageNet takes the name of the split for that of the folder.
+    split = dataset.get('split') if dataset.type == 'ImageNet' else None
+    prefixes = dataset.get('data_prefix') or split or {}
+    for prefix in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
+        if not os.path.isdir(full_path(dataset, prefix)):
+            raise UserError(f'image folder {full_path(dataset, prefix)} ({loader}) does not exist')
+    ann_file = dataset.get('ann_file')
+    if ann_file and not os.path.exists(full_path(dataset, ann_file)):
+        raise UserError(f'annotation file {full_path(dataset, ann_file)} ({loader}) does not exist')
+
+
+def check_evaluator(cfg: Config, split: str) -> None:
+    """Raise ``UserError`` where the annotations of the evaluator of 'val' or 'test' are missing."""
+    name = f'{split}_evaluator'
+    for evaluator in evaluators_of(cfg, split):
+        ann_file = evaluator.get('ann_file')
+        if ann_file and '://' not in ann_file and not os.path.exists(ann_file):
+            raise UserError(
+                f'annotation file {ann_file} ({name}) does not exist: name its place by '
+                f'--cfg-options {name}.ann_file=FILE'
+            )
 
 
 def find_steps(pipeline: Any, name: str) -> list[ConfigDict]:

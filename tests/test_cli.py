@@ -146,7 +146,7 @@ def test_outside_the_environment_one_line_says_how_to_get_in(command, checkout):
 )
 def test_threads_that_wait_sleep_soon_unless_the_environment_says_otherwise(own, shown):
     """OpenMP itself says what is in force in a tool that imports PyTorch."""
-    command = [sys.executable, 'tools/test.py', NANO, NANO]  # which is no checkpoint
+    command = [sys.executable, 'tools/check_dataset.py', NANO]
     kept = {k: v for k, v in ENVIRONMENT.items() if k not in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')}
     environment = {**kept, 'OMP_DISPLAY_ENV': 'VERBOSE', **own}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

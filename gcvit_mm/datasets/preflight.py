@@ -11,7 +11,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
 from ..coco_format import brief, find_misfit
-from ..config import evaluators_of, leaf_datasets
+from ..config import check_places, full_path, local_datasets
 from ..errors import UserError
 
 # The parts of a model that count the data set's classes.
@@ -37,7 +37,7 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
             categories are not the config's classes.
     """
     check_places(cfg, loaders)
-    for loader, dataset in _local(cfg, loaders):
+    for loader, dataset in local_datasets(cfg, loaders):
         classes = _classes(cfg, dataset)
         is_coco = dataset.get('ann_file', '').endswith('.json')
         if is_coco and cfg.get('default_scope') == 'mmdet':
@@ -45,68 +45,8 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
         check_heads(cfg, loader, classes)
 
 
-def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the folders and files of some data loaders are there; imports nothing of a config.
-
-    Args:
-        cfg: The config.
-        loaders: 'train_dataloader' and so on; absent ones are skipped.
-
-    Raises:
-        UserError: A folder or file is missing.
-    """
-    for loader, dataset in _local(cfg, loaders):
-        check_paths(loader, dataset)
-    for loader in loaders:
-        check_evaluator(cfg, loader.removesuffix('_dataloader'))
-
-
-def _local(cfg: Config, loaders: tuple[str, ...]) -> Iterator[tuple[str, ConfigDict]]:
-    """The data sets of loaders, without those of remote stores, whose own clients report."""
-    for loader in loaders:
-        for dataset in leaf_datasets(cfg.get(loader)):
-            if '://' not in (dataset.get('data_root') or ''):
-                yield loader, dataset
-
-
-def _join(dataset: ConfigDict, path: str) -> str:
-    return os.path.join(dataset.get('data_root') or '', path)
-
-
-def check_paths(loader: str, dataset: ConfigDict) -> None:
-    """Raise ``UserError`` where a folder or file that a data set's config names is not there."""
-    root = dataset.get('data_root')
-    option = f'--cfg-options {loader}.dataset.data_root=FOLDER'
-    if root and not os.path.isdir(root):
-        raise UserError(
-            f'data folder {root} ({loader}) does not exist: put the data there, or name its place '
-            f'by {option}'
-        )
-    # mmpretrain's ImageNet takes the name of the split for that of the folder.
-    split = dataset.get('split') if dataset.type == 'ImageNet' else None
-    prefixes = dataset.get('data_prefix') or split or {}
-    for prefix in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
-        if not os.path.isdir(_join(dataset, prefix)):
-            raise UserError(f'image folder {_join(dataset, prefix)} ({loader}) does not exist')
-    ann_file = dataset.get('ann_file')
-    if ann_file and not os.path.exists(_join(dataset, ann_file)):
-        raise UserError(f'annotation file {_join(dataset, ann_file)} ({loader}) does not exist')
-
-
-def check_evaluator(cfg: Config, split: str) -> None:
-    """Raise ``UserError`` where the annotations of the evaluator of 'val' or 'test' are missing."""
-    name = f'{split}_evaluator'
-    for evaluator in evaluators_of(cfg, split):
-        ann_file = evaluator.get('ann_file')
-        if ann_file and '://' not in ann_file and not os.path.exists(ann_file):
-            raise UserError(
-                f'annotation file {ann_file} ({name}) does not exist: name its place by '
-                f'--cfg-options {name}.ann_file=FILE'
-            )
-
-
 def _check_coco(loader: str, dataset: ConfigDict, classes: tuple[str, ...]) -> None:
-    path = _join(dataset, dataset.ann_file)
+    path = full_path(dataset, dataset.ann_file)
     # Lists of test images come without annotations.
     content = read_coco(path, need_annotations=loader != 'test_dataloader')
     check_entries(path, content)

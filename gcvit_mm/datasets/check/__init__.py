@@ -10,9 +10,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from ...choices import SPLITS
-from ...config import evaluators_of, find_steps, leaf_datasets
+from ...config import check_evaluator, check_paths, evaluators_of, find_steps, leaf_datasets
 from ...errors import UserError
-from ..preflight import check_evaluator, check_heads, check_paths
+from ..preflight import check_heads
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .label_maps import check_label_maps
 from .labels import check_labels
