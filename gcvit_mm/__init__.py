@@ -7,7 +7,7 @@ are imported, and what an environment lacks is said when it is needed.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import environment, mmcv_extension, on_import
+from .compat import environment, mmcv_extension, on_import
 from .version import __version__
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import Any
 
 # --help and wrong arguments are answered at once, and in any environment: whatever is not of the
 # standard library is imported where it is used.
-from . import environment, on_import
+from .compat import environment, on_import
 from .errors import UserError
-from .hub import check_path
+from .weights.hub import check_path
 from .zoo import TOOLS, config_file
 
 VENV = Path(__file__).parents[1] / '.venv'
@@ -258,6 +258,6 @@ def add_trust_argument(parser: argparse.ArgumentParser) -> None:
 
 class _TrustAction(argparse.Action):
     def __call__(self, *_: Any) -> None:
-        from .checkpoint import trust_checkpoints
+        from .weights.files import trust_checkpoints
 
         trust_checkpoints()

@@ -1,17 +1,25 @@
-"""What a config says: read without torch, and without importing what it names."""
+"""What a config says, read without importing torch; and what it names, looked up and built."""
 
 import argparse
+import copy
 import difflib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from threading import RLock
+from typing import TYPE_CHECKING, Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, MODELS, DefaultScope, Registry
 from mmengine.utils import import_modules_from_strings
 
+from .compat.packages import PACKAGES, Package
 from .errors import UserError
 from .zoo import config_file
+
+if TYPE_CHECKING:
+    from torch import nn
 
 RUNNER_SECTIONS = frozenset(
     [
@@ -136,14 +144,104 @@ def import_custom_modules(cfg: Config) -> None:
         raise UserError(f'config {cfg.filename}: {error}: {reason}') from error
 
 
-def model_of(cfg: Config) -> ConfigDict:
-    """The model of a config, with its pre-processor where mmengine's runner puts it."""
+def package_of(cfg: Config) -> Package:
+    """The package that the model of a config is of.
+
+    Raises:
+        UserError: It is none of ``PACKAGES``.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in PACKAGES or 'model' not in cfg:
+        raise UserError(
+            f'config {cfg.filename} is not of a model of {", ".join(PACKAGES)}: its default_scope '
+            f'is {scope}'
+        )
+    return PACKAGES[scope]
+
+
+def task_of(cfg: Config) -> str:
+    """What the model of a config does: 'detection', 'segmentation' or 'classification'.
+
+    Raises:
+        UserError: It is none of these.
+    """
+    return package_of(cfg).task
+
+
+_scope = RLock()  # mmengine has one current scope for all threads
+
+
+@contextmanager
+def default_scope(cfg: Config) -> Iterator[None]:
+    """Let names in a config be looked up in its package first."""
+    with _scope, DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
+        yield
+
+
+def find_class(registry: Registry, kind: Any) -> Any:
+    """The class that a ``type`` in a config stands for, within ``default_scope``.
+
+    Args:
+        registry: Where it is registered.
+        kind: Its name, or the class itself.
+
+    Returns:
+        The class; None where the name stands for nothing.
+    """
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(None) as own:
+        return own.get(kind)
+
+
+def model_config(cfg: Config) -> ConfigDict:
+    """A copy of the model of a config, with its pre-processor where mmengine's runner puts it."""
+    settings = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return cfg.model
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return settings
 
 
-def leaf_datasets(loader: ConfigDict | None) -> list[ConfigDict]:
+def build_model(cfg: Config) -> 'nn.Module':
+    """Build the model of a config, which stays as it is.
+
+    Raises:
+        UserError: It cannot be built.
+    """
+    with default_scope(cfg):
+        try:
+            return MODELS.build(model_config(cfg))
+        except (UserError, NotImplementedError):
+            raise
+        except Exception as error:  # a config may name any class
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            raise UserError(
+                f'the model of config {cfg.filename} cannot be built: {reason}'
+            ) from error
+
+
+def test_dataset(cfg: Config) -> ConfigDict:
+    """The config of the data set that a model is tested on, whose pipeline prepares its images.
+
+    Raises:
+        UserError: There is none.
+    """
+    for name in ('test_dataloader', 'val_dataloader'):
+        for dataset in datasets_of(cfg.get(name)):
+            if dataset.get('pipeline'):
+                return dataset
+    raise UserError(f'config {cfg.filename} has no test_dataloader.dataset.pipeline')
+
+
+def metainfo_of(cfg: Config, dataset: ConfigDict) -> dict[str, Any]:
+    """What a data set's class and its config say of its classes: names, perhaps a palette."""
+    with default_scope(cfg):
+        known = getattr(find_class(DATASETS, dataset.type), 'METAINFO', {})
+    given = {key: dataset[key] for key in ('classes',) if dataset.get(key)}  # mmpretrain's way
+    return {**known, **given, **(dataset.get('metainfo') or {})}
+
+
+def datasets_of(loader: ConfigDict | None) -> list[ConfigDict]:
     """The data sets of a data loader's config, wrappers taken off."""
     if not loader:
         return []
@@ -182,7 +280,7 @@ def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
 def local_datasets(cfg: Config, loaders: tuple[str, ...]) -> Iterator[tuple[str, ConfigDict]]:
     """The data sets of loaders, without those of remote stores, whose own clients report."""
     for loader in loaders:
-        for dataset in leaf_datasets(cfg.get(loader)):
+        for dataset in datasets_of(cfg.get(loader)):
             if '://' not in (dataset.get('data_root') or ''):
                 yield loader, dataset
 
@@ -223,11 +321,11 @@ def check_evaluator(cfg: Config, split: str) -> None:
             )
 
 
-def find_steps(pipeline: Any, name: str) -> list[ConfigDict]:
+def transforms_of(pipeline: Any, name: str) -> list[ConfigDict]:
     """The transforms of a type, however deep they are nested in a pipeline."""
     if isinstance(pipeline, Sequence) and not isinstance(pipeline, str):
-        return [step for item in pipeline for step in find_steps(item, name)]
+        return [step for item in pipeline for step in transforms_of(item, name)]
     if isinstance(pipeline, dict):
         own = [pipeline] if pipeline.get('type') == name else []
-        return own + find_steps(pipeline.get('transforms', []), name)
+        return own + transforms_of(pipeline.get('transforms', []), name)
     return []

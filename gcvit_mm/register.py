@@ -1,6 +1,6 @@
 """Registers all that a config may name: it goes into ``custom_imports.imports`` of a config."""
 
-from . import environment
+from .compat import environment
 
 environment.check()  # before the first import that a broken environment would fail
 

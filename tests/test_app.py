@@ -18,11 +18,10 @@ from mmengine.registry import MODELS
 from PIL import Image
 
 from gcvit_mm import Predictor
-from gcvit_mm.app.found import find, picture, rows, summary
 from gcvit_mm.app.photo import LARGEST, read_photo
-from gcvit_mm.config import read_config
+from gcvit_mm.config import default_scope, read_config
 from gcvit_mm.errors import UserError
-from gcvit_mm.inference.model import package_of
+from gcvit_mm.inference.prediction import find, picture, rows, summary
 
 pytest_plugins = ['browser']
 MAX_UPLOAD = 1
@@ -269,7 +268,7 @@ def test_large_photos_are_made_smaller_and_enormous_ones_refused(tmp_path):
 @pytest.mark.parametrize('name', ['upernet_gcvit_nano_shapes', 'gcvit_xxtiny_imagenet'])
 def test_label_maps_and_classes_are_listed(name, tiny_shapes, tmp_path):
     cfg = read_config(name)
-    with package_of(cfg):
+    with default_scope(cfg):
         torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
     predictor = Predictor(name, tmp_path / 'weights.pth', 'cpu')
     photo = read_photo(tiny_shapes / 'images/validation/000000.jpg')

@@ -16,7 +16,8 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
 from gcvit_mm.config import read_config
-from gcvit_mm.visualization import Feed, build_visualizer, draw_truth, to_pictures
+from gcvit_mm.drawing.ground_truth import build_visualizer, draw_truth
+from gcvit_mm.drawing.model_inputs import Feed, to_pictures
 
 FAMILIES = ('mmdet', 'mmseg', 'mmpretrain')
 

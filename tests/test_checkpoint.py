@@ -13,8 +13,9 @@ from reference import official_state, write_official
 from safetensors.torch import save_file
 
 from gcvit_mm import GCViT
-from gcvit_mm.checkpoint import load_pretrained, read_checkpoint, resize_bias_table
 from gcvit_mm.errors import UserError
+from gcvit_mm.weights.files import read_checkpoint
+from gcvit_mm.weights.load import load_pretrained, resize_bias_table
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from safetensors import safe_open
 from timm.models.gcvit import GlobalContextVit
 
 from gcvit_mm import ARCHS, GCViT
-from gcvit_mm.checkpoint import load_pretrained, read_checkpoint, state_dict_of, write_checkpoint
-from gcvit_mm.conversion import convert
 from gcvit_mm.errors import UserError
+from gcvit_mm.weights.convert import convert
+from gcvit_mm.weights.files import read_checkpoint, state_dict_of, write_checkpoint
+from gcvit_mm.weights.load import load_pretrained
 
 CLASSIFIER, DENSE = 'classification', 'dense'
 OUTER_NORMS = [f'norm{i}.{p}' for i in range(3) for p in ('weight', 'bias')]

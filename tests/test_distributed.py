@@ -14,8 +14,8 @@ import pytest
 import torch
 from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, VAL_IMAGES, call, on, succeed
 
-from gcvit_mm.checkpoint import read_checkpoint
 from gcvit_mm.datasets.shapes import make_shapes
+from gcvit_mm.weights.files import read_checkpoint
 
 PROCESSES = 2
 pytestmark = pytest.mark.skipif(

@@ -24,7 +24,7 @@ from reference import write_official
 
 from gcvit_mm import ARCHS, GCViT
 from gcvit_mm.errors import UserError
-from gcvit_mm.hub import HUB, fetch, find, published, resolve
+from gcvit_mm.weights.hub import HUB, fetch, find, published, resolve
 
 MB = 10**6
 # More than the 10 MiB pieces in which huggingface_hub writes, so that a broken download has one.
@@ -271,8 +271,8 @@ def test_run_that_was_killed_after_the_last_byte_needs_no_second_download(server
 def test_two_processes_fetch_a_file_once(server, folder):
     server.rate = 12 * MB
     script = (
-        'import gcvit_mm.hub, sys; print("ready", flush=True); sys.stdin.readline(); '
-        'print(gcvit_mm.hub.resolve("gcvit://xxtiny"))'
+        'import gcvit_mm.weights.hub, sys; print("ready", flush=True); sys.stdin.readline(); '
+        'print(gcvit_mm.weights.hub.resolve("gcvit://xxtiny"))'
     )
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     environment = command_line.ENVIRONMENT

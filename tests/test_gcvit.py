@@ -11,7 +11,7 @@ from reference import CASES, KEYS, differences, image, tensor, write_official
 from torch import nn
 
 from gcvit_mm import ARCHS, GCViT
-from gcvit_mm.checkpoint import convert_names
+from gcvit_mm.weights.names import convert_names
 
 NANO = dict(
     dim=32, depths=(2, 2, 3, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2, layer_scale=0.5,

@@ -7,8 +7,8 @@ import pytest
 import torch
 from command_line import NANO, ROOT, fail, on, succeed
 
-from gcvit_mm.checkpoint import read_checkpoint
 from gcvit_mm.engine import GuardedOptimWrapper
+from gcvit_mm.weights.files import read_checkpoint
 
 
 def config(folder: Path, base: str, *lines: str) -> Path:

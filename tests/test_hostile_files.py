@@ -26,12 +26,12 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 
-from gcvit_mm.checkpoint import read_checkpoint, state_dict_of
-from gcvit_mm.datasets import SeededDataset
 from gcvit_mm.datasets.preflight import check_data
-from gcvit_mm.engine.loaders import register_loaders
-from gcvit_mm.engine.resume import find_resumable
+from gcvit_mm.engine import SeededDataset
 from gcvit_mm.errors import UserError
+from gcvit_mm.weights.files import read_checkpoint, state_dict_of
+from gcvit_mm.weights.mm_loaders import register_loaders
+from gcvit_mm.work_dir import find_resumable
 
 MEMORY = 3 * 2**30
 
@@ -237,7 +237,7 @@ from command_line import ROOT
 from test_hostile_files import Call, archive
 import numpy as np
 from mmengine.logging import HistoryBuffer
-from gcvit_mm.checkpoint import read_checkpoint
+from gcvit_mm.weights.files import read_checkpoint
 from gcvit_mm.errors import UserError
 place = (ctypes.c_int64 * 2)(1000, id(int))  # what looks like an object that is referred to
 address = ctypes.addressof(place).to_bytes(8, 'little')
@@ -398,7 +398,7 @@ def test_no_address_leads_to_a_reader_that_executes(url):
         with pytest.raises(UserError, match=f'checkpoint {url}'):
             CheckpointLoader.load_checkpoint(url)
         readers = {loader.__module__ for loader in CheckpointLoader._schemes.values()}
-        assert readers == {'gcvit_mm.engine.loaders'}
+        assert readers == {'gcvit_mm.weights.mm_loaders'}
     finally:
         CheckpointLoader._schemes.clear()
         CheckpointLoader._schemes.update(before)

@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import gcvit_mm.mmcv_extension
-import gcvit_mm.mmcv_ops
+import gcvit_mm.compat.mmcv_extension
+import gcvit_mm.compat.mmcv_ops
 from gcvit_mm.errors import UserError
 
-gcvit_mm.mmcv_extension.install()
+gcvit_mm.compat.mmcv_extension.install()
 
 import mmcv.ops  # noqa: E402
 from mmcv.ops.focal_loss import sigmoid_focal_loss  # noqa: E402
@@ -27,7 +27,7 @@ DEVICES = ['cpu', 'cuda'] if torch.cuda.is_available() else ['cpu']
 HALVES = [torch.float16, torch.bfloat16]
 
 pytestmark = pytest.mark.skipif(
-    gcvit_mm.mmcv_ops.implementation() == 'mmcv ops: compiled mmcv._ext',
+    gcvit_mm.compat.mmcv_ops.implementation() == 'mmcv ops: compiled mmcv._ext',
     reason='a compiled mmcv._ext is used instead of the stand-in',
 )
 
@@ -351,22 +351,22 @@ def test_calling_an_op_that_is_missing_names_it_and_the_cure():
 
 
 def test_the_stand_in_passes_for_an_extension():
-    assert gcvit_mm.mmcv_ops.implementation().startswith('mmcv ops: torchvision ')
+    assert gcvit_mm.compat.mmcv_ops.implementation().startswith('mmcv ops: torchvision ')
     assert mmcv.utils.collect_env()['MMCV Compiler'].startswith('not compiled')
     assert mmcv.ops.get_compiling_cuda_version().startswith('not compiled')
 
 
 def test_installing_twice_adds_one_finder():
-    gcvit_mm.mmcv_extension.install()
+    gcvit_mm.compat.mmcv_extension.install()
     names = [type(finder).__name__ for finder in sys.meta_path]
     assert names.count('_StandIn') == 1
 
 
 def test_loading_the_stand_in_logs_one_line():
     output = run_python("""
-import gcvit_mm.mmcv_extension
-import gcvit_mm.mmcv_ops
-gcvit_mm.mmcv_extension.install()
+import gcvit_mm.compat.mmcv_extension
+import gcvit_mm.compat.mmcv_ops
+gcvit_mm.compat.mmcv_extension.install()
 import mmcv
 print('mmcv is imported')
 import mmcv.ops
@@ -382,15 +382,15 @@ def test_a_compiled_extension_is_left_untouched(tmp_path):
     run_python(
         """
 import sys
-import gcvit_mm.mmcv_extension
-import gcvit_mm.mmcv_ops
-gcvit_mm.mmcv_extension.install()
+import gcvit_mm.compat.mmcv_extension
+import gcvit_mm.compat.mmcv_ops
+gcvit_mm.compat.mmcv_extension.install()
 import mmcv
 mmcv.__path__.append(sys.argv[1])
 import mmcv._ext
 assert mmcv._ext.compiled == 'yes'
 assert not hasattr(mmcv._ext, 'nms')
-assert gcvit_mm.mmcv_ops.implementation() == 'mmcv ops: compiled mmcv._ext'
+assert gcvit_mm.compat.mmcv_ops.implementation() == 'mmcv ops: compiled mmcv._ext'
 """,
         tmp_path,
     )
@@ -399,14 +399,14 @@ assert gcvit_mm.mmcv_ops.implementation() == 'mmcv ops: compiled mmcv._ext'
 def test_without_torchvision_only_its_ops_fail_and_say_so():
     run_python("""
 import sys
-import gcvit_mm.mmcv_extension
-import gcvit_mm.mmcv_ops
+import gcvit_mm.compat.mmcv_extension
+import gcvit_mm.compat.mmcv_ops
 from gcvit_mm.errors import UserError
-gcvit_mm.mmcv_extension.install()
+gcvit_mm.compat.mmcv_extension.install()
 sys.modules['torchvision'] = None
 import mmcv.ops
 import torch
-assert 'nms and roi_align need torchvision' in gcvit_mm.mmcv_ops.implementation()
+assert 'nms and roi_align need torchvision' in gcvit_mm.compat.mmcv_ops.implementation()
 try:
     mmcv.ops.nms(torch.rand(3, 4), torch.rand(3), 0.5)
 except UserError as error:
@@ -426,9 +426,9 @@ for package in ('mmdet.models', 'mmseg.models'):
         pass  # some modules fall back on placeholders, others fail
 assert 'mmcv' in sys.modules and 'mmcv.ops' not in sys.modules
 
-import gcvit_mm.mmcv_extension
-import gcvit_mm.mmcv_ops
-gcvit_mm.mmcv_extension.install()
+import gcvit_mm.compat.mmcv_extension
+import gcvit_mm.compat.mmcv_ops
+gcvit_mm.compat.mmcv_extension.install()
 
 import mmcv.ops
 import mmdet.models
@@ -451,8 +451,8 @@ assert function is get_uncertain_point_coords_with_randomness
 
 TOO_LATE = """
 try:
-    import gcvit_mm.mmcv_extension
-    gcvit_mm.mmcv_extension.install()
+    import gcvit_mm.compat.mmcv_extension
+    gcvit_mm.compat.mmcv_extension.install()
 except RuntimeError as error:
     assert type(error).__name__ == 'UserError'
     assert sys.argv[1] in str(error)

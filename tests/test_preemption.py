@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
 from gcvit_mm.engine import ExactEpochBasedTrainLoop, PreemptionHook
-from gcvit_mm.engine.launch import prepare
+from gcvit_mm.engine.setup import prepare
 
 POOLS = """
 import multiprocessing, os, signal, sys

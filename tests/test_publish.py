@@ -14,8 +14,9 @@ from mmengine.config import Config
 from reference import write_official
 
 from gcvit_mm import GCViT, __version__
-from gcvit_mm.checkpoint import load_pretrained, read_checkpoint
 from gcvit_mm.errors import UserError
+from gcvit_mm.weights.files import read_checkpoint
+from gcvit_mm.weights.load import load_pretrained
 
 
 @pytest.fixture

@@ -25,8 +25,8 @@ from gcvit_mm.errors import UserError
 from gcvit_mm.report.detection import match
 from gcvit_mm.report.evaluation import Confusion, Evaluation, extremes
 from gcvit_mm.report.page import render
-from gcvit_mm.report.run import read_run
 from gcvit_mm.report.write import evaluate, write_report
+from gcvit_mm.work_dir import read_run
 
 pytest_plugins = ['browser']
 

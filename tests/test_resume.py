@@ -15,10 +15,10 @@ import pytest
 import torch
 from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, on, succeed
 
-from gcvit_mm.checkpoint import read_checkpoint, verify_checkpoint
-from gcvit_mm.engine.resume import find_resumable
-from gcvit_mm.engine.safe_checkpoint_hook import WholeFileBackend
+from gcvit_mm.engine.hooks.safe_checkpoint_hook import WholeFileBackend
 from gcvit_mm.errors import UserError
+from gcvit_mm.weights.files import read_checkpoint, verify_checkpoint
+from gcvit_mm.work_dir import find_resumable
 
 SEGMENTER = 'configs/upernet_gcvit_nano_shapes.py'
 NO_EVALUATION = ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None']

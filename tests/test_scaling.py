@@ -14,8 +14,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
-from gcvit_mm.errors import UserError
-from gcvit_mm.scaling import (
+from gcvit_mm.benchmark.multi_gpu import (
     Links,
     Traffic,
     Training,
@@ -26,6 +25,7 @@ from gcvit_mm.scaling import (
     fsdp_traffic,
     read_training,
 )
+from gcvit_mm.errors import UserError
 
 PROCESSES = 2
 # As a training: the wrappers and the optimizer of mmengine, and two batches a step of it. FSDP's

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
-from gcvit_mm.inference.tiles import Piece, Window, blend, encode, merge, windows
+from gcvit_mm.inference.tiling.tiles import Piece, Window, blend, encode, merge, windows
 
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
 SIDES = st.integers(1, 90)

@@ -18,10 +18,10 @@ if not hasattr(torch.library, 'custom_op'):
 
 from gcvit_mm import GCViT
 from gcvit_mm.errors import ArgumentError
-from gcvit_mm.models import triton_attention
 from gcvit_mm.models.attention import eager_attention
+from gcvit_mm.models.kernels import window_attention as kernels
+from gcvit_mm.models.kernels.window_attention import available, window_attention
 from gcvit_mm.models.position_bias import PositionBias
-from gcvit_mm.models.triton_attention import available, window_attention
 from gcvit_mm.models.windows import relative_position_index
 
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
@@ -31,7 +31,7 @@ on_device = pytest.mark.skipif(
 natively = pytest.mark.skipif(
     available(torch.device('cpu')), reason='the interpreter of Triton is on'
 )
-needs_triton = pytest.mark.skipif(triton_attention.triton is None, reason='no triton')
+needs_triton = pytest.mark.skipif(kernels.triton is None, reason='no triton')
 
 # Batch, height, width, heads, channels of a head, window.
 SHAPES = {
@@ -165,7 +165,7 @@ def test_large_windows_are_exact_over_many_blocks(case):
 @pytest.mark.parametrize('query', QUERIES)
 @pytest.mark.parametrize('shape', [(3, 9, 16, 1, 16, 7), (2, 8, 20, 1, 16, 9)], ids=str)
 def test_few_programs_sum_over_many_windows(shape, query, deterministic, monkeypatch):
-    monkeypatch.setattr(triton_attention, 'PROGRAMS', 4)  # chunks of unequal size
+    monkeypatch.setattr(kernels, 'PROGRAMS', 4)  # chunks of unequal size
     inputs, grad = make_inputs(shape, query)
     check_float32(inputs, grad, shape[-1], deterministic=deterministic)
 
@@ -257,9 +257,9 @@ def test_deterministic_gradients_repeat_to_the_bit_and_are_right(shape):
 def test_pytorchs_switch_asks_for_determinism(monkeypatch):
     inputs, grad = make_inputs((2, 7, 7, 1, 16, 7), 'local')
     seen = []
-    backward = triton_attention._attention_backward
+    backward = kernels._attention_backward
     monkeypatch.setattr(
-        triton_attention,
+        kernels,
         '_attention_backward',
         lambda *args: (seen.append(args[-2]), backward(*args))[1],
     )
@@ -319,11 +319,11 @@ def test_the_operators_keep_pytorchs_rules_for_operators():
     inputs, grad = make_inputs((1, 6, 5, 1, 16, 4), 'global')
     qkv, padding, table, q_global = inputs
     args = (qkv, padding, table, 4, q_global, True)
-    torch.library.opcheck(triton_attention._attention, args)
-    out, lse = triton_attention._attention(*args)
+    torch.library.opcheck(kernels._attention, args)
+    out, lse = kernels._attention(*args)
     args = [value.detach() if isinstance(value, Tensor) else value for value in (out, lse, *args)]
     for needed in ([True] * 4, [False, True, False, True]):
-        torch.library.opcheck(triton_attention._attention_backward, (grad, *args, needed))
+        torch.library.opcheck(kernels._attention_backward, (grad, *args, needed))
 
 
 @on_device
@@ -360,7 +360,7 @@ def test_wrong_types_and_shapes_are_refused():
 def test_without_triton_the_module_imports_and_says_what_is_missing():
     script = (
         'import sys; sys.modules["triton"] = None; import torch;'
-        'from gcvit_mm.models.triton_attention import available, window_attention;'
+        'from gcvit_mm.models.kernels.window_attention import available, window_attention;'
         'print(available(torch.device("cuda")));'
         'window_attention(torch.zeros(1, 2, 2, 48), None, torch.zeros(9, 1), 2)'
     )
@@ -408,7 +408,7 @@ def test_kernels_compile_for_a_gpu_and_fit_it(query, window, monkeypatch, tmp_pa
 
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     monkeypatch.setattr(triton.JITFunction, 'run', compile_only)
-    monkeypatch.setattr(triton_attention, 'available', lambda device: True)
+    monkeypatch.setattr(kernels, 'available', lambda device: True)
     dtypes = (torch.bfloat16, *[torch.float32] * 3)
     inputs, grad = make_inputs((1, window, window + 1, 2, 32, window), query, dtypes)
     # The compiler's results stay on the CPU, as do the inputs; nothing runs.

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from command_line import NANO, fail, succeed
 
 from gcvit_mm import GCViT
+from gcvit_mm.drawing import attention
+from gcvit_mm.drawing.attention import attention_maps, attention_probabilities
 from gcvit_mm.errors import ArgumentError
 from gcvit_mm.models.attention import WindowAttention
 from gcvit_mm.models.windows import partition, relative_position_index, unpartition
-from gcvit_mm.visualization import attention, attention_maps, attention_probabilities
 
 SMALL = dict(
     dim=16,

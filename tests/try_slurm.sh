@@ -72,7 +72,7 @@ import sys
 
 import torch
 
-from gcvit_mm.checkpoint import read_checkpoint
+from gcvit_mm.weights.files import read_checkpoint
 
 whole, stopped = (read_checkpoint(path)['state_dict'] for path in sys.argv[1:])
 assert all(torch.equal(whole[name], stopped[name]) for name in whole)

@@ -45,7 +45,7 @@ def check(processes: int) -> None:
     """Refuse what the machine lacks before processes start: torchrun's message would bury ours."""
     import torch
 
-    from gcvit_mm.engine.launch import check_gpus
+    from gcvit_mm.engine.distributed import check_gpus
 
     check_gpus(processes, torch.cuda.device_count())
 

@@ -18,7 +18,7 @@ from gcvit_mm.cli import add_config_arguments, run
 from gcvit_mm.errors import UserError
 
 if TYPE_CHECKING:
-    from gcvit_mm.visualization import Feed
+    from gcvit_mm.drawing.model_inputs import Feed
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -78,7 +78,8 @@ def main() -> None:
     from tqdm import tqdm
 
     from gcvit_mm.datasets.preflight import check_data
-    from gcvit_mm.visualization import Feed, build_visualizer, draw_truth
+    from gcvit_mm.drawing.ground_truth import build_visualizer, draw_truth
+    from gcvit_mm.drawing.model_inputs import Feed
 
     check_data(cfg, (loader,))
     seed = args.seed if args.seed is not None else cfg.get('randomness', {}).get('seed') or 0
@@ -114,7 +115,7 @@ def main() -> None:
 
 def samples(feed: Feed) -> Iterator[tuple[Any, Any]]:
     """Pictures of the inputs, each with its data sample."""
-    from gcvit_mm.visualization import to_pictures
+    from gcvit_mm.drawing.model_inputs import to_pictures
 
     for inputs, data_samples in feed:
         yield from zip(to_pictures(feed.preprocessor, inputs), data_samples, strict=True)
@@ -127,7 +128,7 @@ def path_of(sample: Any) -> str:
 
 def describe(sample: Any, picture: Any, classes: Sequence[str] | None) -> list[str]:
     """What was done to a sample, line by line."""
-    from gcvit_mm.visualization import describe_labels
+    from gcvit_mm.drawing.ground_truth import describe_labels
 
     known = sample.metainfo
     (height, width), (padded_height, padded_width) = known['img_shape'][:2], picture.shape[:2]

@@ -16,10 +16,10 @@ import _package  # noqa: F401
 from gcvit_mm.choices import SUFFIXES
 from gcvit_mm.cli import add_trust_argument, run
 from gcvit_mm.errors import UserError
-from gcvit_mm.hub import check_path, resolve
+from gcvit_mm.weights.hub import check_path, resolve
 
 if TYPE_CHECKING:
-    from gcvit_mm.conversion import Conversion
+    from gcvit_mm.weights.convert import Conversion
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,8 +48,13 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_path(args.source)
-    from gcvit_mm.checkpoint import check_target, read_checkpoint, state_dict_of, write_checkpoint
-    from gcvit_mm.conversion import convert
+    from gcvit_mm.weights.convert import convert
+    from gcvit_mm.weights.files import (
+        check_target,
+        read_checkpoint,
+        state_dict_of,
+        write_checkpoint,
+    )
 
     source = resolve(args.source)
     check_target(args.target, source, args.force)
@@ -71,7 +76,7 @@ def main() -> None:
 
 def account(conversion: Conversion) -> Iterator[str]:
     """What became of the tensors."""
-    from gcvit_mm.conversion import shorten
+    from gcvit_mm.weights.names import shorten
 
     windows = ', '.join(map(str, conversion.windows))
     yield f'source: {conversion.variant}, {conversion.naming} naming, windows {windows}'
@@ -86,8 +91,8 @@ def surroundings(content: Mapping[str, Any], ema: bool) -> Iterator[str]:
     """What the file holds beside the tensors, and whether those are an average."""
     from torch import Tensor
 
-    from gcvit_mm.checkpoint import ema_entry, weights_entry
-    from gcvit_mm.conversion import shorten
+    from gcvit_mm.weights.files import ema_entry, weights_entry
+    from gcvit_mm.weights.names import shorten
 
     entry, average = weights_entry(content, ema), ema_entry(content)
     weights = content[entry] if entry else content

@@ -591,7 +591,7 @@ def package() -> Iterator[Finding]:
     need('torch', 'cv2', 'mmengine', 'mmcv', 'safetensors', 'tqdm')
     import gcvit_mm
 
-    importlib.import_module('gcvit_mm.engine.launch')
+    importlib.import_module('gcvit_mm.engine.setup')
     importlib.import_module('gcvit_mm.register')
     if INSTALLED:
         yield Finding('gcvit_mm', f'{gcvit_mm.__version__}, {Path(gcvit_mm.__file__).parent}')
@@ -599,7 +599,7 @@ def package() -> Iterator[Finding]:
 
 def operations() -> Iterator[Finding]:
     need('gcvit_mm.models', 'cv2', 'mmcv')
-    from gcvit_mm.mmcv_ops import implementation
+    from gcvit_mm.compat.mmcv_ops import implementation
 
     try:
         import mmcv.ops  # noqa: F401 - whether it can be
@@ -622,7 +622,7 @@ def without_operations() -> str:
 def operation(name: str, run: Callable[[str], None]) -> Iterator[Finding]:
     """Run an operation on each device; it raises where it does not run, or is wrong."""
     need('gcvit_mm.models', 'cv2', 'mmcv.ops')
-    from gcvit_mm.mmcv_ops import implementation
+    from gcvit_mm.compat.mmcv_ops import implementation
 
     if name != 'deformable attention' and 'compiled' not in implementation():
         try:
@@ -756,7 +756,7 @@ def zoo() -> Iterator[Finding]:
 
 def checkpoints() -> Iterator[Finding]:
     need('gcvit_mm.models')
-    from gcvit_mm.hub import default_folder, published
+    from gcvit_mm.weights.hub import default_folder, published
 
     folder, known = default_folder(), published().values()
     count = sum((folder / weights.file).is_file() for weights in known)
@@ -775,12 +775,12 @@ def disk() -> Iterator[Finding]:
 def data() -> Iterator[Finding]:
     """Whether the folders are there that the ready configs read; one config of each data set."""
     need('gcvit_mm.models')
-    from gcvit_mm.config import leaf_datasets, read_config
+    from gcvit_mm.config import datasets_of, read_config
     from gcvit_mm.zoo import names
 
     for dataset, name in {name.rpartition('_')[2]: name for name in names()}.items():
         loader = read_config(name, import_modules=False).val_dataloader
-        folder = os.path.normpath(leaf_datasets(loader)[0].data_root)
+        folder = os.path.normpath(datasets_of(loader)[0].data_root)
         there = os.path.isdir(folder)
         found = folder if there else f'not here: {folder}'
         yield Finding(f'data: {dataset}', found, OK if there else ABSENT)

@@ -6,7 +6,7 @@ from pathlib import Path
 import _package  # noqa: F401
 
 from gcvit_mm.cli import run
-from gcvit_mm.hub import default_folder, fetch, find, published
+from gcvit_mm.weights.hub import default_folder, fetch, find, published
 
 
 def parse_args() -> argparse.Namespace:

@@ -111,10 +111,9 @@ def settings(
     args: argparse.Namespace, predictor: Predictor, formats: list[str], root: Path
 ) -> dict[str, Any]:
     """What the results depend on: a run with other settings needs another folder."""
-    from gcvit_mm.config import model_of
-    from gcvit_mm.inference.model import test_dataset
+    from gcvit_mm.config import model_config, test_dataset
 
-    model, pipeline = model_of(predictor.cfg), test_dataset(predictor.cfg).pipeline
+    model, pipeline = model_config(predictor.cfg), test_dataset(predictor.cfg).pipeline
     return dict(
         inputs=str(root),
         model=digest(repr((model, pipeline)).encode()),

@@ -22,14 +22,14 @@ import _package  # noqa: F401
 import gcvit_mm
 from gcvit_mm.choices import SUFFIXES
 from gcvit_mm.cli import add_trust_argument, run
-from gcvit_mm.environment import ONEDL, OPENMMLAB
+from gcvit_mm.compat.environment import ONEDL, OPENMMLAB
+from gcvit_mm.compat.packages import PACKAGES
 from gcvit_mm.errors import UserError
-from gcvit_mm.hub import check_path
+from gcvit_mm.weights.hub import check_path
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}
 RUN = ('experiment_name', 'epoch', 'iter', 'seed', 'time', 'mmengine_version')
 KEPT = (*RUN, 'cfg', 'dataset_meta')
 
@@ -52,15 +52,15 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_path(args.source)
-    from gcvit_mm.checkpoint import (
+    from gcvit_mm.fileio import atomic_text
+    from gcvit_mm.weights.files import (
         check_target,
         ema_entry,
         read_checkpoint,
-        replacing,
         state_dict_of,
         write_checkpoint,
     )
-    from gcvit_mm.conversion import shorten
+    from gcvit_mm.weights.names import shorten
 
     record_file = f'{args.target}.json'
     check_target(args.target, args.source, args.force)
@@ -84,8 +84,7 @@ def main() -> None:
     }
     write_checkpoint(args.target, state, meta)
     record = {**fingerprint(Path(args.target)), **description}
-    with replacing(record_file) as file:
-        file.write((json.dumps(record, indent=1, default=str) + '\n').encode())
+    atomic_text(record_file, json.dumps(record, indent=1, default=str) + '\n')
     print(f'left out: {shorten([name for name in content if name not in ("meta", "state_dict")])}')
     print(f'weights: {len(state)} tensors, {record["weights"]}')
     print(f'metrics: {shown(metrics) or "none found, --metrics FILE gives them"}')
@@ -118,11 +117,11 @@ def plain(value: Any) -> Any:
 def task_of(meta: Mapping[str, Any]) -> str | None:
     # A config is Python: it is read as text here, and never run.
     scope = re.search(r"^default_scope = '(\w+)'", meta.get('cfg') or '', re.MULTILINE)
-    return TASKS.get(scope[1]) if scope else None
+    return PACKAGES[scope[1]].task if scope and scope[1] in PACKAGES else None
 
 
 def variant_of(source: Path, state: Mapping[str, Tensor]) -> str:
-    from gcvit_mm.conversion import convert_names, describe
+    from gcvit_mm.weights.names import convert_names, describe
 
     try:
         return describe(convert_names(state)[0])

@@ -16,7 +16,7 @@ from gcvit_mm.cli import run as run_main
 from gcvit_mm.errors import UserError
 
 if TYPE_CHECKING:
-    from gcvit_mm.report.run import Run
+    from gcvit_mm.work_dir import Run
 
 TEST = Path(__file__).with_name('test.py')
 
@@ -49,12 +49,12 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
-    from gcvit_mm.report.run import find_predictions, read_run
+    from gcvit_mm.work_dir import find_predictions, read_run
 
     run, notes = read_run(args.work_dir), []
     from gcvit_mm.datasets.preflight import check_data
-    from gcvit_mm.inference.source import find_model
     from gcvit_mm.report.write import write_report
+    from gcvit_mm.work_dir import find_model
 
     prefix = args.predictions
     if args.checkpoint:

@@ -20,7 +20,7 @@ from gcvit_mm.cli import add_config_arguments, run
 from gcvit_mm.errors import UserError
 
 if TYPE_CHECKING:
-    from gcvit_mm.scaling import Links, Memory, Traffic, Training
+    from gcvit_mm.benchmark.multi_gpu import Links, Memory, Traffic, Training
 
 Rows = list[list[str]]
 PARTS = {
@@ -81,7 +81,7 @@ def main() -> None:
         cfg = load_config(args)
         from mmengine.logging import MMLogger
 
-        from gcvit_mm.scaling import read_training
+        from gcvit_mm.benchmark.multi_gpu import read_training
 
         MMLogger.get_current_instance().setLevel('WARNING')
         training = read_training(cfg, amp=args.amp, units=args.fsdp_units)
@@ -103,7 +103,7 @@ def check_links(args: argparse.Namespace) -> None:
 
 
 def links_of(args: argparse.Namespace) -> Links:
-    from gcvit_mm.scaling import Links
+    from gcvit_mm.benchmark.multi_gpu import Links
 
     within = args.link_gbps if args.intra_link_gbps is None else args.intra_link_gbps
     between = args.link_gbps if args.node_link_gbps is None else args.node_link_gbps
@@ -128,7 +128,7 @@ def heading(training: Training) -> str:
 
 def memory_table(training: Training, numbers: list[int]) -> Rows:
     """A row of titles, and two for each number of GPUs; parts that are nowhere are left out."""
-    from gcvit_mm.scaling import ddp_memory, fsdp_memory
+    from gcvit_mm.benchmark.multi_gpu import ddp_memory, fsdp_memory
 
     rows = [
         (gpus, name, memory)
@@ -156,7 +156,7 @@ def traffic_table(
     training: Training, numbers: list[int], links: Links, step_ms: float | None
 ) -> Rows:
     """A row of titles, and two for each number of GPUs; efficiency where the time is known."""
-    from gcvit_mm.scaling import ddp_traffic, efficiency, fsdp_traffic
+    from gcvit_mm.benchmark.multi_gpu import ddp_traffic, efficiency, fsdp_traffic
 
     titles = ['GPUs', '', 'nodes', 'MB', 'Gbit/s', 'ms']
     if step_ms:

@@ -15,7 +15,7 @@ import _package  # noqa: F401
 
 from gcvit_mm.cli import add_config_arguments, add_run_arguments, run
 from gcvit_mm.errors import UserError
-from gcvit_mm.hub import check_path
+from gcvit_mm.weights.hub import check_path
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -53,7 +53,7 @@ def main() -> None:
 
     import gcvit_mm.evaluation  # noqa: F401  (registers)
     from gcvit_mm.datasets.preflight import check_data
-    from gcvit_mm.engine.launch import prepare, report_bad_images
+    from gcvit_mm.engine.setup import prepare, report_bad_images
 
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
@@ -111,24 +111,23 @@ def extract_in_half_precision(model: Any) -> str:
 
 
 def use_tta_pipeline(cfg: Config) -> None:
-    from gcvit_mm.config import leaf_datasets
+    from gcvit_mm.config import datasets_of
 
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise UserError('--tta: the config has no tta_model and tta_pipeline')
-    for dataset in leaf_datasets(cfg.test_dataloader):
+    for dataset in datasets_of(cfg.test_dataloader):
         dataset.pipeline = cfg.tta_pipeline
 
 
 def show_in(cfg: Config, folder: str) -> None:
-    """Each package draws by a hook of its own, and is told the folder in its own way."""
-    hook = cfg.default_hooks.visualization
-    if cfg.default_scope == 'mmdet':
-        hook.update(draw=True, test_out_dir=folder)
-    elif cfg.default_scope == 'mmseg':
-        hook.update(draw=True)
-        cfg.visualizer.save_dir = folder
+    from gcvit_mm.config import package_of
+
+    package = package_of(cfg)
+    cfg.default_hooks.visualization.update(package.pictures)
+    if package.pictures_in:
+        cfg.default_hooks.visualization[package.pictures_in] = folder
     else:
-        hook.update(enable=True, interval=1, out_dir=folder)
+        cfg.visualizer.save_dir = folder
 
 
 @contextmanager
@@ -163,20 +162,22 @@ def results_at(out: str | None) -> Iterator[str | None]:
 
 def write_predictions(cfg: Config, prefix: str) -> None:
     """Have the evaluators write the predictions, each in the format of its field."""
-    from gcvit_mm.config import evaluators_of
+    from gcvit_mm.config import evaluators_of, package_of
 
-    evaluators = evaluators_of(cfg, 'test')
-    for evaluator in evaluators:
-        if evaluator.type.endswith('CocoMetric'):
-            evaluator.outfile_prefix = prefix
-        elif evaluator.type.endswith('IoUMetric'):
-            evaluator.output_dir = f'{prefix}.maps'
-            # mmseg makes it in one process alone, of which another may be ahead.
-            os.makedirs(evaluator.output_dir, exist_ok=True)
-    if cfg.default_scope == 'mmpretrain':
+    package, evaluators = package_of(cfg), evaluators_of(cfg, 'test')
+    if package.evaluator:
+        kind, option = package.evaluator
+        if package.task == 'segmentation':
+            # mmseg makes the folder in one process alone, of which another may be ahead.
+            prefix += package.predictions
+            os.makedirs(prefix, exist_ok=True)
+        for evaluator in evaluators:
+            if evaluator.type.endswith(kind):
+                evaluator[option] = prefix
+    else:
         # The config that a test leaves in its work folder has one already.
         evaluators = [metric for metric in evaluators if metric.type != 'ClassificationCSV']
-        evaluators.append(dict(type='ClassificationCSV', out_file=f'{prefix}.csv'))
+        evaluators.append(dict(type='ClassificationCSV', out_file=prefix + package.predictions))
     cfg.test_evaluator = evaluators
 
 

@@ -60,9 +60,9 @@ def main() -> None:
     from mmengine.runner import Runner
 
     from gcvit_mm.datasets.preflight import check_data
-    from gcvit_mm.engine.batch_size import scale_learning_rate
-    from gcvit_mm.engine.launch import prepare, report_bad_images
-    from gcvit_mm.engine.sharded import ShardedRunner
+    from gcvit_mm.engine.fsdp import ShardedRunner
+    from gcvit_mm.engine.lr_scaling import scale_learning_rate
+    from gcvit_mm.engine.setup import prepare, report_bad_images
     from gcvit_mm.engine.trackers import TrackHook
 
     if args.amp:
@@ -94,12 +94,12 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
     """
     from mmengine.dist import is_main_process
 
-    from gcvit_mm.engine.launch import agree
-    from gcvit_mm.engine.resume import checkpoint_folder, find_resumable
+    from gcvit_mm.engine.distributed import broadcast_from_main
+    from gcvit_mm.work_dir import checkpoint_folder, find_resumable
 
     if checkpoint == 'auto':
         folder = checkpoint_folder(cfg)
-        checkpoint, lines = agree(lambda: find_resumable(folder, since))
+        checkpoint, lines = broadcast_from_main(lambda: find_resumable(folder, since))
         going_on = (
             f'training goes on from {checkpoint}'
             if checkpoint

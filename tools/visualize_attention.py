@@ -46,7 +46,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from gcvit_mm import Predictor
-    from gcvit_mm.visualization import attention_figure
+    from gcvit_mm.drawing.attention_figure import attention_figure
 
     predictor = Predictor(args.model, args.checkpoint, args.device)
     for image, file in tqdm(files.items(), unit='image', disable=None):

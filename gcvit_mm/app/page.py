@@ -10,10 +10,10 @@ import numpy as np
 from gradio_client import utils as client_utils
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from ..drawing.attention_figure import attention_figure
 from ..errors import UserError
 from ..inference import Predictor
-from ..visualization import attention_figure
-from .found import COLUMNS, LOWEST, Found, find, picture, rows, summary
+from ..inference.prediction import COLUMNS, LOWEST, Found, find, picture, rows, summary
 from .photo import read_photo
 
 SESSIONS = 64

@@ -13,7 +13,7 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from ..config import model_of
+from ..config import build_model
 from ..errors import UserError
 from ..models.gcvit import ARCHS, GCViT
 
@@ -207,10 +207,7 @@ def _whole_model(
     cfg.model.backbone.init_cfg = None
     if cfg.model.backbone.type == 'GCViT':
         spec.adapt(cfg.model.backbone)
-    try:
-        model: Any = MODELS.build(model_of(cfg))
-    except (KeyError, TypeError) as error:
-        raise UserError(f'{spec.name}: the model cannot be built: {error}') from error
+    model: Any = build_model(cfg)
     model.init_weights()
     model.to(device)
     if spec.compile and not spec.counted:

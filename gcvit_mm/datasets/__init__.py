@@ -1,6 +1,5 @@
-"""Data sets that this package makes, and the loading of images; importing it registers them."""
+"""Data sets, their checks, and the loading of images, which importing this registers."""
 
-from .loading import LoadWholeImage
-from .seeded import SeededBatchSampler, SeededDataset
+from .load_image import LoadWholeImage
 
-__all__ = ['LoadWholeImage', 'SeededBatchSampler', 'SeededDataset']
+__all__ = ['LoadWholeImage']

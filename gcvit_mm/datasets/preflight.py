@@ -8,11 +8,10 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS
 
-from ..coco_format import brief, find_misfit
-from ..config import check_places, full_path, local_datasets
+from ..config import check_places, full_path, local_datasets, metainfo_of
 from ..errors import UserError
+from .coco_format import brief, find_misfit
 
 # The parts of a model that count the data set's classes.
 COUNTING = (
@@ -145,11 +144,7 @@ def check_heads(cfg: Config, loader: str, classes: tuple[str, ...]) -> None:
 
 
 def _classes(cfg: Config, dataset: ConfigDict) -> tuple[str, ...]:
-    classes = (dataset.get('metainfo') or {}).get('classes')
-    if classes is None:
-        with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            kind = dataset.type if isinstance(dataset.type, type) else registry.get(dataset.type)
-        classes = getattr(kind, 'METAINFO', {}).get('classes', ())
+    classes = metainfo_of(cfg, dataset).get('classes') or ()
     if isinstance(classes, str):
         return tuple(list_from_file(classes)) if os.path.isfile(classes) else (classes,)
     return tuple(classes)

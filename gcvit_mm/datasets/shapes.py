@@ -12,8 +12,6 @@ semantic maps, both read off the same z-buffer::
 
 import colorsys
 import json
-import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +19,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from gcvit_mm.errors import UserError
+from ..errors import UserError
+from ..fileio import atomic_write
 
 CLASSES = ('disk', 'box', 'star')
 # To draw labels with: none of these is a colour that objects of the class have.
@@ -192,13 +191,8 @@ def _encode(suffix: str, picture: np.ndarray, options: list[int]) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    """Write a file so that its name only ever stands for all of it."""
-    temporary = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path, durable=False) as file:
+        file.write(data)
 
 
 # The scene: where things are.

@@ -1,15 +1,16 @@
-"""What ``tools/`` is made of: launching, checks before the start, hooks; importing registers."""
+"""Training: loops, optimizers, hooks, processes; importing it registers them."""
 
-from .checkpoint_guard_hook import CheckpointGuardHook
-from .data_time_hook import DataTimeHook
-from .grouped import GroupedOptimWrapperConstructor
-from .guarded import GuardedAmpOptimWrapper, GuardedOptimWrapper, NonFiniteHook
+from .hooks.checkpoint_guard_hook import CheckpointGuardHook
+from .hooks.data_time_hook import DataTimeHook
+from .hooks.preemption_hook import PreemptionHook
+from .hooks.progress_bar_hook import ProgressBarHook
+from .hooks.run_summary_hook import RunSummaryHook
+from .hooks.safe_checkpoint_hook import SafeCheckpointHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .loops import ExactEpochBasedTrainLoop, ExactIterBasedTrainLoop
-from .preemption_hook import PreemptionHook
-from .progress_bar_hook import ProgressBarHook
-from .run_summary_hook import RunSummaryHook
-from .safe_checkpoint_hook import SafeCheckpointHook
+from .non_finite import GuardedAmpOptimWrapper, GuardedOptimWrapper, NonFiniteHook
+from .param_groups import GroupedOptimWrapperConstructor
+from .seeded_data import SeededBatchSampler, SeededDataset
 from .workers import init_worker
 
 __all__ = [
@@ -26,5 +27,7 @@ __all__ = [
     'ProgressBarHook',
     'RunSummaryHook',
     'SafeCheckpointHook',
+    'SeededBatchSampler',
+    'SeededDataset',
     'init_worker',
 ]

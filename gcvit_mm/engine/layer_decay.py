@@ -6,7 +6,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from torch import nn
 
 from ..errors import UserError
-from .grouped import GroupedOptimWrapperConstructor
+from .param_groups import GroupedOptimWrapperConstructor
 
 Depth = Callable[[str, str], tuple[int, int]]
 

@@ -16,10 +16,10 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ..datasets.seeded import SeededBatchSampler, SeededDataset
 from ..errors import ArgumentError
-from ..randomness import seed_generators
-from .guarded import RollBack, lower_learning_rate
+from .non_finite import RollBack, lower_learning_rate
+from .randomness import seed_generators
+from .seeded_data import SeededBatchSampler, SeededDataset
 
 PASSES, SAMPLES = 'data_passes', 'data_samples'
 """Where the message hub, which is in checkpoints, has the place in the data."""

@@ -20,6 +20,7 @@ from mmengine.runner import Runner
 from mmengine.visualization import MLflowVisBackend, TensorboardVisBackend, WandbVisBackend
 
 from ..errors import UserError
+from ..fileio import atomic_text
 
 PROJECT = 'gcvit_mm'
 """What wandb calls a project, and MLflow an experiment, unless their own variables name another."""
@@ -69,9 +70,7 @@ class TrackHook(Hook):
             tracker.add_config(runner.cfg)
             runs[name] = tracker.run
             runner.visualizer._vis_backends[name] = tracker
-        partial = file.with_suffix('.partial')
-        partial.write_text(json.dumps(runs, indent=1) + '\n')
-        os.replace(partial, file)
+        atomic_text(file, json.dumps(runs, indent=1) + '\n')
 
 
 class _OverIterations:

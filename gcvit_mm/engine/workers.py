@@ -16,7 +16,7 @@ from typing import Any
 from mmengine.registry import FUNCTIONS
 from torch.utils.data import get_worker_info
 
-from ..randomness import seed_generators
+from .randomness import seed_generators
 
 
 @FUNCTIONS.register_module()

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS
 from torch.export import ExportedProgram
 
-from ..config import model_of, read_config
-from ..engine.loaders import register_loaders
-from ..hub import published
-from ..inference.model import load_model, package_of, task_of, test_dataset
-from ..inference.source import find_model
+from ..config import build_model, read_config, task_of, test_dataset
+from ..inference.model import load_model
 from ..version import __version__
+from ..weights.hub import published
+from ..weights.mm_loaders import register_loaders
+from ..work_dir import find_model
 from .graph import INPUT, ImageModel
 
 
@@ -97,5 +96,5 @@ def _name(dtype: torch.dtype) -> str:
 
 def _random_model(cfg: Config) -> Any:
     torch.manual_seed(0)
-    with package_of(cfg), redirect_stdout(StringIO()):  # the packages print at import
-        return revert_sync_batchnorm(MODELS.build(model_of(cfg))).eval()
+    with redirect_stdout(StringIO()):  # the packages print at import
+        return revert_sync_batchnorm(build_model(cfg)).eval()

@@ -11,7 +11,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import TRANSFORMS
 from PIL import Image, UnidentifiedImageError
 
-from ..datasets.loading import in_eight_bits
+from ..datasets.load_image import in_eight_bits
 from ..errors import UserError
 
 ImageLike: TypeAlias = str | os.PathLike | np.ndarray | Image.Image
@@ -22,7 +22,7 @@ class Pipeline:
     """The test pipeline of a config, for images without annotations.
 
     Args:
-        steps: The pipeline's config; build it within ``package_of``.
+        steps: The pipeline's config; build it within ``default_scope``.
 
     Raises:
         UserError: It does not begin by loading an image.

@@ -13,14 +13,15 @@ from mmengine.device import get_device
 from PIL import Image
 from tqdm import tqdm
 
-from ..engine.loaders import register_loaders
+from ..config import default_scope, task_of, test_dataset
+from ..drawing.predictions import Drawer
 from ..errors import UserError
-from .drawing import Drawer
+from ..weights.mm_loaders import register_loaders
+from ..work_dir import find_model
 from .images import ImageLike, Pipeline
-from .model import load_model, package_of, task_of, test_dataset
-from .source import find_model
-from .tiled import blend_labels, merge_objects
-from .tiles import windows
+from .model import load_model
+from .tiling.tiled import blend_labels, merge_objects
+from .tiling.tiles import windows
 
 
 class Predictor:
@@ -68,7 +69,7 @@ class Predictor:
         self.model, meta = load_model(self.cfg, self.checkpoint, _usable(device))
         self.classes, self.palette = meta['classes'], meta['palette']
         self.has_masks = self.task == 'detection' and bool(getattr(self.model, 'with_mask', False))
-        with package_of(self.cfg):
+        with default_scope(self.cfg):
             self.pipeline = Pipeline(test_dataset(self.cfg).pipeline)
         self._drawer = Drawer(self.classes, self.palette)
         self._lock = RLock()

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
-from ..checkpoint import replacing
 from ..errors import UserError
+from ..fileio import atomic_write
 
 TOP = 5
 COLUMNS = {
@@ -174,7 +174,7 @@ def write_coco(path: Path, entries: Iterable[Mapping[str, Any]], classes: Sequen
     """Write detections as annotations in COCO's format, with scores."""
     images: list[dict] = []
     number = 0
-    with replacing(str(path)) as file:
+    with atomic_write(path) as file:
         file.write(b'{"annotations": [')
         for entry in entries:
             images.append(_image(entry, len(images) + 1))
@@ -217,7 +217,7 @@ def write_csv(
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(COLUMNS[task])
-    with replacing(str(path)) as file:
+    with atomic_write(path) as file:
         for entry in entries:
             for row in _rows(entry, classes, score):
                 table.writerow((entry['file'], entry['frame'], *row))

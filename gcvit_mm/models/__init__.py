@@ -1,5 +1,6 @@
 """The backbone and its parts."""
 
-from .gcvit import ARCHS, GCViT
+from .archs import ARCHS
+from .gcvit import GCViT
 
 __all__ = ['ARCHS', 'GCViT']

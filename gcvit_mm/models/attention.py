@@ -137,7 +137,7 @@ def triton_attention(
         raise ArgumentError(
             f"attn_impl='triton' needs torch 2.4 or later, this is {torch.__version__}"
         )
-    from .triton_attention import window_attention
+    from .kernels.window_attention import window_attention
 
     return window_attention(qkv, padding, bias.table, bias.window, q_global)
 

@@ -13,37 +13,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from .archs import ARCHS, KEYS
 from .attention import WindowAttention, resolve_attention
 from .compilation import compile_blocks
 from .windows import relative_position_index
-
-_TINY = dict(
-    dim=64,
-    depths=(3, 4, 19, 5),
-    num_heads=(2, 4, 8, 16),
-    mlp_ratio=3,
-    layer_scale=None,
-    drop_path_rate=0.2,
-)
-_SMALL = dict(
-    dim=96,
-    depths=(3, 4, 19, 5),
-    num_heads=(3, 6, 12, 24),
-    mlp_ratio=2,
-    layer_scale=1e-5,
-    drop_path_rate=0.3,
-)
-ARCHS = {
-    'xxtiny': {**_TINY, 'depths': (2, 2, 6, 2)},
-    'xtiny': {**_TINY, 'depths': (3, 4, 6, 5)},
-    'tiny': _TINY,
-    'tiny2': {**_TINY, 'depths': (3, 4, 29, 5), 'drop_path_rate': 0.25},
-    'small': _SMALL,
-    'small2': {**_SMALL, 'depths': (3, 4, 23, 5), 'mlp_ratio': 3, 'drop_path_rate': 0.35},
-    'base': {**_SMALL, 'dim': 128, 'num_heads': (4, 8, 16, 32), 'drop_path_rate': 0.5},
-    'large': {**_SMALL, 'dim': 192, 'num_heads': (6, 12, 24, 48), 'drop_path_rate': 0.5},
-}
-"""The published variants; ``drop_path_rate`` is the one of their ImageNet training."""
 
 STRIDES = (4, 8, 16, 32)
 
@@ -286,8 +259,8 @@ class GCViT(BaseModule):
             larger ones keep their size, and with ``()`` all do, which fits crops of one size.
         in_channels: Channels of the images.
         init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=FILE)`` takes
-            official, timm's and this package's files; see ``gcvit_mm.checkpoint.load_pretrained``
-            for its options.
+            official, timm's and this package's files; see
+            ``gcvit_mm.weights.load.load_pretrained`` for its options.
 
     Attributes:
         out_channels: Channels of each returned map.
@@ -379,7 +352,7 @@ class GCViT(BaseModule):
             gcvit_mm.errors.UserError: The file is missing, damaged, or not of this model.
         """
         if isinstance(self.init_cfg, Mapping) and self.init_cfg['type'] == 'Pretrained':
-            from ..checkpoint import load_pretrained
+            from ..weights.load import load_pretrained
 
             options = {key: value for key, value in self.init_cfg.items() if key != 'type'}
             load_pretrained(self, **options)
@@ -489,11 +462,10 @@ def _arch_settings(arch: str | Mapping) -> Mapping:
         if arch not in ARCHS:
             raise ArgumentError(f'arch={arch!r} is unknown: choose one of {list(ARCHS)}')
         return ARCHS[arch]
-    keys = set(_TINY)
-    if not isinstance(arch, Mapping) or set(arch) != keys:
+    if not isinstance(arch, Mapping) or set(arch) != KEYS:
         given = sorted(arch) if isinstance(arch, Mapping) else arch
         raise ArgumentError(
-            f'arch is one of {list(ARCHS)} or a dict with exactly the keys {sorted(keys)}, '
+            f'arch is one of {list(ARCHS)} or a dict with exactly the keys {sorted(KEYS)}, '
             f'not {given}'
         )
     for key in ('depths', 'num_heads'):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..config import evaluators_of
 from ..errors import UserError
+from ..work_dir import read_json
 from .evaluation import (
     Column,
     Confusion,
@@ -27,7 +28,6 @@ from .evaluation import (
     extremes,
 )
 from .pictures import as_path, as_photo, colors, image_reader
-from .run import read_json
 
 IOU, SCORE = 0.5, 0.3
 """Predictions from this score up are counted in images, and as found from this overlap up."""

@@ -15,9 +15,10 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from ..compat.packages import PACKAGES
 from ..version import __version__
+from ..work_dir import Run, read_metrics
 from .evaluation import Evaluation
-from .run import Run, read_metrics
 
 MOST_POINTS = 400
 """Of a curve; more are averaged."""
@@ -36,7 +37,6 @@ METRICS = {
 }
 """Those that are said first, the main one of each task before others."""
 ENDS = {'50': '50', '75': '75', 's': ' small', 'm': ' medium', 'l': ' large'}
-TASKS = {'mmdet': 'Detection', 'mmseg': 'Segmentation', 'mmpretrain': 'Classification'}
 
 
 def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: list[str]) -> str:
@@ -51,6 +51,7 @@ def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: l
     Returns:
         HTML that asks for no other file.
     """
+    package = PACKAGES.get(run.cfg.get('default_scope'))
     metrics = evaluation.metrics if evaluation else {}
     metrics = metrics or (read_metrics(prefix) if prefix else {})
     pieces = {name: _piece(name) for name in ('page.css', 'page.js')}
@@ -69,7 +70,7 @@ def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: l
         evaluation=evaluation,
         notes=notes,
         title=Path(run.config_file).stem,
-        task=TASKS.get(run.cfg.get('default_scope'), 'Training'),
+        task=package.task.capitalize() if package else 'Training',
         tiles=_tiles(metrics),
         sizes=_sizes(metrics),
         facts=_facts(run, evaluation, prefix),

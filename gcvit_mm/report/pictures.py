@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from ..config import find_steps, leaf_datasets
+from ..config import datasets_of, transforms_of
 
 LONGEST = 480
 """Pixels of a picture's longer side."""
@@ -22,8 +22,8 @@ READERS = ('LoadWholeImage', 'LoadImageFromFile')
 
 def image_reader(cfg: Config) -> Callable[[str], np.ndarray]:
     """A function from a path to an image as the tests of a config read it, (H, W, 3) in BGR."""
-    (dataset, *_) = leaf_datasets(cfg.test_dataloader)
-    steps = [step for name in READERS for step in find_steps(dataset.get('pipeline', []), name)]
+    (dataset, *_) = datasets_of(cfg.test_dataloader)
+    steps = [step for name in READERS for step in transforms_of(dataset.get('pipeline', []), name)]
     step = TRANSFORMS.build(steps[0] if steps else dict(type='LoadWholeImage'))
     return lambda path: step(dict(img_path=path))['img']
 

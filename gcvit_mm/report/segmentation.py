@@ -12,7 +12,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 from tqdm import tqdm
 
-from ..config import evaluators_of, find_steps, leaf_datasets
+from ..config import datasets_of, evaluators_of, transforms_of
 from ..errors import UserError
 from .evaluation import Column, Confusion, Evaluation, Picture, Table, count_pairs, extremes
 from .pictures import as_overlay, as_photo, colors, image_reader, rgb
@@ -37,8 +37,8 @@ class _Maps:
     ignore: int
 
     def __post_init__(self) -> None:
-        (settings, *_) = leaf_datasets(self.cfg.test_dataloader)
-        steps = find_steps(settings.pipeline, 'LoadAnnotations')
+        (settings, *_) = datasets_of(self.cfg.test_dataloader)
+        steps = transforms_of(settings.pipeline, 'LoadAnnotations')
         # It shifts and renames numbers as the data set says.
         self.load = TRANSFORMS.build(steps[0] if steps else dict(type='LoadAnnotations'))
 

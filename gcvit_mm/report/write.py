@@ -2,21 +2,19 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import DATASETS
 
+from ..config import default_scope, package_of, task_of
 from ..datasets.preflight import check_data
 from ..errors import UserError
+from ..fileio import atomic_text
+from ..work_dir import Run
 from .classification import evaluate_classification
 from .detection import evaluate_detection
 from .evaluation import Evaluation
 from .page import render
-from .run import Run
 from .segmentation import evaluate_segmentation
-
-ENDS = {'mmdet': '.bbox.json', 'mmseg': '.maps', 'mmpretrain': '.csv'}
-"""What predictions of each package are in, behind their PREFIX."""
 
 
 def write_report(
@@ -50,21 +48,13 @@ def write_report(
             evaluation = evaluate(run, prefix)
     if not run.steps:
         notes.append(f'There are no curves: {run.folder}/*/vis_data/scalars.json logs no training')
-    page = render(run, evaluation, prefix, notes)
-    partial = Path(f'{out}.partial')
-    try:
-        partial.write_text(page, encoding='utf-8')
-        os.replace(partial, out)
-    except OSError as error:
-        raise UserError(f'--out {out}: the page cannot be written: {error}') from error
+    atomic_text(out, render(run, evaluation, prefix, notes))
     return notes
 
 
 def check_predictions(run: Run, prefix: str) -> None:
     """Raise ``UserError`` where there are no predictions of the run's task at a prefix."""
-    end = ENDS.get(run.cfg.get('default_scope'))
-    if end is None:
-        raise UserError(f'{run.config_file}: default_scope is none of {", ".join(ENDS)}')
+    end = package_of(run.cfg).predictions
     if not os.path.exists(prefix + end):
         raise UserError(
             f'there are no predictions {prefix}{end}: give the PREFIX of tools/test.py --out'
@@ -77,11 +67,9 @@ def evaluate(run: Run, prefix: str) -> Evaluation:
     Raises:
         UserError: They cannot be read, or are of other images.
     """
-    scope = run.cfg.default_scope
-    init_default_scope(scope)
-    if scope == 'mmpretrain':
-        return evaluate_classification(run.cfg, prefix)
-    dataset = DATASETS.build({**run.cfg.test_dataloader.dataset, 'pipeline': []})
-    return (evaluate_detection if scope == 'mmdet' else evaluate_segmentation)(
-        run.cfg, dataset, prefix
-    )
+    with default_scope(run.cfg):
+        if task_of(run.cfg) == 'classification':
+            return evaluate_classification(run.cfg, prefix)
+        dataset = DATASETS.build({**run.cfg.test_dataloader.dataset, 'pipeline': []})
+        evaluators = dict(detection=evaluate_detection, segmentation=evaluate_segmentation)
+        return evaluators[task_of(run.cfg)](run.cfg, dataset, prefix)

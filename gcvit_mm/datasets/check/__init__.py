@@ -10,7 +10,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from ...choices import SPLITS
-from ...config import check_evaluator, check_paths, evaluators_of, find_steps, leaf_datasets
+from ...config import check_evaluator, check_paths, datasets_of, evaluators_of, transforms_of
 from ...errors import UserError
 from ..preflight import check_heads
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
@@ -40,7 +40,7 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Report]:
     reports: list[Report] = []
     by_content: dict[str, Report] = {}
     for split in splits:
-        datasets = leaf_datasets(cfg.get(f'{split}_dataloader'))
+        datasets = datasets_of(cfg.get(f'{split}_dataloader'))
         for number, dataset in enumerate(datasets, 1):
             name = f'{split} {number}' if len(datasets) > 1 else split
             content = json.dumps(_of_files(dataset), sort_keys=True, default=str)
@@ -125,8 +125,8 @@ def _trains_masks(cfg: Config) -> bool:
     return any(
         step.get('with_mask')
         for split in SPLITS
-        for dataset in leaf_datasets(cfg.get(f'{split}_dataloader'))
-        for step in find_steps(dataset.get('pipeline', []), 'LoadAnnotations')
+        for dataset in datasets_of(cfg.get(f'{split}_dataloader'))
+        for step in transforms_of(dataset.get('pipeline', []), 'LoadAnnotations')
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config
 
 from ...choices import SPLITS
-from ...config import import_custom_modules, leaf_datasets
+from ...config import datasets_of, import_custom_modules
 
 
 def import_datasets(cfg: Config) -> None:
@@ -24,9 +24,7 @@ def import_datasets(cfg: Config) -> None:
         UserError: A module of ``custom_imports`` cannot be imported.
     """
     scope, custom = cfg.get('default_scope'), (cfg.get('custom_imports') or {}).get('imports', [])
-    types = {
-        data.type for split in SPLITS for data in leaf_datasets(cfg.get(f'{split}_dataloader'))
-    }
+    types = {data.type for split in SPLITS for data in datasets_of(cfg.get(f'{split}_dataloader'))}
     foreign = [name for name in custom if name.split('.')[0] not in ('gcvit_mm', scope)]
     homes = _homes(scope) if scope and not foreign else {}
     if not types <= homes.keys():

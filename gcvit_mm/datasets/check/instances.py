@@ -10,8 +10,8 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 from pycocotools import mask as mask_utils
 
-from ...coco_format import FIELDS, brief, finite, wrong_fields
 from ...errors import UserError
+from ..coco_format import FIELDS, brief, finite, wrong_fields
 from ..preflight import check_categories, read_coco
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .report import Finding, Report

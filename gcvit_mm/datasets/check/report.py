@@ -3,10 +3,8 @@
 import json
 import os
 import statistics
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from rich.box import SIMPLE_HEAD
@@ -15,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ...errors import UserError
+from ...fileio import atomic_text
 
 Severity = Literal['error', 'warning', 'note']
 SEVERITIES: dict[Severity, str] = {'error': 'red', 'warning': 'yellow', 'note': 'cyan'}
@@ -123,18 +122,7 @@ def write_reports(reports: Sequence[Report], path: str) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    target = Path(path)
-    temporary = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
-    text = json.dumps([report.as_dict() for report in reports], indent=1) + '\n'
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(text)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written: {error.strerror or error}') from error
+    atomic_text(path, json.dumps([report.as_dict() for report in reports], indent=1) + '\n')
 
 
 def _table(*columns: str, right: Sequence[str] = ()) -> Table:

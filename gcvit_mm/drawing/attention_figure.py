@@ -16,7 +16,7 @@ from ..inference import Predictor
 from ..inference.images import ImageLike
 from ..models import GCViT
 from .attention import StageMaps, attention_maps
-from .inputs import to_pictures
+from .model_inputs import to_pictures
 
 WIDTH, DPI = 16, 100
 """Of the picture, in inches; and its pixels in each."""

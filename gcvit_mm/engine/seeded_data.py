@@ -9,7 +9,7 @@ from mmengine.dist import get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Dataset
 
-from ..randomness import seed_generators
+from .randomness import seed_generators
 
 
 @DATASETS.register_module()

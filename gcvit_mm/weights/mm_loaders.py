@@ -14,8 +14,8 @@ from mmengine.runner.checkpoint import (
     get_torchvision_models,
 )
 
-from ..checkpoint import read_checkpoint, state_dict_of
 from ..errors import UserError
+from .files import read_checkpoint, state_dict_of
 
 Device = str | torch.device | None
 

@@ -14,8 +14,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from ..workers import start_resource_tracker, worker_context
 from .safe_checkpoint_hook import checkpoint_hook
-from .workers import start_resource_tracker, worker_context
 
 OUTLIVING = hasattr(signal, 'sigtimedwait')
 """Whether the system has what workers need to outlive signals."""

@@ -12,9 +12,9 @@ from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..mmcv_ops import implementation
-from ..models import GCViT
-from .batch_size import effective_batch, learning_rate_factor
+from ...compat.mmcv_ops import implementation
+from ...models import GCViT
+from ..lr_scaling import effective_batch, learning_rate_factor
 
 
 @HOOKS.register_module()

@@ -1,27 +1,21 @@
-"""Checkpoints of GC ViT: safe reading, writing, and loading with a report on every tensor."""
+"""Checkpoint files: reading that executes nothing, and writing."""
 
 import json
-import math
 import os
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import torch
-import torch.nn.functional as F
-from mmengine.logging import print_log
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .choices import SUFFIXES
-from .conversion import convert_names, describe, shorten
-from .errors import UserError
-from .hub import resolve
-from .models.gcvit import GCViT
+from ..choices import SUFFIXES
+from ..errors import UserError
+from ..fileio import atomic_write
+from .names import shorten
 from .pth_file import RefusedError, read_pth
 
 # --- Reading: nothing in a file is executed ---------------------------------------------------
@@ -53,7 +47,8 @@ def read_checkpoint(
         ``state_dict``, beside the ``meta`` that ``write_checkpoint`` was given.
 
     Raises:
-        UserError: The file is missing, damaged, or asks for more than ``gcvit_mm.pth_file`` reads.
+        UserError: The file is missing, damaged, or asks for more than
+            ``gcvit_mm.weights.pth_file`` reads.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -216,7 +211,7 @@ def write_checkpoint(
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
     }
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         if path.endswith('.safetensors'):
             _dump_safetensors(state, meta, file)
         else:
@@ -234,170 +229,3 @@ def _dump_safetensors(
     header += ' ' * (-len(header) % 8)  # tensors begin aligned
     file.write(len(header).to_bytes(8, 'little') + header.encode())
     file.write(content[8 + size :])
-
-
-@contextmanager
-def replacing(path: str) -> Iterator[BinaryIO]:
-    """Open a file beside ``path`` for writing, which takes its place when it is complete on disk.
-
-    A crash at any moment, of the machine too, leaves the file that was there, or the new one.
-
-    Raises:
-        UserError: Writing failed; nothing is left then.
-    """
-    temporary = f'{path}.{os.getpid()}.tmp'
-    try:
-        # torch writes the name of a file into it, but knows none here: equal weights, equal bytes.
-        with open(temporary, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(os.path.dirname(path) or '.')
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f'{path} cannot be written, is the disk full? ({reason})') from error
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def _sync_folder(path: str) -> None:
-    """Write a folder's list of files to the disk, without which a renamed file could be lost."""
-    try:
-        folder = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-# --- Loading ----------------------------------------------------------------------------------
-
-
-def resize_bias_table(table: Tensor, window: int) -> Tensor:
-    """Resize a relative-position-bias table to another window, bicubically.
-
-    Args:
-        table: Shape ((2 s - 1)^2, heads) for the source window s.
-        window: The window to come.
-
-    Returns:
-        Table of shape ((2 * window - 1)^2, heads).
-    """
-    side = math.isqrt(len(table))
-    target = 2 * window - 1
-    grid = table.float().T.reshape(1, -1, side, side)
-    grid = F.interpolate(grid, (target, target), mode='bicubic', align_corners=False)
-    return grid.flatten(2)[0].T.to(table.dtype)
-
-
-@dataclass
-class LoadReport:
-    """What became of every tensor of a model and of the file it was loaded from."""
-
-    source: str
-    naming: str
-    loaded: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-    left_over: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return (
-            f'{self.source} ({self.naming} naming): {len(self.loaded)} tensors loaded, '
-            f'{len(self.resized)} bias tables resized, '
-            f'{len(self.new)} newly initialised{_some(self.new)}, '
-            f'{len(self.left_over)} left over{_some(self.left_over)}'
-        )
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return f' ({shorten(names, most)})' if names else ''
-
-
-def load_pretrained(
-    model: GCViT,
-    checkpoint: str,
-    *,
-    prefix: str | None = None,
-    map_location: str = 'cpu',
-    allow_missing: Sequence[str] = (),
-) -> LoadReport:
-    """Load official, timm's or our weights into a backbone, whatever its windows.
-
-    Everything is checked before the first tensor is written.
-
-    Args:
-        model: The backbone.
-        checkpoint: A ``.pth``, ``.pth.tar`` or ``.safetensors`` file, or ``gcvit://NAME``, which
-            ``gcvit_mm.hub`` fetches.
-        prefix: Where the backbone stands in the file, 'backbone.' for example; found by itself
-            where it stands there once.
-        map_location: Device to read to.
-        allow_missing: Beginnings of the names of tensors that may be missing or of another shape,
-            'stages.3.' for example; those stay as initialised.
-
-    Returns:
-        The report, which is logged as well.
-
-    Raises:
-        UserError: The file is missing, cannot be fetched, is damaged, of another variant, or has
-            less than 90 % of what is not in ``allow_missing``.
-    """
-    try:
-        state = state_dict_of(read_checkpoint(resolve(checkpoint), map_location))
-        if prefix is not None:
-            state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-        state, naming = convert_names(state)
-        tensors, report = _match(model, state, tuple(allow_missing))
-    except UserError as error:
-        message = str(error)
-        raise UserError(
-            message if checkpoint in message else f'checkpoint {checkpoint}: {message}'
-        ) from error
-    report.source, report.naming = checkpoint, naming
-    model.load_state_dict(tensors, strict=False)
-    print_log(f'GCViT weights from {report}', logger='current')
-    return report
-
-
-def _match(
-    model: GCViT, state: dict[str, Tensor], allow_missing: tuple[str, ...]
-) -> tuple[dict[str, Tensor], LoadReport]:
-    target = model.state_dict()
-    report = LoadReport('', '')
-    report.left_over = [name for name in state if name not in target]
-    # Heads, output norms and later stages may be left over; blocks of a built stage may not.
-    built = tuple(f'stages.{i}.blocks.' for i in range(len(model.stages)))
-    wrong = [name for name in report.left_over if name.startswith(built)]
-    tensors = {}
-    for name, own in target.items():
-        tensor = state.get(name)
-        if tensor is None:
-            report.new.append(name)
-        elif tensor.shape == own.shape:
-            tensors[name] = tensor
-            report.loaded.append(name)
-        elif name.endswith('relative_position_bias_table') and tensor.shape[1] == own.shape[1]:
-            tensors[name] = resize_bias_table(tensor, (math.isqrt(len(own)) + 1) // 2)
-            report.resized.append(name)
-        elif name.startswith(allow_missing):
-            report.new.append(name)
-        else:
-            wrong.append(name)
-    required = [name for name in target if not (allow_missing and name.startswith(allow_missing))]
-    share = sum(target[n].numel() for n in required if n in tensors) / sum(
-        target[n].numel() for n in required
-    )
-    if wrong or share < 0.9:
-        raise UserError(
-            f'it holds {describe(state)}, the model is {describe(target)}: '
-            f'{share:.0%} of the model would be loaded'
-            + (f', {len(wrong)} tensors do not fit{_some(wrong, 3)}' if wrong else '')
-            + '. Use the checkpoint of the same arch, or name what may be missing in '
-            'init_cfg.allow_missing'
-        )
-    return tensors, report

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
-from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 from torch import Tensor
 
-from ..config import model_of
+from ..config import build_model, default_scope
 from ..engine.loops import seeded
-from ..randomness import seed_generators
+from ..engine.randomness import seed_generators
 
 
 class Feed:
@@ -38,10 +38,10 @@ class Feed:
         settings.update(num_workers=0, persistent_workers=False)
         for name in ('worker_init_fn', 'prefetch_factor', 'timeout'):
             settings.pop(name, None)
-        with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
+        with default_scope(cfg):
             self.loader = Runner.build_dataloader(seeded(settings, seed), seed)
-            # By the whole model, for some have settings of it elsewhere: CutMix and Mixup.
-            self.preprocessor = MODELS.build(model_of(cfg)).data_preprocessor
+        # By the whole model, for some have settings of it elsewhere: CutMix and Mixup.
+        self.preprocessor: Any = build_model(cfg).data_preprocessor
         self.metainfo: dict[str, Any] = self.loader.dataset.metainfo  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Any]]]:
@@ -59,3 +59,22 @@ class Feed:
             seed_generators(self.seed, number, 0)  # as before a step
             given = self.preprocessor(data, self.trains)
             yield given['inputs'], given['data_samples']
+
+
+def to_pictures(preprocessor: Any, inputs: Tensor) -> np.ndarray:
+    """Undo the normalisation of images.
+
+    Args:
+        preprocessor: The model's ``data_preprocessor``.
+        inputs: What it made of images, (B, 3, H, W).
+
+    Returns:
+        (B, H, W, 3) of uint8 in RGB. Padding has the colour that normalised zeros stand for.
+    """
+    pixels = inputs * getattr(preprocessor, 'std', 1) + getattr(preprocessor, 'mean', 0)
+    # Images are loaded in BGR. mmpretrain has a name of its own for turning them.
+    is_rgb = getattr(preprocessor, 'to_rgb', None) or getattr(
+        preprocessor, '_channel_conversion', False
+    )
+    pixels = pixels if is_rgb else pixels.flip(1)
+    return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()

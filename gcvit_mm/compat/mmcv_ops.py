@@ -2,7 +2,7 @@
 
 They are made of torchvision's compiled NMS and RoIAlign and of PyTorch code, and cover what Mask
 R-CNN, Cascade R-CNN, RetinaNet and the DETR family call; every other op exists by name only and
-raises when it is called. ``gcvit_mm.mmcv_extension`` offers them to mmcv.
+raises when it is called. ``gcvit_mm.compat.mmcv_extension`` offers them to mmcv.
 """
 
 import functools
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
-from .errors import UserError
+from ..errors import UserError
 from .mmcv_extension import NAME, STAND_IN
 
 

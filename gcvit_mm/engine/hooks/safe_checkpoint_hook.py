@@ -11,8 +11,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..checkpoint import replacing
-from ..errors import UserError
+from ...errors import UserError
+from ...fileio import atomic_write
 
 KEPT = 'kept_checkpoints'
 """Where the message hub lists the checkpoints that ``max_keep_ckpts`` counts."""
@@ -29,7 +29,7 @@ class WholeFileBackend(LocalBackend):
             os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         except OSError as error:
             raise UserError(f'{path} cannot be written ({error})') from error
-        with replacing(path) as file:
+        with atomic_write(path) as file:
             file.write(obj)
 
 

@@ -13,9 +13,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .launch import agree
-from .resume import find_resumable
-from .safe_checkpoint_hook import checkpoint_hook
+from ..work_dir import find_resumable
+from .distributed import broadcast_from_main
+from .hooks.safe_checkpoint_hook import checkpoint_hook
 
 
 class _Guard:
@@ -166,7 +166,7 @@ class NonFiniteHook(Hook):
             raise UserError(f'{problem}: {advice}')
         # Others in the folder are of an earlier training, unless this one goes on from it.
         since = '' if runner._resume else runner.timestamp
-        checkpoint, _ = agree(lambda: find_resumable(hook.out_dir, since))
+        checkpoint, _ = broadcast_from_main(lambda: find_resumable(hook.out_dir, since))
         if checkpoint is None:
             raise UserError(f'{problem}, and there is no checkpoint to go back to: {advice}')
         self.in_a_row = 0

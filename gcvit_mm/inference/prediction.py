@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as rle
 
-from ..inference import Predictor
+from . import Predictor
 
 LOWEST = 0.05
 """Objects with a lower score are dropped, whatever threshold is chosen."""

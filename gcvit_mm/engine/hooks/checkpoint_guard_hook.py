@@ -5,8 +5,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ..checkpoint import state_dict_of
-from ..errors import UserError
+from ...errors import UserError
+from ...weights.files import state_dict_of
+from ...weights.load import mismatches
 
 
 @HOOKS.register_module()
@@ -39,8 +40,8 @@ class CheckpointGuardHook(Hook):
             )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         file = {k.removeprefix('module.'): v for k, v in state_dict_of(checkpoint).items()}
-        own = {k: v for k, v in model.state_dict().items() if 'num_batches_tracked' not in k}
-        unfit = [k for k, v in own.items() if k not in file or file[k].shape != v.shape]
+        own = [name for name in model.state_dict() if 'num_batches_tracked' not in name]
+        unfit = mismatches(model, file)
         share = 1 - len(unfit) / len(own)
         if unfit and (self.exact or runner._resume or share < 0.5):
             raise UserError(
@@ -50,5 +51,5 @@ class CheckpointGuardHook(Hook):
             )
         runner.logger.info(
             f'Checkpoint {source}: {len(own) - len(unfit)} of {len(own)} tensors fit, '
-            f'{len(file.keys() - own.keys())} left over'
+            f'{len(file.keys() - own)} left over'
         )

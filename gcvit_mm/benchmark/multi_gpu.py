@@ -26,8 +26,8 @@ from mmengine.registry import (
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from .choices import FSDP_UNITS
-from .errors import UserError
+from ..choices import FSDP_UNITS
+from ..errors import UserError
 
 BACKWARD_SHARE = 2 / 3
 """Of the time of a forward and a backward pass: two products for each one of the forward pass."""

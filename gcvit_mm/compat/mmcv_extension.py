@@ -1,8 +1,8 @@
 """Offers a stand-in for ``mmcv._ext`` where mmcv comes without its compiled extension.
 
 ``mmcv.ops`` imports the binary module ``mmcv._ext``, which the pure Python wheels of mmcv lack.
-``gcvit_mm.mmcv_ops`` has the operations that stand in for it, and is imported when they are asked
-for. A compiled ``mmcv._ext`` always wins.
+``gcvit_mm.compat.mmcv_ops`` has the operations that stand in for it, and is imported when they are
+asked for. A compiled ``mmcv._ext`` always wins.
 """
 
 import ast
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
-from .errors import UserError
+from ..errors import UserError
 
 NAME = 'mmcv._ext'
 
@@ -57,10 +57,10 @@ class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if fullname != NAME:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin='gcvit_mm.mmcv_ops')
+        return importlib.machinery.ModuleSpec(fullname, self, origin='gcvit_mm.compat.mmcv_ops')
 
     def exec_module(self, module: ModuleType) -> None:
-        importlib.import_module('gcvit_mm.mmcv_ops').fill(module)
+        importlib.import_module('gcvit_mm.compat.mmcv_ops').fill(module)
 
 
 # Late installation: modules that tried `mmcv.ops` before it could be imported ------------------

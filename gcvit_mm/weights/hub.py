@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .zoo import ROOT
+from ..errors import UserError
+from ..zoo import ROOT
 
 SCHEME = 'gcvit://'
 HUB = 'https://huggingface.co'

@@ -1,0 +1,1 @@
+"""What the other packages are, and what is changed in them."""

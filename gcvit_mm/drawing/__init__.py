@@ -1,0 +1,1 @@
+"""Pictures: predictions, ground truth, what a model is given, where its backbone looks."""

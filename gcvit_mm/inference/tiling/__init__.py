@@ -1,0 +1,1 @@
+"""Large images, tile by tile."""

@@ -1,0 +1,1 @@
+"""Weights: reading, writing, conversion, loading, downloading."""
