@@ -273,13 +273,10 @@ def test_frozen_stages_drop_no_paths():
     assert not torch.equal(c, f)
 
 
-def test_train_returns_the_model_and_keeps_norms_in_evaluation_on_request():
-    model = nano(norm_eval=True)
+def test_train_and_eval_return_the_model():
+    model = nano()
     assert model.train() is model
     assert model.eval() is model
-    model.train()
-    assert not model.norm0.training
-    assert model.stages[0].blocks[0].training
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

@@ -1,5 +1,9 @@
 """The published variants of GC ViT."""
 
+from collections.abc import Mapping
+
+from ..errors import ArgumentError
+
 _TINY = dict(
     dim=64,
     depths=(3, 4, 19, 5),
@@ -27,5 +31,28 @@ ARCHS = {
     'large': {**_SMALL, 'dim': 192, 'num_heads': (6, 12, 24, 48), 'drop_path_rate': 0.5},
 }
 """The published variants; ``drop_path_rate`` is the one of their ImageNet training."""
-KEYS = set(_TINY)
-"""What describes a variant."""
+
+
+def arch_settings(arch: str | Mapping) -> Mapping:
+    """The settings of a variant, given by its name or as they are.
+
+    Raises:
+        ArgumentError: The name is unknown, or the settings are not valid.
+    """
+    if isinstance(arch, str):
+        if arch not in ARCHS:
+            raise ArgumentError(f'arch={arch!r} is unknown: choose one of {list(ARCHS)}')
+        return ARCHS[arch]
+    if not isinstance(arch, Mapping) or set(arch) != set(_TINY):
+        given = sorted(arch) if isinstance(arch, Mapping) else arch
+        raise ArgumentError(
+            f'arch is one of {list(ARCHS)} or a dict with exactly the keys {sorted(_TINY)}, '
+            f'not {given}'
+        )
+    for key in ('depths', 'num_heads'):
+        if len(arch[key]) != 4 or min(arch[key]) < 1:
+            raise ArgumentError(f'arch[{key!r}] must hold 4 positive numbers, not {arch[key]}')
+    for i, heads in enumerate(arch['num_heads']):
+        if arch['dim'] * 2**i % heads:
+            raise ArgumentError(f'stage {i} has {arch["dim"] * 2**i} channels for {heads} heads')
+    return arch

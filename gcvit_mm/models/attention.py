@@ -1,17 +1,17 @@
 """Window attention with a learned relative-position bias, and its implementations.
 
-Where windows do not divide a map it is padded with zeros, before the linear layer that makes
-queries, keys and values: padded cells have its bias for key and value, and are attended to. All
-implementations take and give maps:
+A feature map that the windows do not divide is padded with zeros before the linear layer that
+computes queries, keys and values. The padded tokens therefore have the bias of that layer as key
+and value, and take part in the softmax. All implementations have one signature:
 
-    qkv: Queries, keys and values, (B, H, W, 3 C), or keys and values alone, (B, H, W, 2 C); of a
-        cell the channels are ordered by which of them, head, channel of the head.
-    padding: What a padded cell has in place of ``qkv``, shape (3 C,) or (2 C,).
-    q_global: The query of an image that all its windows share, (B, heads, N, C / heads) with N
-        cells in a window; None where ``qkv`` has the windows' own.
-    bias: The windows' ``PositionBias``.
+    qkv: Queries, keys and values, (B, H, W, 3 C), or keys and values, (B, H, W, 2 C). The channels
+        are ordered by query / key / value, head, and channel of the head.
+    padding: ``qkv`` of a padded token, (3 C,) or (2 C,).
+    q_global: The query that all windows of an image share, (B, heads, N, C / heads) with N tokens
+        in a window; None if ``qkv`` has the queries.
+    bias: The ``PositionBias`` of the windows.
 
-They return the map (B, H, W, C).
+They return a feature map (B, H, W, C).
 """
 
 import torch
@@ -26,7 +26,10 @@ from .windows import partition, segments, unpartition
 def eager_attention(
     qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
 ) -> Tensor:
-    """The readable reference: softmax(q k^T / sqrt(d) + bias) v in windows of a padded map."""
+    """Compute softmax(q k^T / sqrt(d) + bias) v in windows of a padded feature map.
+
+    This is the readable reference for the other implementations.
+    """
     B, H, W, channels = qkv.shape
     window = bias.window
     rows, columns = -(-H // window), -(-W // window)
@@ -43,11 +46,14 @@ def eager_attention(
 def sdpa_attention(
     qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
 ) -> Tensor:
-    """The same through ``scaled_dot_product_attention``, and without padding.
+    """Compute window attention by ``scaled_dot_product_attention``, without padding.
 
-    All padded cells of a window have one key and value. Their share in the softmax is that of a
-    single key whose bias is the logarithm of the sum of the exponentials of theirs. So whole
-    windows and those cut off at the borders are computed apart, each with the cells there are.
+    All P padded tokens of a window have one key k and one value v, and differ in their bias b_p:
+
+        sum_p exp(q k + b_p) v = exp(q k + log sum_p exp(b_p)) v
+
+    One key with the bias log sum_p exp(b_p) stands for all of them. Whole windows and the windows
+    at the right and bottom border are computed separately, each with its real tokens.
     """
     window = bias.window
     pieces = []
@@ -68,10 +74,10 @@ def sdpa_attention(
 def padded_attention(
     qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
 ) -> Tensor:
-    """The same in windows of a padded map: of one form for all sizes, as a graph needs it."""
+    """Compute window attention on a padded feature map, in one graph for all sizes."""
     images, height, width, channels = qkv.shape
     window = bias.window
-    # PyTorch's arithmetic of open sizes simplifies this, but not -height % window.
+    # PyTorch's symbolic shapes simplify this expression, but not -height % window.
     below = (height + window - 1) // window * window - height
     beside = (width + window - 1) // window * window - width
     x = torch.cat([qkv, padding.expand(images, height, beside, channels)], dim=2)
@@ -83,17 +89,25 @@ def padded_attention(
 def _attend(
     qkv: Tensor, padding: Tensor, query: Tensor | None, bias: Tensor, height: int, width: int
 ) -> Tensor:
-    """Attention in windows that divide a map, and share one key more if they are cut off.
+    """Attend in windows that divide the feature map.
+
+    Args:
+        qkv: As for all implementations.
+        padding: Key and value that are appended where ``bias`` has a column for them.
+        query: The shared query, (B, heads, height * width, d), or None.
+        bias: Shape (heads, n, n) or, with a column for the padding, (heads, n, n + 1).
+        height: Rows of a window.
+        width: Columns of a window.
 
     Returns:
-        The windows in their rows and columns, (B, rows, height, columns, width, C).
+        The windows by row and column, (B, rows, height, columns, width, C).
     """
-    cells = partition(qkv, height, width)  # (B, nW, n, parts * C)
-    images, windows, n = cells.shape[:3]
+    tokens = partition(qkv, height, width)  # (B, nW, n, parts * C)
+    images, windows, n = tokens.shape[:3]
     if bias.shape[2] > n:
-        padded = padding.to(cells.dtype).expand(images, windows, 1, -1)
-        cells = torch.cat([cells, padded], dim=2)
-    *q, k, v = _split_heads(cells, 3 if query is None else 2, len(bias))
+        padded = padding.to(tokens.dtype).expand(images, windows, 1, -1)
+        tokens = torch.cat([tokens, padded], dim=2)
+    *q, k, v = _split_heads(tokens, 3 if query is None else 2, len(bias))
     query = q[0][..., :n, :] if query is None else query[:, None].expand(-1, windows, -1, -1, -1)
     # The fused kernels take four dimensions: windows are folded into the batch.
     q4, k4, v4 = (t.flatten(0, 1) for t in (query, k, v))
@@ -103,12 +117,12 @@ def _attend(
 
 
 def _assemble(pieces: list[list[Tensor]]) -> Tensor:
-    """The map (B, H, W, C) of windows (B, rows, height, columns, width, C), piece beside piece."""
+    """Join pieces (B, rows, height, columns, width, C) to a feature map (B, H, W, C)."""
     if torch.is_grad_enabled():
         maps = [[piece.flatten(3, 4).flatten(1, 2) for piece in row] for row in pieces]
         bands = [torch.cat(row, dim=2) if len(row) > 1 else row[0] for row in maps]
         return torch.cat(bands, dim=1) if len(bands) > 1 else bands[0]
-    # One pass over the map instead of three; it would take more of them in the backward pass.
+    # Without gradients, one pass over the feature map is enough instead of three.
     heights = [row[0].shape[1] * row[0].shape[2] for row in pieces]
     widths = [piece.shape[3] * piece.shape[4] for piece in pieces[0]]
     first = pieces[0][0]
@@ -120,19 +134,19 @@ def _assemble(pieces: list[list[Tensor]]) -> Tensor:
 
 
 def _split_heads(x: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
-    """(B, nW, n, parts * C) -> for each part (B, nW, heads, n, d)."""
+    """Split (B, nW, n, parts * C) into parts of shape (B, nW, heads, n, d)."""
     return x.unflatten(-1, (parts, heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind()
 
 
 def _join_heads(x: Tensor) -> Tensor:
-    """(B, nW, heads, n, d) -> (B, nW, n, C)."""
+    """Join the heads, (B, nW, heads, n, d) -> (B, nW, n, C)."""
     return x.transpose(2, 3).flatten(3)
 
 
 def triton_attention(
     qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
 ) -> Tensor:
-    """The same in kernels of our own for CUDA, which read and write the map itself."""
+    """Compute window attention by our Triton kernels, which read and write the feature map."""
     if not hasattr(torch.library, 'custom_op'):
         raise ArgumentError(
             f"attn_impl='triton' needs torch 2.4 or later, this is {torch.__version__}"
@@ -146,9 +160,10 @@ ATTENTION = {'eager': eager_attention, 'sdpa': sdpa_attention, 'triton': triton_
 
 
 def resolve_attention(name: str) -> str:
-    """The implementation that ``name`` stands for.
+    """The key of ``ATTENTION`` that ``name`` stands for.
 
-    'auto' is the fastest that was measured; 'triton' was not, for want of a GPU.
+    'auto' is the fastest implementation that has been measured. 'triton' has not been measured: no
+    GPU was available.
 
     Raises:
         ArgumentError: ``name`` is not 'auto' or a key of ``ATTENTION``.
@@ -165,13 +180,13 @@ _is_compiling = getattr(torch.compiler, 'is_compiling', lambda: True)
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention within windows; the query is the window's own or the image's.
+    """Multi-head attention within windows, with the window's own query or the global one.
 
     Args:
         dim: Channels.
         num_heads: Heads; divides ``dim``.
-        window_size: Side of a window, in cells.
-        global_query: The query comes from outside, one for all windows of an image.
+        window_size: Side of a window, in tokens.
+        global_query: Take one query for all windows of an image, instead of computing queries.
         impl: A key of ``ATTENTION``.
     """
 
@@ -183,7 +198,7 @@ class WindowAttention(nn.Module):
         self.attention = ATTENTION[impl]
         self.qkv = nn.Linear(dim, dim * (2 if global_query else 3))
         self.proj = nn.Linear(dim, dim)
-        self.kept_biases: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.bias_cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros((2 * window_size - 1) ** 2, num_heads)
         )
@@ -192,22 +207,21 @@ class WindowAttention(nn.Module):
         """Attend within each window.
 
         Args:
-            x: Map of shape (B, H, W, C).
+            x: Feature map of shape (B, H, W, C).
             index: ``relative_position_index(window_size)``.
-            q_global: The image's query, shape (B, heads, N, d); None where the window's own is
-                computed.
+            q_global: The global query, (B, heads, N, d); None without ``global_query``.
 
         Returns:
-            Map of shape (B, H, W, C).
+            Feature map of shape (B, H, W, C).
         """
-        # Computed once for many images, while nothing is learned. Elsewhere than on CPUs it would
-        # cost a wait to notice another table.
+        # Biases are cached in inference, and on CPUs alone: a comparison with the cached table
+        # would make the host wait for a GPU.
         learns = torch.is_grad_enabled() or _is_compiling()
-        keeps = x.device.type == 'cpu' and not learns
+        caches = x.device.type == 'cpu' and not learns
         bias = PositionBias(
             self.relative_position_bias_table,
             index,
             self.window_size,
-            kept=self.kept_biases if keeps else None,
+            cache=self.bias_cache if caches else None,
         )
         return self.proj(self.attention(self.qkv(x), self.qkv.bias, q_global, bias))

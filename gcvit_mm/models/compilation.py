@@ -1,10 +1,11 @@
-"""``torch.compile`` for blocks that are alike."""
+"""``torch.compile`` for a backbone, applied from outside, block by block."""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmengine.utils import digit_version
 from torch import Tensor, nn
@@ -12,17 +13,28 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 
 MOST_GRAPHS = 1024
-"""PyTorch's own limits, 8 for a function and 256 in all, would end compiling in silence."""
+"""PyTorch's own limits, 8 for a function and 256 in all, would end compiling without a word."""
 
 
-def compile_blocks(blocks: Sequence[nn.Module]) -> None:
-    """Compile blocks in place: keys of the state dict stay, and equal blocks share their code.
+def compile_backbone(backbone: Any, blocks: Sequence[nn.Module], sides: Any) -> None:
+    """Compile blocks in place, and pad the backbone's images to few sizes.
 
-    Each compilation is logged, with its number.
+    The keys of the state dict stay, and blocks of one kind share their code. Images are padded with
+    zeros at the right and bottom, and the feature maps are cut back: heads see maps of the size
+    that they would see without compilation. Each compilation is logged, with its number.
+
+    Args:
+        backbone: A model from images to feature maps, with ``out_strides``.
+        blocks: Its blocks.
+        sides: Heights and widths in pixels that images are padded to; larger ones keep their size.
 
     Raises:
-        ArgumentError: PyTorch is too old to share code between blocks.
+        ArgumentError: ``sides`` are not pixels, or PyTorch is too old to share code between blocks.
     """
+    if isinstance(sides, str) or not isinstance(sides, Sequence):
+        raise ArgumentError(f'compile_sides must be a list of pixels, not {sides!r}')
+    if any(not isinstance(side, int) or side < 1 for side in sides):
+        raise ArgumentError(f'compile_sides must be a list of pixels, not {sides!r}')
     if digit_version(torch.__version__) < digit_version('2.5'):
         raise ArgumentError(f'compile_sides needs torch 2.5 or later, this is {torch.__version__}')
     from torch._dynamo import config  # takes seconds, and is wanted here alone
@@ -33,6 +45,28 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> None:
         setattr(config, own, max(getattr(config, own), MOST_GRAPHS))
     for block in blocks:
         block.compile(backend=_inductor, dynamic=False)
+    backbone.compile_sides = sorted(sides)
+    # Functions of the module rather than a wrapper: copies of the backbone (EMA) have their own.
+    backbone.register_forward_pre_hook(_pad)
+    backbone.register_forward_hook(_cut_back)
+
+
+def _pad(backbone: Any, inputs: tuple[Tensor]) -> Tensor:
+    (x,) = inputs
+    height, width = backbone.image_size = x.shape[2:]
+    below, beside = (
+        next((padded for padded in backbone.compile_sides if padded >= side), side) - side
+        for side in (height, width)
+    )
+    return F.pad(x, (0, beside, 0, below)) if below or beside else x
+
+
+def _cut_back(backbone: Any, _: Any, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    height, width = backbone.image_size
+    return tuple(
+        out[:, :, : -(-height // stride), : -(-width // stride)]
+        for out, stride in zip(maps, backbone.out_strides, strict=True)
+    )
 
 
 _compiled = 0
@@ -47,7 +81,7 @@ def _inductor(graph: Any, inputs: list[Tensor]) -> Callable:
     compiled = lookup_backend('inductor')(graph, inputs)
     maps = [tuple(x.shape) for x in inputs if isinstance(x, Tensor) and x.ndim == 4]
     print_log(
-        f'compiled block {_compiled}, for a map of {" x ".join(map(str, maps[0][1:3]))} cells, '
+        f'compiled block {_compiled}, for a feature map of {" x ".join(map(str, maps[0][1:3]))}, '
         f'in {time.perf_counter() - started:.0f} s',
         logger='current',
     )

@@ -1,6 +1,6 @@
 """GC ViT, the Global Context Vision Transformer, as a backbone (https://arxiv.org/abs/2206.09959).
 
-Inside the stages maps are channels-last, (B, H, W, C); convolutions see (B, C, H, W) views.
+Feature maps are (B, H, W, C) inside the stages; convolutions get (B, C, H, W) views of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
-from .archs import ARCHS, KEYS
+from .archs import arch_settings
 from .attention import WindowAttention, resolve_attention
-from .compilation import compile_blocks
+from .compilation import compile_backbone
 from .windows import relative_position_index
 
 STRIDES = (4, 8, 16, 32)
@@ -25,7 +25,7 @@ _is_exporting = getattr(torch.compiler, 'is_exporting', lambda: False)
 
 
 class SqueezeExcite(nn.Module):
-    """Gate of each channel from the map's mean: linear, GELU, linear, sigmoid; no biases."""
+    """A gate for each channel, computed from its mean: linear, GELU, linear, sigmoid; no biases."""
 
     def __init__(self, dim: int, ratio: float = 0.25) -> None:
         super().__init__()
@@ -49,14 +49,14 @@ class MBConv(nn.Module):
         return x + self._mix(F.gelu(self.conv_dw(x)))
 
     def _mix(self, x: Tensor) -> Tensor:
-        """Gate and pointwise convolution; gated are an image's weights instead of its map."""
+        """Apply the gate to the pointwise convolution's weights, which are smaller than ``x``."""
         weight = self.conv_pw.weight.flatten(1) * self.se(x)[:, None]  # (B, C, C)
-        cells = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.transpose(1, 2)
-        return cells.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
+        tokens = x.permute(0, 2, 3, 1).flatten(1, 2) @ weight.transpose(1, 2)
+        return tokens.unflatten(1, x.shape[2:]).permute(0, 3, 1, 2)
 
 
 class Downsample(nn.Module):
-    """Halve a map, (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), out_dim)."""
+    """Halve a feature map, (B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), out_dim)."""
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Downsample(nn.Module):
 
 
 class Stem(nn.Module):
-    """Image to the first map, (B, in_channels, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
+    """Patch embedding, (B, in_channels, H, W) -> (B, ceil(H / 4), ceil(W / 4), dim)."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -84,12 +84,12 @@ class Stem(nn.Module):
 
 
 class GlobalQuery(nn.Module):
-    """The query that all windows of an image share, from the stage's input map.
+    """Computes the query that all windows of an image share from the input of a stage.
 
     Args:
         dim: Channels.
         num_heads: Heads.
-        window_size: Side of a window, in cells.
+        window_size: Side of a window, in tokens.
         pools: One MBConv per entry; True where a 3x3 max-pool of stride 2 follows it.
     """
 
@@ -108,7 +108,7 @@ class GlobalQuery(nn.Module):
             if pool:
                 x = F.max_pool2d(x, 3, stride=2, padding=1)
         size = (self.window_size, self.window_size)
-        # A graph for other sizes too cannot ask; of one that fits, resizing makes the same.
+        # An exported graph cannot branch on the size; resizing to the same size changes nothing.
         if _is_exporting() or x.shape[2:] != size:
             x = F.interpolate(x, size, mode='bicubic', align_corners=False)
         return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
@@ -127,7 +127,7 @@ class Mlp(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drop the residual branch of whole items of a batch, at random, while training."""
+    """Stochastic depth: drop the residual branch of whole samples at random while training."""
 
     keep: Tensor
 
@@ -135,7 +135,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
         self.drops = rate > 0
-        # A tensor, for a compiled block must not depend on what differs from block to block.
+        # A tensor, because a number would make torch.compile compile each block anew.
         self.register_buffer('keep', torch.tensor(1.0 - rate), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each normalised before, optionally scaled, and added."""
+    """A transformer block: attention and MLP, each with a pre-norm, layer scale and a residual."""
 
     def __init__(
         self,
@@ -183,7 +183,7 @@ def _scale(x: Tensor, gamma: Tensor | None) -> Tensor:
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution: even ones attend locally, odd ones with the global query."""
+    """Blocks of one resolution: even blocks use local attention, odd blocks the global query."""
 
     def __init__(
         self,
@@ -200,9 +200,9 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
-        # One index for the stage, and none in checkpoints, which then fit any window.
+        # All blocks share one index; it is left out of checkpoints, which therefore fit any window.
         self.register_buffer('index', relative_position_index(window_size), persistent=False)
-        # A stage of one block has no global attention to ask for the query.
+        # A stage of one block has no global attention, and needs no query.
         has_global = len(drop_paths) > 1
         self.global_query = GlobalQuery(dim, num_heads, window_size, pools) if has_global else None
         self.blocks = nn.ModuleList(
@@ -221,7 +221,7 @@ class Stage(nn.Module):
         self.downsample = Downsample(dim, 2 * dim) if downsample else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); the caller downsamples, after it took its output."""
+        """(B, H, W, C) -> (B, H, W, C); the caller keeps the output and then downsamples."""
         q_global = self.global_query(x) if self.global_query else None
         for i, block in enumerate(self.blocks):
             query = q_global if i % 2 else None
@@ -239,35 +239,32 @@ class GCViT(BaseModule):
     Args:
         arch: A key of ``ARCHS``, or a dict with exactly the keys dim, depths, num_heads, mlp_ratio,
             layer_scale and drop_path_rate.
-        window_size: Side of the windows in cells, for all stages or one per stage. None is the
-            ImageNet setting of 224 pixels: 7, 7, 14, 7.
-        out_indices: Stages whose maps are returned, ascending. Stages behind the last one are not
-            built.
-        pretrain_size: Side in pixels of the images that the weights were trained on. It decides
-            whether the third stage's global query is pooled (no parameter tells).
-        drop_path_rate: Rate of the last block, rising linearly from 0 at the first; None takes the
-            arch's.
-        frozen_stages: 0 freezes the stem, i > 0 also the first i stages with their output norms;
-            -1 freezes nothing.
-        norm_eval: Keep norm layers in evaluation mode while training. GC ViT's own are LayerNorms,
-            which compute the same in both modes.
-        with_cp: Recompute the blocks' activations in the backward pass to save memory.
+        window_size: Side of the windows in tokens, for all stages or one per stage. None is the
+            setting for ImageNet at 224 pixels: 7, 7, 14, 7.
+        out_indices: Stages whose feature maps are returned, ascending. Later stages are not built.
+        pretrain_size: Side in pixels of the images of the pre-training. It decides whether the
+            global query of the third stage is pooled; the weights do not show it.
+        drop_path_rate: Rate of the last block; it rises linearly from 0 at the first block. None
+            takes the rate of the arch.
+        frozen_stages: -1 freezes nothing, 0 the stem, i > 0 the stem and the first i stages with
+            their output norms.
+        with_cp: Recompute the activations of the blocks in the backward pass to save memory.
         attn_impl: 'auto', 'eager', 'sdpa', or 'triton' on CUDA devices.
-        compile_sides: Not None compiles the blocks with ``torch.compile``, once for each shape of
-            images. So that there are few, images are padded with zeros to the next of these
-            heights and widths, as a larger image in their batch would, and the maps are cut back;
-            larger ones keep their size, and with ``()`` all do, which fits crops of one size.
+        compile_sides: Heights and widths in pixels. If given, ``torch.compile`` compiles the blocks
+            once for each image size, and images are padded to the next of these sides so that
+            there are few sizes; larger images keep theirs. ``()`` pads nothing. None does not
+            compile. See ``gcvit_mm.models.compilation``.
         in_channels: Channels of the images.
         init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=FILE)`` takes
-            official, timm's and this package's files; see
+            files of the authors, of timm and of this package; see
             ``gcvit_mm.weights.load.load_pretrained`` for its options.
 
     Attributes:
-        out_channels: Channels of each returned map.
-        out_strides: Input pixels per cell of each returned map.
+        out_channels: Channels of each returned feature map.
+        out_strides: Stride in pixels of each returned feature map.
 
     Raises:
-        ArgumentError: An argument is none of the valid choices; also a ValueError.
+        ArgumentError: An argument is not valid; an ArgumentError is also a ValueError.
 
     Examples:
         >>> model = GCViT('xxtiny').eval()
@@ -284,7 +281,6 @@ class GCViT(BaseModule):
         pretrain_size: int = 224,
         drop_path_rate: float | None = None,
         frozen_stages: int = -1,
-        norm_eval: bool = False,
         with_cp: bool = False,
         attn_impl: str = 'auto',
         compile_sides: Sequence[int] | None = None,
@@ -292,7 +288,7 @@ class GCViT(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        settings = _arch_settings(arch)
+        settings = arch_settings(arch)
         windows = _window_sizes(window_size)
         self.out_indices = _check_out_indices(out_indices)
         if frozen_stages not in range(-1, 5):
@@ -300,7 +296,6 @@ class GCViT(BaseModule):
                 f'frozen_stages={frozen_stages} is unknown: choose -1, 0, 1, 2, 3 or 4'
             )
         self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
         self.attn_impl = resolve_attention(attn_impl)
 
         rate = settings['drop_path_rate'] if drop_path_rate is None else drop_path_rate
@@ -310,8 +305,8 @@ class GCViT(BaseModule):
         last_block = max(sum(depths) - 1, 1)
         rates = (rate * block / last_block for block in range(sum(depths)))
         drop_paths = [[next(rates) for _ in range(depth)] for depth in depths]
-        # The third stage's query keeps its size where it is window-sized on the images of the
-        # pre-training, by the window alone.
+        # The third stage pools its query only if the feature map of the pre-training is larger than
+        # its window.
         pools = ([True] * 3, [True] * 2, [windows[2] != pretrain_size // 16], [False])
 
         dim, last = settings['dim'], self.out_indices[-1]
@@ -340,13 +335,12 @@ class GCViT(BaseModule):
         self.apply(_init_module)
         for module in self._frozen_modules():
             module.requires_grad_(False)
-        self.compile_sides: list[int] = []
         if compile_sides is not None:
-            self.compile_sides = _check_compile_sides(compile_sides)
-            compile_blocks([module for module in self.modules() if isinstance(module, Block)])
+            blocks = [module for module in self.modules() if isinstance(module, Block)]
+            compile_backbone(self, blocks, compile_sides)
 
     def init_weights(self) -> None:
-        """Load ``init_cfg``'s checkpoint, of whatever naming and windows, and report on every key.
+        """Initialise the weights: from a checkpoint of any naming and windows, or at random.
 
         Raises:
             gcvit_mm.errors.UserError: The file is missing, damaged, or not of this model.
@@ -367,23 +361,9 @@ class GCViT(BaseModule):
             x: Images of shape (B, in_channels, H, W), any H and W of at least one pixel.
 
         Returns:
-            A map of shape (B, out_channels[j], ceil(H / s), ceil(W / s)), s = out_strides[j], for
-            each entry j of ``out_indices``.
+            For each entry j of ``out_indices`` a feature map of shape (B, out_channels[j],
+            ceil(H / s), ceil(W / s)), s = out_strides[j].
         """
-        height, width = x.shape[2:]
-        padded = self._padded(height) - height, self._padded(width) - width
-        if not any(padded):
-            return self._pyramid(x)
-        outs = self._pyramid(F.pad(x, (0, padded[1], 0, padded[0])))
-        return tuple(
-            out[:, :, : -(-height // stride), : -(-width // stride)]
-            for out, stride in zip(outs, self.out_strides, strict=True)
-        )
-
-    def _padded(self, side: int) -> int:
-        return next((padded for padded in self.compile_sides if padded >= side), side)
-
-    def _pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = []
         x = self.stem(x)
         for i, stage in enumerate(self.stages):
@@ -396,36 +376,32 @@ class GCViT(BaseModule):
         return tuple(outs)
 
     def train(self, mode: bool = True) -> 'GCViT':
-        """Set the mode; frozen parts, and norms with ``norm_eval``, stay in evaluation mode."""
+        """Set the training mode; frozen parts stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen_modules():
             module.eval()
-        if self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, nn.LayerNorm | nn.modules.batchnorm._NormBase):
-                    module.eval()
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Say which layer a parameter is of, for learning rates that fall from layer to layer.
+        """The layer of a parameter, for layer-wise learning-rate decay.
 
-        The stem is layer 0, each block is a layer, and the last one is all that follows. The
-        numbers are those of mmpretrain's backbones, as its own constructor of optimizers and
-        ``LayerDecayOptimWrapperConstructor`` take them.
+        The stem is layer 0, each block is a layer, and everything after the blocks is the last
+        layer. mmpretrain's backbones count in this way, and both its optimizer constructor and
+        ``LayerDecayOptimWrapperConstructor`` expect it.
 
         Args:
             param_name: Name of a parameter of the model.
-            prefix: Where the backbone is in the model, ``'backbone.'`` for example.
+            prefix: The backbone's place in the model, ``'backbone.'`` for example.
 
         Returns:
-            The layer, from 0, and the number of layers: that of the built blocks plus 2.
+            The layer, counted from 0, and the number of layers: the blocks and two more.
         """
         depths = [len([*stage.get_submodule('blocks').children()]) for stage in self.stages]
         last = sum(depths) + 1
         name = param_name.removeprefix(prefix).split('.')
         if not param_name.startswith(prefix) or name[0] not in ('stem', 'stages'):
-            # The output norms too: no ImageNet weights have the first three, so they learn as
-            # fast as a head.
+            # The output norms belong here too: ImageNet weights lack the first three, so they learn
+            # as fast as a head.
             layer = last
         elif name[0] == 'stem':
             layer = 0
@@ -448,33 +424,13 @@ class GCViT(BaseModule):
 
 
 def _init_module(module: nn.Module) -> None:
-    """Initialise as the paper's authors do; convolutions keep PyTorch's default."""
+    """Initialise as the authors of the paper do; convolutions keep PyTorch's default."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, WindowAttention):
         nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
-
-
-def _arch_settings(arch: str | Mapping) -> Mapping:
-    if isinstance(arch, str):
-        if arch not in ARCHS:
-            raise ArgumentError(f'arch={arch!r} is unknown: choose one of {list(ARCHS)}')
-        return ARCHS[arch]
-    if not isinstance(arch, Mapping) or set(arch) != KEYS:
-        given = sorted(arch) if isinstance(arch, Mapping) else arch
-        raise ArgumentError(
-            f'arch is one of {list(ARCHS)} or a dict with exactly the keys {sorted(KEYS)}, '
-            f'not {given}'
-        )
-    for key in ('depths', 'num_heads'):
-        if len(arch[key]) != 4 or min(arch[key]) < 1:
-            raise ArgumentError(f'arch[{key!r}] must hold 4 positive numbers, not {arch[key]}')
-    for i, heads in enumerate(arch['num_heads']):
-        if arch['dim'] * 2**i % heads:
-            raise ArgumentError(f'stage {i} has {arch["dim"] * 2**i} channels for {heads} heads')
-    return arch
 
 
 def _window_sizes(window_size: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -491,13 +447,3 @@ def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
     if not indices or list(indices) != sorted(set(indices)) or not set(indices) <= set(range(4)):
         raise ArgumentError(f'out_indices must ascend within 0, 1, 2, 3, not {indices}')
     return indices
-
-
-def _check_compile_sides(compile_sides: Sequence[int]) -> list[int]:
-    try:
-        sides = sorted(int(side) for side in compile_sides)
-    except (TypeError, ValueError):
-        sides = [0]
-    if any(side < 1 for side in sides):
-        raise ArgumentError(f'compile_sides must be a list of pixels, not {compile_sides!r}')
-    return sides

@@ -1,23 +1,23 @@
-"""The learned bias of window attention by relative position."""
+"""The learned relative-position bias of window attention."""
 
 import torch
 from torch import Tensor
 
-MOST_KEPT = 3
-"""Biases that a block keeps: of windows cut off at a map's right, at its bottom, and at both."""
-MOST_KEPT_CELLS = 256
-"""Of a window whose bias is kept: larger ones take as much memory as the maps."""
+CACHE_SIZE = 3
+"""Biases that a block caches: of windows at the right border, the bottom border, the corner."""
+MAX_CACHED_TOKENS = 256
+"""Tokens of the largest window that is cached: the bias of a larger one needs too much memory."""
 
 
 class PositionBias:
-    """The bias of a block's attention for each pair of a window's cells.
+    """The attention bias of a block for each pair of tokens of a window.
 
     Args:
         table: The bias of each head by relative position, ((2 window - 1)^2, heads).
         index: ``relative_position_index(window)``.
-        window: Side of a window, in cells.
-        kept: Where biases of cut-off windows stay from one call to the next, each with a copy of
-            the table that it is of; None where they are to be computed.
+        window: Side of a window, in tokens.
+        cache: Biases of windows at the border, each with a copy of the table that it was computed
+            from; it is filled and read. None computes every bias.
     """
 
     def __init__(
@@ -25,53 +25,57 @@ class PositionBias:
         table: Tensor,
         index: Tensor,
         window: int,
-        kept: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None,
+        cache: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.table = table
         self.index = index
         self.window = window
         self.heads = table.shape[1]
-        self.kept = kept
+        self.cache = cache
 
     def whole(self) -> Tensor:
-        """The bias within a whole window, (heads, N, N) with N = window ** 2."""
+        """The bias of a whole window, (heads, N, N) with N = window ** 2."""
         return self._look_up(self.index)
 
     def cut_off(self, height: int, width: int) -> Tensor:
-        """The bias within a window of which only the first rows and columns are on the map.
+        """The bias of a window at the border, of which the first rows and columns are tokens.
+
+        Args:
+            height: Rows of the window that are in the feature map.
+            width: Columns that are.
 
         Returns:
-            Shape (heads, n, n + 1) with n = height * width; the last column is for the padding,
-            all cells of which have one key.
+            Shape (heads, n, n + 1) with n = height * width; the last column is the bias of the one
+            key that stands for all padded tokens.
         """
-        if self.kept is None or height * width > MOST_KEPT_CELLS:
+        if self.cache is None or height * width > MAX_CACHED_TOKENS:
             return self._cut_off(height, width)
         size = height, width
-        found = self.kept.get(size)
-        if found is None or not torch.equal(found[0], self.table):
-            if len(self.kept) >= MOST_KEPT:
-                self.kept.clear()
-            found = self.kept[size] = self.table.clone(), self._cut_off(height, width)
-        return found[1]
+        cached = self.cache.get(size)
+        if cached is None or not torch.equal(cached[0], self.table):
+            if len(self.cache) >= CACHE_SIZE:
+                self.cache.clear()
+            cached = self.cache[size] = self.table.clone(), self._cut_off(height, width)
+        return cached[1]
 
     def _cut_off(self, height: int, width: int) -> Tensor:
         window = self.window
         grid = self.index.view([window] * 4)[:height, :width, :height, :width]
-        on_map = self._look_up(grid.flatten(2).flatten(0, 1))
-        beyond = self._log_sum_beyond(height, width).to(on_map.dtype)
-        return torch.cat([on_map, beyond[..., None]], dim=2)
+        inside = self._look_up(grid.flatten(2).flatten(0, 1))
+        padding = self._log_sum_padding(height, width).to(inside.dtype)
+        return torch.cat([inside, padding[..., None]], dim=2)
 
     def _look_up(self, index: Tensor) -> Tensor:
-        # Many times as fast on CPUs, and in the backward pass, as rows of all heads and a
-        # permutation.
+        # Selecting columns is many times faster, on CPUs and in the backward pass, than selecting
+        # rows of all heads and permuting them.
         rows = self.table.t().contiguous()
         return rows.index_select(1, index.flatten()).view(-1, *index.shape)
 
-    def _log_sum_beyond(self, height: int, width: int) -> Tensor:
-        """Logarithm of the sum of exp(bias) over a window's cells that are not on the map.
+    def _log_sum_padding(self, height: int, width: int) -> Tensor:
+        """The logarithm of the sum of exp(bias) over the padded tokens of a window.
 
         Returns:
-            Shape (heads, height * width), in single precision at least.
+            Shape (heads, height * width), in float32 or float64.
         """
         window = self.window
         table = self.table.float() if self.table.dtype.itemsize < 4 else self.table
@@ -79,10 +83,10 @@ class PositionBias:
         side = 2 * window - 1
         weights = (table.t().reshape(-1, side, side) - most).exp()  # (heads, y_i - y_j, x_i - x_j)
         total = table.new_zeros(1, 1, 1)
-        if height < window:  # keys in the rows beyond, of all columns
+        if height < window:  # padded rows, all columns
             rows = _sums(weights, 1, window - height, 0, height)
             total = total + _sums(rows, 2, window, 0, width)
-        if width < window:  # in the rows on the map, of the columns beyond
+        if width < window:  # padded columns of the other rows
             rows = _sums(weights, 1, height, window - height, height)
             total = total + _sums(rows, 2, window - width, 0, width)
         smallest = torch.finfo(total.dtype).tiny
@@ -90,5 +94,5 @@ class PositionBias:
 
 
 def _sums(x: Tensor, dim: int, length: int, start: int, count: int) -> Tensor:
-    """Sums of ``length`` neighbours along an axis, ``count`` of them, the first from ``start``."""
+    """``count`` sums of ``length`` neighbours along an axis; the first sum begins at ``start``."""
     return x.narrow(dim, start, count + length - 1).unfold(dim, length, 1).sum(dim=-1)

@@ -1,20 +1,19 @@
-"""Windows of a channels-last map: pure functions."""
+"""Windows of a channels-last feature map: pure functions."""
 
 import torch
 from torch import Tensor
 
 
 def partition(x: Tensor, height: int, width: int) -> Tensor:
-    """Cut a map into windows.
+    """Cut a feature map into windows.
 
     Args:
-        x: Map of shape (B, H, W, C), which the windows divide.
+        x: Feature map of shape (B, H, W, C), which the windows divide.
         height: Rows of a window.
         width: Columns of a window.
 
     Returns:
-        Windows of shape (B, nW, height * width, C), row by row; all windows of an image stand
-        together, in the order ``unpartition`` expects.
+        Windows of shape (B, nW, height * width, C), row by row, as ``unpartition`` expects them.
     """
     B, H, W, C = x.shape
     x = x.view(B, H // height, height, W // width, width, C).transpose(2, 3)
@@ -22,16 +21,16 @@ def partition(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def unpartition(windows: Tensor, height: int, width: int, columns: int) -> Tensor:
-    """Put windows together again: the inverse of ``partition``.
+    """Put windows together to a feature map: the inverse of ``partition``.
 
     Args:
         windows: Windows of shape (B, nW, height * width, C).
         height: Rows of a window.
         width: Columns of a window.
-        columns: Windows beside each other.
+        columns: Number of windows in a row.
 
     Returns:
-        Map of shape (B, H, W, C).
+        Feature map of shape (B, H, W, C).
     """
     B, count, _, C = windows.shape
     x = windows.view(B, count // columns, columns, height, width, C).transpose(2, 3)
@@ -39,14 +38,14 @@ def unpartition(windows: Tensor, height: int, width: int, columns: int) -> Tenso
 
 
 def segments(size: int, window: int) -> list[tuple[slice, int]]:
-    """Cut an axis of a map into whole windows and, at its end, what is less than one.
+    """Cut an axis of a feature map into whole windows and the rest.
 
     Args:
-        size: Cells of the axis.
-        window: Cells of a window.
+        size: Length of the axis, in tokens.
+        window: Side of a window, in tokens.
 
     Returns:
-        The parts, and the cells of a window in each.
+        Each part and the length of its windows.
     """
     whole = size - size % window
     parts = [(slice(0, whole), window), (slice(whole, size), size - whole)]
@@ -54,10 +53,10 @@ def segments(size: int, window: int) -> list[tuple[slice, int]]:
 
 
 def relative_position_index(window: int) -> Tensor:
-    """Row of the bias table for each pair of cells of a window.
+    """Row of the bias table for each pair of tokens of a window.
 
     Args:
-        window: Side of a window, in cells.
+        window: Side of a window, in tokens.
 
     Returns:
         int64 tensor of shape (N, N), N = window * window; entry (i, j) is
