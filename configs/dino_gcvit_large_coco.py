@@ -6,9 +6,12 @@ Paper: box AP 58.3 on val2017 (not measured here).
 Windows (of the 384-pixel weights), drop path rate and schedule are ours: the paper gives none.
 """
 
-_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py'
+_base_ = [
+    'mmdet::dino/dino-4scale_r50_8xb2-36e_coco.py',
+    './_base_/register.py',
+    './_base_/hooks.py',
+]
 
-custom_imports = dict(imports=['gcvit_mm.register'], allow_failed_imports=False)
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -34,10 +37,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='FasterCocoMetric', proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
 train_cfg = dict(type='ExactEpochBasedTrainLoop')
-default_hooks = dict(
-    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
-    non_finite=dict(type='NonFiniteHook'),
-)
+default_hooks = _base_.gcvit_hooks
 optim_wrapper = dict(
     type='GuardedOptimWrapper',
     optimizer=dict(fused=True),

@@ -5,7 +5,10 @@ Takes: ADE20K under ``data/ade/ADEChallengeData2016``, the ImageNet weights; 16 
 Paper: no figure; windows and drop path rate are ours.
 """
 
-_base_ = 'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py'
+_base_ = [
+    'mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+    './_base_/hooks.py',
+]
 
 custom_imports = dict(imports=['gcvit_mm.register', 'mmdet.models'], allow_failed_imports=False)
 model = dict(
@@ -52,7 +55,4 @@ optim_wrapper = dict(
     ),
 )
 train_cfg = dict(type='ExactIterBasedTrainLoop')
-default_hooks = dict(
-    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
-    non_finite=dict(type='NonFiniteHook'),
-)
+default_hooks = _base_.gcvit_hooks

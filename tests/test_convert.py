@@ -177,7 +177,7 @@ def test_a_converted_file_passes_the_test_of_the_classifiers_config(official, tm
         'test.py', 'configs/gcvit_xxtiny_imagenet.py', file, '--work-dir', tmp_path / 'work',
         '--cfg-options', *(f'test_dataloader.{k}={v}' for k, v in options.items()),
     )  # fmt: skip
-    assert '226 of 226 tensors fit, 0 left over' in output
+    assert '226 of 226 tensors fit, 0 are not used' in output
     assert 'accuracy/top1' in output
 
 

@@ -112,5 +112,5 @@ def test_processes_are_not_forked_on_macos_unless_the_config_says_so(monkeypatch
         dict(custom_hooks=[], launcher='none', env_cfg=dict(mp_cfg=dict(mp_start_method='fork')))
     )
     for cfg, method in ((Config(dict(custom_hooks=[], launcher='none')), 'spawn'), (asked, 'fork')):
-        prepare(cfg, exact_checkpoint=False, skip_bad_images=0)
+        prepare(cfg)
         assert cfg.env_cfg.mp_cfg.mp_start_method == method

@@ -63,7 +63,7 @@ def main() -> None:
     with results_at(args.out) as prefix:
         if prefix:
             write_predictions(cfg, prefix)
-        prepare(cfg, exact_checkpoint=True, skip_bad_images=args.skip_bad_images)
+        prepare(cfg, skip_bad_images=args.skip_bad_images)
         check_data(cfg, ('test_dataloader',))
         metrics = evaluate(cfg, args.tta, args.amp)
         if prefix and is_main_process():

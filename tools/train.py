@@ -67,7 +67,7 @@ def main() -> None:
 
     if args.amp:
         use_amp(cfg)
-    prepare(cfg, exact_checkpoint=False, skip_bad_images=args.skip_bad_images)
+    prepare(cfg, skip_bad_images=args.skip_bad_images)
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     if args.resume:

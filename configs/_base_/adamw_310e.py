@@ -1,5 +1,7 @@
 """The official ImageNet schedule: 310 epochs, 20 of warm-up, cosine to 5e-6, moving average."""
 
+_base_ = './epoch_loop.py'
+
 optim_wrapper = dict(
     type='GuardedOptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-3, betas=(0.9, 0.999), weight_decay=0.05, fused=True),
@@ -22,7 +24,5 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-train_cfg = dict(type='ExactEpochBasedTrainLoop', max_epochs=310, val_interval=1)
-val_cfg = dict()
-test_cfg = dict()
+train_cfg = dict(max_epochs=310)
 custom_hooks = [dict(type='EMAHook', momentum=2e-4)]

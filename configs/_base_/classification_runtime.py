@@ -1,9 +1,6 @@
 """What every classifier's config shares: registration, hooks, logging."""
 
-_base_ = 'mmpretrain::_base_/default_runtime.py'
+_base_ = ['mmpretrain::_base_/default_runtime.py', './register.py', './hooks.py']
 
-custom_imports = dict(imports=['gcvit_mm.register'], allow_failed_imports=False)
-default_hooks = dict(
-    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3, save_best='accuracy/top1'),
-    non_finite=dict(type='NonFiniteHook'),
-)
+default_hooks = _base_.gcvit_hooks
+default_hooks.checkpoint.save_best = 'accuracy/top1'

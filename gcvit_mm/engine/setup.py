@@ -3,7 +3,6 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -16,26 +15,28 @@ from .distributed import init_processes
 
 LOADER_TIMEOUT = 600
 """Seconds after which a loader that gives no batch is an error."""
+HOOKS = (
+    'RunSummaryHook',
+    'DataTimeHook',
+    'ProgressBarHook',
+    'CheckpointGuardHook',
+    'PreemptionHook',
+)
+"""What every run of ours has."""
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
-def prepare(cfg: Config, *, exact_checkpoint: bool, skip_bad_images: int) -> None:
-    """What every run gets: safe reading of checkpoints, our hooks, processes that find each other.
+def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
+    """Prepare a config for a run: safe reading of checkpoints, our hooks, connected processes.
 
     Raises:
         UserError: There are fewer GPUs than processes.
     """
     register_loaders()
-    own: list[dict[str, Any]] = [
-        dict(type='RunSummaryHook'),
-        dict(type='DataTimeHook'),
-        dict(type='ProgressBarHook'),
-        dict(type='CheckpointGuardHook', exact=exact_checkpoint),
-        dict(type='PreemptionHook'),
-    ]
-    # The config that a run leaves in its work folder has them already.
-    types = [hook['type'] for hook in own]
-    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook.get('type') not in types] + own
+    # Configs of other people lack our hooks, and older work folders have them here.
+    present = {hook.get('type') for hook in (cfg.get('default_hooks') or {}).values() if hook}
+    others = [hook for hook in cfg.custom_hooks if hook.get('type') not in HOOKS]
+    cfg.custom_hooks = others + [dict(type=name) for name in HOOKS if name not in present]
     if sys.platform == 'darwin':  # where mmengine forks by default, which Metal does not survive
         env = cfg.get('env_cfg', {})
         cfg.env_cfg = {**env, 'mp_cfg': {'mp_start_method': 'spawn', **env.get('mp_cfg', {})}}

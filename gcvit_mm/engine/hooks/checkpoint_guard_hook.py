@@ -1,9 +1,9 @@
-"""A look at a checkpoint before it is loaded into a model."""
+"""A check of a checkpoint before it is loaded into a model."""
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ...errors import UserError
 from ...weights.files import state_dict_of
@@ -14,21 +14,15 @@ from ...weights.load import mismatches
 class CheckpointGuardHook(Hook):
     """Refuse a checkpoint of another model, which mmengine would load in part and only log.
 
-    A config that is found in a checkpoint is not executed.
-
-    Args:
-        exact: Every tensor of the model must be in the file, as for a test. Otherwise, and where
-            no training is resumed, half of them are enough: fine-tuning replaces heads.
+    A test, and a training that is resumed, need every tensor of the model. Half of the tensors are
+    enough for fine-tuning, which replaces heads. A config in a checkpoint is not executed.
     """
-
-    def __init__(self, exact: bool) -> None:
-        self.exact = exact
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare names and shapes.
 
         Raises:
-            UserError: The file does not fit.
+            UserError: The file does not fit the model.
         """
         # mmengine would execute it, to look up a number of GPUs.
         checkpoint.get('meta', {}).pop('config', None)
@@ -41,15 +35,15 @@ class CheckpointGuardHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         file = {k.removeprefix('module.'): v for k, v in state_dict_of(checkpoint).items()}
         own = [name for name in model.state_dict() if 'num_batches_tracked' not in name]
-        unfit = mismatches(model, file)
-        share = 1 - len(unfit) / len(own)
-        if unfit and (self.exact or runner._resume or share < 0.5):
+        missing = mismatches(model, file)
+        trains = isinstance(runner._train_loop, BaseLoop)  # before a training it is a config
+        if missing and (not trains or runner._resume or len(missing) > len(own) / 2):
             raise UserError(
-                f'checkpoint {source} does not fit the model: {len(unfit)} of {len(own)} tensors '
-                f'are missing or of another shape ({", ".join(unfit[:3])}, ...). Use the config it '
-                'was trained with; ImageNet weights go into model.backbone.init_cfg'
+                f'checkpoint {source} does not fit the model: {len(missing)} of {len(own)} tensors '
+                f'are missing or of another shape ({", ".join(missing[:3])}, ...). Use the config '
+                'it was trained with; ImageNet weights go into model.backbone.init_cfg'
             )
         runner.logger.info(
-            f'Checkpoint {source}: {len(own) - len(unfit)} of {len(own)} tensors fit, '
-            f'{len(file.keys() - own)} left over'
+            f'Checkpoint {source}: {len(own) - len(missing)} of {len(own)} tensors fit, '
+            f'{len(file.keys() - own)} are not used'
         )

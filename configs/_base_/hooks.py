@@ -1,0 +1,11 @@
+"""The hooks of every config of ours, in any tool that trains or tests it."""
+
+gcvit_hooks = dict(
+    checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),
+    non_finite=dict(type='NonFiniteHook'),
+    run_summary=dict(type='RunSummaryHook'),
+    data_time=dict(type='DataTimeHook'),
+    progress_bar=dict(type='ProgressBarHook'),
+    checkpoint_guard=dict(type='CheckpointGuardHook'),
+    preemption=dict(type='PreemptionHook'),
+)

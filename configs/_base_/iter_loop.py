@@ -1,0 +1,5 @@
+"""Training by iterations that goes on exactly where it stopped."""
+
+train_cfg = dict(type='ExactIterBasedTrainLoop')
+val_cfg = dict(type='ValLoop')
+test_cfg = dict(type='TestLoop')
