@@ -22,8 +22,8 @@ from reference import write_official
 
 import gcvit_mm
 from gcvit_mm.cli import OptionsAction
-from gcvit_mm.engine.lr_scaling import scale_learning_rate
 from gcvit_mm.engine.distributed import check_gpus
+from gcvit_mm.engine.lr_scaling import scale_learning_rate
 from gcvit_mm.errors import UserError
 
 TRAINING = 'annotations/instances_training.json'

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..config import build_model
 from ..errors import UserError
-from ..models.gcvit import ARCHS, GCViT
+from ..models.archs import ARCHS
+from ..models.gcvit import GCViT
 
 PEERS: dict[str, dict[str, Any]] = {
     'swin_tiny': dict(type='mmdet.SwinTransformer'),
