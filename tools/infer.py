@@ -68,7 +68,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    check(args)
+    apply_options(args)
     check_model(args)
     root, inputs = find_inputs(args.inputs)
     from gcvit_mm import Predictor
@@ -87,7 +87,8 @@ def main() -> None:
     report(args.out, inputs, todo, failed)
 
 
-def check(args: argparse.Namespace) -> None:
+def apply_options(args: argparse.Namespace) -> None:
+    """Check the options, and apply those that concern the whole process."""
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # failed.txt tells of damaged videos
     if args.batch_size < 1:
         raise UserError(f'--batch-size {args.batch_size}: at least 1')

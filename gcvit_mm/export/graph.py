@@ -211,6 +211,10 @@ def build_graph(
         return Classifier(model, size)
     if task == 'segmentation':
         _check_segmenter(model)
+        # Tiling is left to whoever runs the file. The caller's model keeps its mode.
+        model = copy.copy(model)
+        model.test_cfg = copy.copy(model.test_cfg)
+        model.test_cfg['mode'] = 'whole'
         return (Labeller if argmax else Segmenter)(model, size)
     raise UserError(
         'detectors are not exported as a whole: their number of boxes depends on the image, and '
@@ -250,7 +254,6 @@ def _check_segmenter(model: Any) -> None:
             'data_preprocessor.test_cfg pads images, which is not exported: remove it, GC ViT '
             'takes any size'
         )
-    model.test_cfg['mode'] = 'whole'  # cutting images into tiles is left to who runs the file
 
 
 def _exportable(model: Any, is_static: bool) -> Any:

@@ -16,7 +16,7 @@ from ..config import build_model, read_config, task_of, test_dataset
 from ..inference.model import load_model
 from ..version import __version__
 from ..weights.hub import published
-from ..weights.mm_loaders import register_loaders
+from ..weights.mm_loaders import safe_loaders
 from ..work_dir import find_model
 from .graph import INPUT, ImageModel
 
@@ -49,13 +49,13 @@ def load_source(
     Raises:
         UserError: The model or its checkpoint cannot be read, or they do not fit each other.
     """
-    register_loaders()
     if random_weights:
         cfg, file = read_config(model), None
     else:
         cfg, file = find_model(model, checkpoint)
     task = task_of(cfg)
-    network, meta = load_model(cfg, file, 'cpu') if file else (_random_model(cfg), {})
+    with safe_loaders():
+        network, meta = load_model(cfg, file, 'cpu') if file else (_random_model(cfg), {})
     name = Path(file).name if file else 'random'
     licences = {weights.file: weights.licence for weights in published().values()}
     about: dict[str, Any] = dict(

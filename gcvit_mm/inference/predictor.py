@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..config import default_scope, task_of, test_dataset
 from ..drawing.predictions import Drawer
 from ..errors import UserError
-from ..weights.mm_loaders import register_loaders
+from ..weights.mm_loaders import safe_loaders
 from ..work_dir import find_model
 from .images import ImageLike, Pipeline
 from .model import load_model
@@ -61,12 +61,12 @@ class Predictor:
         tile: int | None = None,
         overlap: int | None = None,
     ) -> None:
-        register_loaders()
         self.cfg, self.checkpoint = find_model(model, checkpoint)
         self.task = task_of(self.cfg)
         self.tile, self.overlap = _checked(tile, overlap, self.task)
         self.model: Any
-        self.model, meta = load_model(self.cfg, self.checkpoint, _usable(device))
+        with safe_loaders():
+            self.model, meta = load_model(self.cfg, self.checkpoint, _usable(device))
         self.classes, self.palette = meta['classes'], meta['palette']
         self.has_masks = self.task == 'detection' and bool(getattr(self.model, 'with_mask', False))
         with default_scope(self.cfg):

@@ -1,8 +1,9 @@
-"""How mmengine reads checkpoints in our tools: from wherever, and without executing anything."""
+"""Loaders of checkpoints for mmengine that execute nothing."""
 
 import os
 import re
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import torch
@@ -20,29 +21,11 @@ from .files import read_checkpoint, state_dict_of
 Device = str | torch.device | None
 
 
-def register_loaders() -> None:
-    """Put our reading in the place of mmengine's, whose fallback executes what a file says."""
-    for prefix in list(CheckpointLoader._schemes):
-        register(prefix, _refuse)
-    register('', load_from_local)
-    for prefix in ('http://', 'https://'):
-        register(prefix, load_from_http)
-    for prefix in ('torchvision://', 'modelzoo://'):
-        register(prefix, load_from_torchvision)
-    for prefix in ('open-mmlab://', 'openmmlab://'):
-        register(prefix, load_from_openmmlab)
-    register('mmcls://', load_from_mmcls)
-
-
-def register(prefix: str, loader: Any) -> None:
-    CheckpointLoader.register_scheme(prefixes=prefix, loader=loader, force=True)
-
-
-# mmengine logs their names without the first ten letters.
+# mmengine logs the names of loaders without the first ten letters, 'load_from_'.
 
 
 def load_from_local(path: str, map_location: Device = None) -> dict:
-    """Read a file; a bare state dict is wrapped, because mmengine's hooks expect it so."""
+    """Read a file; a bare state dict is wrapped, as mmengine's hooks expect."""
     path = os.path.expanduser(path)
     content = read_checkpoint(path, map_location)
     if isinstance(content, dict) and 'state_dict' in content:
@@ -95,3 +78,33 @@ def _look_up(name: str, urls: dict[str, str]) -> str:
 
 def _refuse(path: str, map_location: Device = None) -> dict:
     raise UserError(f'checkpoint {path}: files of this kind are not read; fetch it to a local file')
+
+
+_LOADERS = {
+    '': load_from_local,
+    'http://': load_from_http,
+    'https://': load_from_http,
+    'torchvision://': load_from_torchvision,
+    'modelzoo://': load_from_torchvision,
+    'open-mmlab://': load_from_openmmlab,
+    'openmmlab://': load_from_openmmlab,
+    'mmcls://': load_from_mmcls,
+}
+
+
+def register_loaders() -> None:
+    """Replace mmengine's loaders, which execute what a checkpoint says, for the whole process."""
+    for prefix in {*CheckpointLoader._schemes, *_LOADERS}:
+        loader = _LOADERS.get(prefix, _refuse)
+        CheckpointLoader.register_scheme(prefixes=prefix, loader=loader, force=True)
+
+
+@contextmanager
+def safe_loaders() -> Iterator[None]:
+    """Replace mmengine's loaders within a block; other code of the process has its own again."""
+    schemes = CheckpointLoader._schemes.copy()  # it is changed in place
+    register_loaders()
+    try:
+        yield
+    finally:
+        CheckpointLoader._schemes = schemes
