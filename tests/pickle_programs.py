@@ -14,7 +14,8 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from gcvit_mm.weights.pth_file import _NAMES, RefusedError, read_pth
+from gcvit_mm.weights.pth_file import read_pth
+from gcvit_mm.weights.safe_pickle import _NAMES, RefusedError
 
 MEMORY = 2**29
 STORAGES = ['torch.FloatStorage', 'torch.LongStorage', 'torch.storage.UntypedStorage']

@@ -11,7 +11,7 @@ import pytest
 from command_line import ENVIRONMENT, NANO, ROOT, on
 from mmengine.runner import Runner
 
-from gcvit_mm.config import RUNNER_SECTIONS
+from gcvit_mm.run_config import RUNNER_SECTIONS
 
 TOOLS = sorted(path.name for path in (ROOT / 'tools').glob('[!_]*.py'))
 

@@ -68,7 +68,7 @@ def main() -> None:
     args = parse_args()
     if args.count < 1 or args.epoch < 1:
         raise UserError('-n and --epoch must be at least 1')
-    from gcvit_mm.config import load_config
+    from gcvit_mm.run_config import load_config
 
     loader = f'{args.split}_dataloader'
     cfg = load_config(args, (loader,))

@@ -24,7 +24,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from gcvit_mm.config import load_config
+    from gcvit_mm.run_config import load_config
 
     cfg = load_config(args, import_modules=False)
     with redirect_stdout(sys.stderr):  # the packages print at import; stdout is for the report

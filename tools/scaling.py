@@ -75,7 +75,7 @@ def main() -> None:
     args = parse_args()
     check_positive(args)
     check_links(args)
-    from gcvit_mm.config import load_config
+    from gcvit_mm.run_config import load_config
 
     with redirect_stdout(sys.stderr):  # the packages print; stdout is for the tables
         cfg = load_config(args)

@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_path(args.checkpoint)
-    from gcvit_mm.config import load_run_config
+    from gcvit_mm.run_config import load_run_config
 
     cfg = load_run_config(args, ('test_dataloader',))
     from mmengine.dist import is_main_process

@@ -54,7 +54,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    from gcvit_mm.config import load_run_config
+    from gcvit_mm.run_config import load_run_config
 
     cfg = load_run_config(args, LOADERS)
     from mmengine.runner import Runner

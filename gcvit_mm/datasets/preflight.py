@@ -9,8 +9,9 @@ from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 from mmengine.logging import print_log
 
-from ..config import check_places, full_path, local_datasets, metainfo_of
+from ..config import metainfo_of
 from ..errors import UserError
+from ..run_config import check_places, full_path, local_datasets
 from .coco_format import brief, find_misfit
 
 # The parts of a model that count the data set's classes.

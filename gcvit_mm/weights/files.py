@@ -16,7 +16,8 @@ from ..choices import SUFFIXES
 from ..errors import UserError
 from ..fileio import atomic_write
 from .names import shorten
-from .pth_file import RefusedError, read_pth
+from .pth_file import read_pth
+from .safe_pickle import RefusedError
 
 # --- Reading: nothing in a file is executed ---------------------------------------------------
 
@@ -47,8 +48,8 @@ def read_checkpoint(
         ``state_dict``, beside the ``meta`` that ``write_checkpoint`` was given.
 
     Raises:
-        UserError: The file is missing, damaged, or asks for more than
-            ``gcvit_mm.weights.pth_file`` reads.
+        UserError: The file is missing, damaged, or names what
+            ``gcvit_mm.weights.safe_pickle`` does not read.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):

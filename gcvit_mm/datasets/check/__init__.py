@@ -10,8 +10,9 @@ from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
 from ...choices import SPLITS
-from ...config import check_evaluator, check_paths, datasets_of, evaluators_of, transforms_of
+from ...config import datasets_of, evaluators_of, transforms_of
 from ...errors import UserError
+from ...run_config import check_evaluator, check_paths
 from ..preflight import check_heads
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .label_maps import check_label_maps
