@@ -15,10 +15,11 @@ import pytest
 import torch
 from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, on, succeed
 
+from gcvit_mm.datasets.shapes import make_shapes
 from gcvit_mm.engine.hooks.safe_checkpoint_hook import WholeFileBackend
 from gcvit_mm.errors import UserError
 from gcvit_mm.weights.files import read_checkpoint, verify_checkpoint
-from gcvit_mm.work_dir import find_resumable
+from gcvit_mm.work_dir import find_resumable, read_run
 
 SEGMENTER = 'configs/upernet_gcvit_nano_shapes.py'
 NO_EVALUATION = ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None']
@@ -379,3 +380,17 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(
         assert 'epoch_3.pth cannot be written' in output
     assert [path.name for path in small_disk.glob('*.pth*')] == ['epoch_1.pth']
     assert find_resumable(small_disk) == (str(small_disk / 'epoch_1.pth'), [])
+
+
+def test_a_work_directory_of_an_older_version_resumes_with_the_same_losses(tmp_path):
+    """It was written before the packages were moved, after 3 of 6 iterations; these losses followed."""
+    data = make_shapes(tmp_path / 'shapes', train=8, val=2, size=64)
+    work_dir = shutil.copytree(ROOT / 'tests/golden/old_work_dir', tmp_path / 'work')
+    (config,) = work_dir.glob('*.py')
+    roots = [f'{name}_dataloader.dataset.data_root={data}' for name in ('train', 'val', 'test')]
+    options = ['--work-dir', work_dir, '--resume', '--cfg-options', *roots]
+    assert f'training goes on from {work_dir}/iter_3.pth' in succeed('train.py', config, *options)
+    log = read_run(work_dir).steps
+    expected = [1.939626, 1.939568, 1.939942]
+    assert [entry['loss'] for entry in log] == pytest.approx(expected, abs=2e-6)
+    assert (work_dir / 'iter_6.pth').is_file()
