@@ -39,7 +39,7 @@ HERE = Path(__file__).resolve().parent
 PACKAGE = next(
     folder
     for folder in (HERE.parents[1], HERE.parent / 'gcvit_mm')
-    if (folder / 'environment.py').is_file()
+    if (folder / 'compat/environment.py').is_file()
 )
 INSTALLED = find_spec('gcvit_mm') is not None
 
@@ -228,7 +228,7 @@ def need(*modules: str) -> None:
 
 def environment() -> SimpleNamespace:
     """The package's own checks, without the package."""
-    return SimpleNamespace(**runpy.run_path(str(PACKAGE / 'environment.py')))
+    return SimpleNamespace(**runpy.run_path(str(PACKAGE / 'compat/environment.py')))
 
 
 def version_of(name: str) -> str:
