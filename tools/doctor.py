@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import _doctor_checks as checks
 from _doctor_checks import ABSENT, ERROR, OK, WARNING, Finding, environment, pins_of, version_of
@@ -84,7 +85,7 @@ def report_section(section: str) -> None:
     if not checks.INSTALLED:
         sys.path.append(str(checks.PACKAGE.parent))
     for title, needs, check in checks.SECTIONS[section]:
-        for line in (title, *attempt(title, needs, check)):
+        for line in chain([title], attempt(title, needs, check)):
             print(json.dumps(line), file=channel, flush=True)
     print('null', file=channel, flush=True)
 
