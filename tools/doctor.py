@@ -2,12 +2,9 @@
 
 # Only the standard library is imported here. Each section of checks runs in a process of its own,
 # which may crash, and imports there what may fail.
-from __future__ import annotations
-
 import argparse
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,8 +12,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
-import _doctor_checks as checks
-from _doctor_checks import ABSENT, ERROR, OK, WARNING, Finding, environment, pins_of, version_of
+import _package  # noqa: F401
+
+from gcvit_mm.doctor import (
+    ABSENT,
+    ERROR,
+    OK,
+    SECTIONS,
+    WARNING,
+    Finding,
+    NotTried,
+    fix_of,
+    need,
+    one_line,
+    pins_of,
+)
 
 SECONDS = 300
 """How long a section may take: the first kernel on a new GPU takes minutes."""
@@ -33,7 +43,7 @@ def main() -> None:
     if args.section:
         report_section(args.section)
         return
-    found = examine_all() if checks.NEW_PYTHON else {'Python': [checks.python()]}
+    found = examine_all()
     findings = [(section, finding) for section, lines in found.items() for finding in lines]
     failed = any(finding.state == ERROR for _, finding in findings)
     if args.json:
@@ -48,8 +58,8 @@ def main() -> None:
 def examine_all() -> dict[str, list[Finding]]:
     found, shown = {}, sys.stderr.isatty()
     with ThreadPoolExecutor(max_workers=3) as pool:
-        results = pool.map(examine, checks.SECTIONS)
-        for section in checks.SECTIONS:
+        results = pool.map(examine, SECTIONS)
+        for section in SECTIONS:
             print(f'\r\033[Kchecking: {section}' * shown, end='', file=sys.stderr, flush=True)
             found[section] = next(results)
     print('\r\033[K' * shown, end='', file=sys.stderr)
@@ -73,7 +83,7 @@ def examine(section: str) -> list[Finding]:
         last = (run.stderr or b'').decode(errors='replace').strip().splitlines()[-1:]
         problem = f'Python ended while {name} was tried ({": ".join([ended, *last])}).'
         findings.append(broken(name, problem))
-        rest = [title for title, *_ in checks.SECTIONS[section] if title not in tried]
+        rest = [title for title, *_ in SECTIONS[section] if title not in tried]
         findings += [Finding('not tried: Python ended before', ABSENT, name=name) for name in rest]
     return findings
 
@@ -82,9 +92,7 @@ def report_section(section: str) -> None:
     """Print, as JSON, titles of checks before they are tried, their findings, and a last null."""
     channel = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # packages print when they are imported
-    if not checks.INSTALLED:
-        sys.path.append(str(checks.PACKAGE.parent))
-    for title, needs, check in checks.SECTIONS[section]:
+    for title, needs, check in SECTIONS[section]:
         for line in chain([title], attempt(title, needs, check)):
             print(json.dumps(line), file=channel, flush=True)
     print('null', file=channel, flush=True)
@@ -93,77 +101,25 @@ def report_section(section: str) -> None:
 def attempt(title: str, needs: tuple[str, ...], check: Callable) -> Iterator[Finding]:
     """What a check reports, which is called with the modules that it needs."""
     try:
-        findings = check(*checks.need(*needs))
+        findings = check(*need(*needs))
         for finding in [findings] if isinstance(findings, (str, Finding)) else findings:
             finding = Finding(finding) if isinstance(finding, str) else finding
             if finding.state != OK and not finding.fix:
                 finding = finding._replace(fix=fix_of(title, finding.problem or finding.found))
             yield finding._replace(name=finding.name or title)
-    except checks.NotTried as error:
+    except NotTried as error:
         yield Finding(f'not tried: needs {error}', ABSENT, name=title)
     except (Exception, SystemExit) as error:  # a broken package may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name == title:
             fix = fix_of(title, 'not installed')
             yield Finding('not installed', ERROR, f'{title} is not installed.', fix, title)
         else:
-            yield broken(title, f'{title} does not work: {checks.one_line(error)}')
+            yield broken(title, f'{title} does not work: {one_line(error)}')
 
 
 def broken(title: str, problem: str) -> Finding:
     found = ' '.join([*pins_of(title), '(broken)'])
     return Finding(found, ERROR, problem, fix_of(title, problem), title)
-
-
-def fix_of(title: str, reason: str) -> str:
-    """The fix of a known failure."""
-    old = environment.release(version_of('torch') or '9.9') < (2, 3)
-    again, headless = 'pip install --force-reinstall --no-deps', 'opencv-python-headless'
-    opencv = [f'{again} {headless}=={pin.partition("==")[2]}' for pin in pins_of('cv2')]
-    missing = re.search(r"No module named '(\w+)|^(\w+) not installed", f'{title} {reason}')
-    module = (missing[1] or missing[2]) if missing else ''
-    family = -1 if environment.installed(environment.ONEDL) else 0
-    # Pure Python in place of what was compiled for another torch; ours stands in for it.
-    lite = f'pip uninstall -y mmcv\npip install mmcv-lite=={version_of("mmcv")}'
-    if onedl := version_of('onedl-mmcv'):
-        lite = f'MMCV_WITH_OPS=0 {again} --no-cache-dir onedl-mmcv=={onedl}'
-    driver = 'install a driver for the CUDA of this torch, or a torch for an older CUDA: '
-    fixes = {
-        r'\bNumPy 1\.x|Numpy is not available|_ARRAY_API|numpy\.dtype size': (
-            "pip install 'numpy<2'" if old else 'pip install --force-reinstall numpy'
-        ),
-        r'pkg_resources': "pip install 'setuptools<81'",
-        r'no kernel image': 'install a torch with code for this GPU: https://pytorch.org',
-        r'not currently implemented for the MPS': 'export PYTORCH_ENABLE_MPS_FALLBACK=1',
-        r'not find the GPU.*not compiled with CUDA': install_torch('https://pypi.org/simple'),
-        r'not find the GPU': f'{driver}https://pytorch.org/get-started',
-        r'MMCV==\S+ is used but incompatible.*install mmcv>=(\S+), <(\S+?)\.?$': (
-            r"pip uninstall -y mmcv mmcv-lite\npip install 'mmcv-lite>=\1,<\2'"
-        ),
-        r'^mmcv\.ops .*work|mmcv.*_ext\b.*(undefined symbol|shared object)': lite,
-        r"^torchvision .*(work|install)|No module named 'torchvision": install_torch(),
-        r"^cv2 not|No module named 'cv2": f"pip install '{headless}{'<4.12' * old}'",
-        r"^\w+ not installed|No module named '\w": (
-            f'pip install {checks.DISTRIBUTIONS.get(module, (module,))[family]}'
-        ),
-        r'cv2(?! comes)|\blib(GL|g?thread|glib|SM|X)\S*\.so': ''.join(opencv[:1]),
-    }
-    matches = ((re.search(pattern, f'{title} {reason}'), fix) for pattern, fix in fixes.items())
-    return next((match.expand(fix) for match, fix in matches if match), '')
-
-
-def install_torch(index: str = '') -> str:
-    """The command for this release of torch, and a torchvision for it.
-
-    Releases went together, torch 2.1 with torchvision 0.16 for example, until torchvision 0.29,
-    which is built for the stable ABI: it runs on torch 2.14 and all later ones.
-    """
-    found, force = version_of('torch'), '--force-reinstall ' if index else ''
-    major, minor = environment.release(found)
-    torchvision = '>=0.29' if (major, minor) >= (2, 14) else f'==0.{minor + 15}.*'
-    if '+' in found and not index:
-        index = f'https://download.pytorch.org/whl/{found.partition("+")[2]}'
-    pins = f"'torch=={major}.{minor}.*' 'torchvision{torchvision}'"
-    return f'pip install {force}{pins}' + (f' --index-url {index}' if index else '')
 
 
 def print_table(found: dict[str, list[Finding]]) -> None:

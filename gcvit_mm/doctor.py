@@ -1,58 +1,45 @@
-"""The checks of ``doctor.py``, in sections, and what each needs."""
-
-# Only the standard library is imported before a check runs.
-from __future__ import annotations
+"""The checks of ``tools/doctor.py``, and the fixes of known failures."""
 
 import contextlib
 import importlib
 import os
 import platform
 import re
-import runpy
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import distribution, requires
+from importlib.metadata import Distribution, distribution, requires
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+# Only the standard library is imported here: a check is called with the modules that it needs.
+from .compat.environment import ONEDL, OPENMMLAB, installed, loader_cves, problems, release
+from .compat.packages import PACKAGES
+
 GIB = 2**30
-HERE = Path(__file__).resolve().parent
-# An installed package carries this file in its .mim; in a checkout, tools/ is beside the package.
-PACKAGE = next(p for p in (HERE.parents[1], HERE.parent / 'gcvit_mm') if (p / 'compat').is_dir())
-INSTALLED = find_spec('gcvit_mm') is not None
+ROOT = Path(__file__).parents[1]
+# A checkout may have metadata, but only an installation has a record of files.
+INSTALLED = any(known.read_text('RECORD') for known in Distribution.discover(name='gcvit_mm'))
 OK, ABSENT, WARNING, ERROR = 'ok', 'absent', 'warning', 'error'
 OPENCV = ('opencv-python', 'opencv-contrib-python')
-# The names on PyPI of modules that pip knows by another name.
-DISTRIBUTIONS = {
+# The names on PyPI of modules that have another name there.
+DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     'mmcv': ('mmcv-lite', 'mmcv', 'onedl-mmcv'),
     'mmengine': ('mmengine', 'onedl-mmengine'),
+    **{module: package.distributions for module, package in PACKAGES.items()},
     'cv2': (*OPENCV, *(f'{name}-headless' for name in OPENCV)),
     'PIL': ('pillow',),
     'yaml': ('pyyaml',),
     'faster_coco_eval': ('faster-coco-eval',),
 }
-
-
-NEW_PYTHON = sys.version_info >= (3, 11)
-environment: Any = None
-if NEW_PYTHON:  # what this package says of others, without its import, which changes mmengine's
-    COMPAT = (str(PACKAGE / 'compat' / name) for name in ('environment.py', 'packages.py'))
-    environment, packages = (SimpleNamespace(**runpy.run_path(file)) for file in COMPAT)
-    DISTRIBUTIONS |= {name: known.distributions for name, known in packages.PACKAGES.items()}
-
 LIBRARIES = ('PIL', 'safetensors', 'tqdm', 'rich', 'matplotlib')
 OPTIONAL = {'triton': "attn_impl='triton'", 'huggingface_hub': 'fetching published weights'}
-ATTENTION = ('eager', 'sdpa', 'triton')
-PACKAGE_PARTS = ('gcvit_mm', 'gcvit_mm.engine.setup', 'gcvit_mm.register')
 MODELS = ('torch', 'gcvit_mm.models')
 COLLECT_ENV = ('torch', 'torch.utils.collect_env')
 OPERATIONS = (*MODELS, 'mmcv.ops', 'torchvision')
-MMDET = ('mmdet', 'onedl-mmdetection')
 MORE_SHM = """docker run --shm-size=8g ...
 or, in each training: --cfg-options train_dataloader.num_workers=0 \
     train_dataloader.persistent_workers=False"""
@@ -75,6 +62,8 @@ class NotTried(Exception):
 def need(*modules: str) -> list[Any]:
     found = []
     for module in modules:
+        if module in problems():
+            raise NotTried(module)
         try:
             found.append(importlib.import_module(module))
         except (Exception, SystemExit):  # which the check of the module reports
@@ -87,19 +76,63 @@ def one_line(error: BaseException) -> str:
 
 
 def pins_of(module: str) -> list[str]:
-    return environment.installed(DISTRIBUTIONS.get(module, (module,)))
+    return installed(DISTRIBUTIONS.get(module, (module,)))
 
 
 def version_of(name: str) -> str:
-    return ''.join(pin.partition('==')[2] for pin in environment.installed((name,)))
+    return ''.join(pin.partition('==')[2] for pin in installed((name,)))
 
 
-def python() -> Finding:
-    found = f'{platform.python_version()}, {sys.executable}'
-    problem = f'gcvit_mm needs Python 3.11 or later, and this is {platform.python_version()}.'
-    fix = 'python3.13 -m venv .venv; source .venv/bin/activate'
-    state = (OK,) if NEW_PYTHON else (ERROR, problem, fix)
-    return Finding(found, *state, name='Python')
+def fix_of(title: str, reason: str) -> str:
+    """The fix of a known failure."""
+    old = release(version_of('torch') or '9.9') < (2, 3)
+    again, headless = 'pip install --force-reinstall --no-deps', 'opencv-python-headless'
+    opencv = [f'{again} {headless}=={pin.partition("==")[2]}' for pin in pins_of('cv2')]
+    missing = re.search(r"No module named '(\w+)|^(\w+) not installed", f'{title} {reason}')
+    module = (missing[1] or missing[2]) if missing else ''
+    family = -1 if installed(ONEDL) else 0
+    # Pure Python in place of what was compiled for another torch; ours stands in for it.
+    lite = f'pip uninstall -y mmcv\npip install mmcv-lite=={version_of("mmcv")}'
+    if onedl := version_of('onedl-mmcv'):
+        lite = f'MMCV_WITH_OPS=0 {again} --no-cache-dir onedl-mmcv=={onedl}'
+    driver = 'install a driver for the CUDA of this torch, or a torch for an older CUDA: '
+    fixes = {
+        r'\bNumPy 1\.x|Numpy is not available|_ARRAY_API|numpy\.dtype size': (
+            "pip install 'numpy<2'" if old else 'pip install --force-reinstall numpy'
+        ),
+        r'pkg_resources': "pip install 'setuptools<81'",
+        r'no kernel image': 'install a torch with code for this GPU: https://pytorch.org',
+        r'not currently implemented for the MPS': 'export PYTORCH_ENABLE_MPS_FALLBACK=1',
+        r'not find the GPU.*not compiled with CUDA': install_torch('https://pypi.org/simple'),
+        r'not find the GPU': f'{driver}https://pytorch.org/get-started',
+        r'MMCV==\S+ is used but incompatible.*install mmcv>=(\S+), <(\S+?)\.?$': (
+            r"pip uninstall -y mmcv mmcv-lite\npip install 'mmcv-lite>=\1,<\2'"
+        ),
+        r'^mmcv\.ops .*work|mmcv.*_ext\b.*(undefined symbol|shared object)': lite,
+        r"^torchvision .*(work|install)|No module named 'torchvision": install_torch(),
+        r"^cv2 not|No module named 'cv2": f"pip install '{headless}{'<4.12' * old}'",
+        r"^\w+ not installed|No module named '\w": (
+            f'pip install {DISTRIBUTIONS.get(module, (module,))[family]}'
+        ),
+        r'cv2(?! comes)|\blib(GL|g?thread|glib|SM|X)\S*\.so': ''.join(opencv[:1]),
+    }
+    matches = ((re.search(pattern, f'{title} {reason}'), fix) for pattern, fix in fixes.items())
+    return next((match.expand(fix) for match, fix in matches if match), '')
+
+
+def install_torch(index: str = '') -> str:
+    """The command for this release of torch, and a torchvision for it.
+
+    Releases went together, torch 2.1 with torchvision 0.16 for example, until torchvision 0.29,
+    which is built for the stable ABI: it runs on torch 2.14 and all later ones.
+    """
+    found, force = version_of('torch'), '--force-reinstall ' if index else ''
+    major, minor = release(found)
+    torchvision = '>=0.29' if (major, minor) >= (2, 14) else f'==0.{minor + 15}.*'
+    if '+' in found and not index:
+        index = f'https://download.pytorch.org/whl/{found.partition("+")[2]}'
+    pins = f"'torch=={major}.{minor}.*' 'torchvision{torchvision}'"
+    return f'pip install {force}{pins}' + (f' --index-url {index}' if index else '')
 
 
 def processor() -> str:
@@ -138,11 +171,11 @@ def gib(size: float) -> str:
 
 def torch_itself() -> Finding:
     found = version_of('torch')
-    if 'torch' in environment.problems():
-        return Finding(found or 'not installed', ERROR, *environment.problems()['torch'])
+    if 'torch' in problems():
+        return Finding(found or 'not installed', ERROR, *problems()['torch'])
     cuda = importlib.import_module('torch').version.cuda
     built = f'{found}, CUDA {cuda}' if cuda else f'{found}, without CUDA'
-    cves = environment.loader_cves(found)
+    cves = loader_cves(found)
     problem = f'torch {found} has known vulnerabilities in its loader: {", ".join(cves)}.'
     fix = 'load only .pth files that you trust, or install torch 2.10 or later'
     return Finding(built, WARNING, problem, fix) if cves else Finding(built)
@@ -242,9 +275,9 @@ def sdpa_kernels(torch: Any, attention: Any) -> str:
 
 def families() -> Finding:
     """Which of the two families of mm packages is installed."""
-    both = {"OpenMMLab's": environment.OPENMMLAB, 'onedl': environment.ONEDL}
-    found = ' and '.join(name for name, members in both.items() if environment.installed(members))
-    problem = environment.problems().get('mm')
+    both = {"OpenMMLab's": OPENMMLAB, 'onedl': ONEDL}
+    found = ' and '.join(name for name, members in both.items() if installed(members))
+    problem = problems().get('mm')
     return Finding(found or 'none', ERROR, *problem) if problem else Finding(found)
 
 
@@ -260,7 +293,7 @@ def opencv() -> Finding:
 
 def coco_evaluation(module: str, *distributions: str) -> Finding:
     """The onedl family's mmdet evaluates by faster_coco_eval, OpenMMLab's by pycocotools."""
-    if not environment.installed(distributions):
+    if not installed(distributions):
         raise NotTried(distributions[0])
     return library(module)
 
@@ -280,7 +313,7 @@ def library(module: str, *needed: str, purpose: str = '', parts: tuple[str, ...]
 
 def framework(module: str, *needed: str) -> Finding:
     """One of the mm packages, of which the other family's uninstallation may take files."""
-    if 'mm' in environment.problems():
+    if 'mm' in problems():
         raise NotTried('one family of mm packages')
     for pin in pins_of(module):
         installed = distribution(pin.partition('==')[0])
@@ -291,7 +324,7 @@ def framework(module: str, *needed: str) -> Finding:
             problem = f'{len(gone)} of {len(files)} files of {pin} are gone, {gone[0]} for example.'
             fix = f'pip install --force-reinstall --no-deps {pin}'
             return Finding(f'{pin} (files gone)', ERROR, problem, fix)
-    known = packages.PACKAGES.get(module)
+    known = PACKAGES.get(module)
     parts = (f'{module}.models', f'{module}.datasets') if known else ()
     return library(module, *needed, purpose=known.task if known else '', parts=parts)
 
@@ -305,7 +338,7 @@ def extras() -> Iterator[Finding]:
         for name, extra in re.findall(r'^([\w-]+)[^;]*;.*extra == .(?!mm|test)(\w+)', line):
             wanted.setdefault(extra, []).append(name)
     for extra, names in wanted.items():
-        pins = environment.installed(tuple(names))
+        pins = installed(tuple(names))
         missing = ', '.join(sorted({*names} - {pin.split('==')[0] for pin in pins}))
         fix = f"pip install 'gcvit_mm[{extra}]'"
         absent = Finding(f'without {missing}', ABSENT, '', fix, extra)
@@ -314,14 +347,16 @@ def extras() -> Iterator[Finding]:
 
 def package() -> Iterator[Finding]:
     if not INSTALLED:
-        families = environment.installed(environment.OPENMMLAB + environment.ONEDL)
-        fix = f"pip install -e '{PACKAGE.parent}{'' if families else '[mm]'}'"
+        families = installed(OPENMMLAB + ONEDL)
+        fix = f"pip install -e '{ROOT}{'' if families else '[mm]'}'"
         problem = 'gcvit_mm is not installed for this Python.'
-        yield Finding(f'only in {PACKAGE}', ERROR, problem, fix)
-    if environment.problems():
+        yield Finding(f'only in {ROOT / "gcvit_mm"}', ERROR, problem, fix)
+    if problems():
         raise NotTried('torch and one family of mm packages')
     need('torch', 'cv2', 'mmengine', 'mmcv', 'safetensors', 'tqdm')
-    own, *_ = map(importlib.import_module, PACKAGE_PARTS)
+    own, *_ = map(
+        importlib.import_module, ('gcvit_mm', 'gcvit_mm.engine.setup', 'gcvit_mm.register')
+    )
     if INSTALLED:
         yield Finding(f'{own.__version__}, {Path(own.__file__).parent}')
 
@@ -397,13 +432,8 @@ def attention(impl: str, torch: Any, models: Any) -> Finding:
     return Finding(f'runs on {", ".join(told)}') if told else Finding('needs a CUDA GPU', ABSENT)
 
 
-def zoo() -> Finding:
-    for root in (PACKAGE / '.mim', PACKAGE.parent):
-        count = len(list(root.glob('configs/*.py')))
-        if count:
-            return Finding(f'{count} configs in {root / "configs"}')
-    problem = f'The package in {PACKAGE} has no configs.'
-    return Finding('none', ERROR, problem, 'pip install --force-reinstall --no-deps gcvit_mm')
+def configs(zoo: Any) -> str:
+    return f'{len(zoo.names())} configs in {zoo.CONFIGS}'
 
 
 def checkpoints(_: Any, hub: Any) -> str:
@@ -423,7 +453,7 @@ def data(_: Any, config: Any, zoo: Any) -> Iterator[Finding]:
 
 SECTIONS: dict[str, list[tuple[str, tuple[str, ...], Callable]]] = {
     'Machine': [
-        ('Python', (), python),
+        ('Python', (), lambda: f'{platform.python_version()}, {sys.executable}'),
         ('system', (), platform.platform),
         ('CPU', (), processor),
         ('memory', (), memory),
@@ -442,29 +472,36 @@ SECTIONS: dict[str, list[tuple[str, tuple[str, ...], Callable]]] = {
         ('mm packages', (), families),
         ('cv2', (), opencv),
         *((name, (), partial(library, name)) for name in LIBRARIES),
-        ('pycocotools', (), partial(coco_evaluation, 'pycocotools', *MMDET)),
-        ('faster_coco_eval', (), partial(coco_evaluation, 'faster_coco_eval', MMDET[1])),
+        ('pycocotools', (), partial(coco_evaluation, 'pycocotools', *DISTRIBUTIONS['mmdet'])),
+        (
+            'faster_coco_eval',
+            (),
+            partial(coco_evaluation, 'faster_coco_eval', DISTRIBUTIONS['mmdet'][1]),
+        ),
         *(
             (name, (), partial(library, name, purpose=purpose))
             for name, purpose in OPTIONAL.items()
         ),
     ],
     'Models': [
-        ('mmengine', (), partial(framework, 'mmengine')),
+        ('mmengine', (), partial(framework, 'mmengine', 'torch')),
         ('mmcv', (), partial(framework, 'mmcv', 'torch', 'cv2', 'mmengine')),
         ('gcvit_mm', (), package),
         ('mmcv.ops', (*MODELS, 'mmcv', 'gcvit_mm.compat.mmcv_ops'), operations),
         ('nms', OPERATIONS, nms),
         ('roi_align', OPERATIONS, roi_align),
         ('deformable attention', OPERATIONS[:-1], deformable_attention),
-        *((f'attention: {impl}', MODELS, partial(attention, impl)) for impl in ATTENTION),
+        *(
+            (f'attention: {impl}', MODELS, partial(attention, impl))
+            for impl in ('eager', 'sdpa', 'triton')
+        ),
         ('mmdet', (), partial(framework, 'mmdet', *MODELS, 'mmcv.ops', 'pycocotools')),
         ('mmseg', (), partial(framework, 'mmseg', *MODELS, 'mmcv.ops')),
         ('mmpretrain', (), partial(framework, 'mmpretrain', *MODELS, 'mmcv', 'torchvision')),
     ],
     'Extras': [('extras', (), extras)],
     'Files': [
-        ('zoo', (), zoo),
+        ('zoo', ('gcvit_mm.zoo',), configs),
         ('disk', (), partial(room, '.', 5 * GIB, 'checkpoints', 'free some, or use --work-dir')),
         ('checkpoints', ('gcvit_mm.models', 'gcvit_mm.weights.hub'), checkpoints),
         ('data', ('gcvit_mm.models', 'gcvit_mm.config', 'gcvit_mm.zoo'), data),
