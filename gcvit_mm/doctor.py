@@ -1,4 +1,4 @@
-"""The checks of ``tools/doctor.py``, and the fixes of known failures."""
+"""The checks of ``tools/doctor.py``: what runs in this environment, and what is broken."""
 
 import contextlib
 import importlib
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 # Only the standard library is imported here: a check is called with the modules that it needs.
-from .compat.environment import ONEDL, OPENMMLAB, installed, loader_cves, problems, release
+from .compat.environment import ONEDL, OPENMMLAB, installed, loader_cves, problems
 from .compat.packages import PACKAGES
+from .version import __version__
 
 GIB = 2**30
 ROOT = Path(__file__).parents[1]
@@ -35,14 +36,26 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     'yaml': ('pyyaml',),
     'faster_coco_eval': ('faster-coco-eval',),
 }
-LIBRARIES = ('PIL', 'safetensors', 'tqdm', 'rich', 'matplotlib')
-OPTIONAL = {'triton': "attn_impl='triton'", 'huggingface_hub': 'fetching published weights'}
+OPTIONAL = {
+    'triton': "attn_impl='triton'",
+    'huggingface_hub': 'fetching published weights',
+    **{module: package.task for module, package in PACKAGES.items()},
+}
+PARTS = {
+    'pycocotools': ('pycocotools.mask',),
+    **{module: (f'{module}.models', f'{module}.datasets') for module in PACKAGES},
+}
+MMDET = DISTRIBUTIONS['mmdet']
 MODELS = ('torch', 'gcvit_mm.models')
 COLLECT_ENV = ('torch', 'torch.utils.collect_env')
 OPERATIONS = (*MODELS, 'mmcv.ops', 'torchvision')
 MORE_SHM = """docker run --shm-size=8g ...
 or, in each training: --cfg-options train_dataloader.num_workers=0 \
     train_dataloader.persistent_workers=False"""
+
+
+Check = tuple[str, tuple[str, ...], Callable]
+"""A title, modules that it needs, and a function that is called with them."""
 
 
 class Finding(NamedTuple):
@@ -81,58 +94,6 @@ def pins_of(module: str) -> list[str]:
 
 def version_of(name: str) -> str:
     return ''.join(pin.partition('==')[2] for pin in installed((name,)))
-
-
-def fix_of(title: str, reason: str) -> str:
-    """The fix of a known failure."""
-    old = release(version_of('torch') or '9.9') < (2, 3)
-    again, headless = 'pip install --force-reinstall --no-deps', 'opencv-python-headless'
-    opencv = [f'{again} {headless}=={pin.partition("==")[2]}' for pin in pins_of('cv2')]
-    missing = re.search(r"No module named '(\w+)|^(\w+) not installed", f'{title} {reason}')
-    module = (missing[1] or missing[2]) if missing else ''
-    family = -1 if installed(ONEDL) else 0
-    # Pure Python in place of what was compiled for another torch; ours stands in for it.
-    lite = f'pip uninstall -y mmcv\npip install mmcv-lite=={version_of("mmcv")}'
-    if onedl := version_of('onedl-mmcv'):
-        lite = f'MMCV_WITH_OPS=0 {again} --no-cache-dir onedl-mmcv=={onedl}'
-    driver = 'install a driver for the CUDA of this torch, or a torch for an older CUDA: '
-    fixes = {
-        r'\bNumPy 1\.x|Numpy is not available|_ARRAY_API|numpy\.dtype size': (
-            "pip install 'numpy<2'" if old else 'pip install --force-reinstall numpy'
-        ),
-        r'pkg_resources': "pip install 'setuptools<81'",
-        r'no kernel image': 'install a torch with code for this GPU: https://pytorch.org',
-        r'not currently implemented for the MPS': 'export PYTORCH_ENABLE_MPS_FALLBACK=1',
-        r'not find the GPU.*not compiled with CUDA': install_torch('https://pypi.org/simple'),
-        r'not find the GPU': f'{driver}https://pytorch.org/get-started',
-        r'MMCV==\S+ is used but incompatible.*install mmcv>=(\S+), <(\S+?)\.?$': (
-            r"pip uninstall -y mmcv mmcv-lite\npip install 'mmcv-lite>=\1,<\2'"
-        ),
-        r'^mmcv\.ops .*work|mmcv.*_ext\b.*(undefined symbol|shared object)': lite,
-        r"^torchvision .*(work|install)|No module named 'torchvision": install_torch(),
-        r"^cv2 not|No module named 'cv2": f"pip install '{headless}{'<4.12' * old}'",
-        r"^\w+ not installed|No module named '\w": (
-            f'pip install {DISTRIBUTIONS.get(module, (module,))[family]}'
-        ),
-        r'cv2(?! comes)|\blib(GL|g?thread|glib|SM|X)\S*\.so': ''.join(opencv[:1]),
-    }
-    matches = ((re.search(pattern, f'{title} {reason}'), fix) for pattern, fix in fixes.items())
-    return next((match.expand(fix) for match, fix in matches if match), '')
-
-
-def install_torch(index: str = '') -> str:
-    """The command for this release of torch, and a torchvision for it.
-
-    Releases went together, torch 2.1 with torchvision 0.16 for example, until torchvision 0.29,
-    which is built for the stable ABI: it runs on torch 2.14 and all later ones.
-    """
-    found, force = version_of('torch'), '--force-reinstall ' if index else ''
-    major, minor = release(found)
-    torchvision = '>=0.29' if (major, minor) >= (2, 14) else f'==0.{minor + 15}.*'
-    if '+' in found and not index:
-        index = f'https://download.pytorch.org/whl/{found.partition("+")[2]}'
-    pins = f"'torch=={major}.{minor}.*' 'torchvision{torchvision}'"
-    return f'pip install {force}{pins}' + (f' --index-url {index}' if index else '')
 
 
 def processor() -> str:
@@ -298,15 +259,15 @@ def coco_evaluation(module: str, *distributions: str) -> Finding:
     return library(module)
 
 
-def library(module: str, *needed: str, purpose: str = '', parts: tuple[str, ...] = ()) -> Finding:
-    """Whether a package is installed and can be imported; with a purpose it is optional."""
+def library(module: str, *needed: str) -> Finding:
+    """Whether a package is installed and can be imported."""
     there = find_spec(module) is not None
-    if not there and purpose:
-        return Finding(f'not installed, for {purpose}', ABSENT)
+    if not there and module in OPTIONAL:
+        return Finding(f'not installed, for {OPTIONAL[module]}', ABSENT)
     if not there and find_spec('mmengine') is None and module != 'safetensors':
         return Finding('comes with the mm packages', ABSENT)
     need(*(needed if there else ()))
-    for name in (module, *parts):
+    for name in (module, *PARTS.get(module, ())):
         importlib.import_module(name)
     return Finding(' '.join(pins_of(module)))
 
@@ -316,29 +277,26 @@ def framework(module: str, *needed: str) -> Finding:
     if 'mm' in problems():
         raise NotTried('one family of mm packages')
     for pin in pins_of(module):
-        installed = distribution(pin.partition('==')[0])
+        known = distribution(pin.partition('==')[0])
         # `files` leaves out what is gone, from Python 3.12 on.
-        files = re.findall(rf'^({module}/.*?\.py),', installed.read_text('RECORD') or '', re.M)
-        gone = [file for file in files if not Path(str(installed.locate_file(file))).exists()]
+        files = re.findall(rf'^({module}/.*?\.py),', known.read_text('RECORD') or '', re.M)
+        gone = [file for file in files if not Path(str(known.locate_file(file))).exists()]
         if gone:
             problem = f'{len(gone)} of {len(files)} files of {pin} are gone, {gone[0]} for example.'
             fix = f'pip install --force-reinstall --no-deps {pin}'
             return Finding(f'{pin} (files gone)', ERROR, problem, fix)
-    known = PACKAGES.get(module)
-    parts = (f'{module}.models', f'{module}.datasets') if known else ()
-    return library(module, *needed, purpose=known.task if known else '', parts=parts)
+    return library(module, *needed)
 
 
 def extras() -> Iterator[Finding]:
     """The package's optional parts; the lists are its own."""
     if not INSTALLED:
         raise NotTried('gcvit_mm installed')
-    wanted: dict[str, list[str]] = {}
-    for line in requires('gcvit_mm') or []:
-        for name, extra in re.findall(r'^([\w-]+)[^;]*;.*extra == .(?!mm|test)(\w+)', line):
-            wanted.setdefault(extra, []).append(name)
-    for extra, names in wanted.items():
-        pins = installed(tuple(names))
+    line = re.compile(r'([\w-]+)[^;]*;.*extra == .(?!mm|test)(\w+)')
+    wanted = [match.groups() for match in map(line.match, requires('gcvit_mm') or []) if match]
+    for extra in dict.fromkeys(extra for _, extra in wanted):
+        names = tuple(name for name, of in wanted if of == extra)
+        pins = installed(names)
         missing = ', '.join(sorted({*names} - {pin.split('==')[0] for pin in pins}))
         fix = f"pip install 'gcvit_mm[{extra}]'"
         absent = Finding(f'without {missing}', ABSENT, '', fix, extra)
@@ -347,18 +305,17 @@ def extras() -> Iterator[Finding]:
 
 def package() -> Iterator[Finding]:
     if not INSTALLED:
-        families = installed(OPENMMLAB + ONEDL)
-        fix = f"pip install -e '{ROOT}{'' if families else '[mm]'}'"
+        family = '' if installed(OPENMMLAB + ONEDL) else '[mm]'
         problem = 'gcvit_mm is not installed for this Python.'
+        fix = f"pip install -e '{ROOT}{family}'"
         yield Finding(f'only in {ROOT / "gcvit_mm"}', ERROR, problem, fix)
     if problems():
         raise NotTried('torch and one family of mm packages')
     need('torch', 'cv2', 'mmengine', 'mmcv', 'safetensors', 'tqdm')
-    own, *_ = map(
-        importlib.import_module, ('gcvit_mm', 'gcvit_mm.engine.setup', 'gcvit_mm.register')
-    )
+    for part in ('engine.setup', 'register'):
+        importlib.import_module(f'gcvit_mm.{part}')
     if INSTALLED:
-        yield Finding(f'{own.__version__}, {Path(own.__file__).parent}')
+        yield Finding(f'{__version__}, {ROOT / "gcvit_mm"}')
 
 
 def operations(*modules: Any) -> str:
@@ -448,10 +405,14 @@ def data(_: Any, config: Any, zoo: Any) -> Iterator[Finding]:
         loader = config.read_config(name, import_modules=False).val_dataloader
         folder = os.path.normpath(config.datasets_of(loader)[0].data_root)
         found = (folder, OK) if os.path.isdir(folder) else (f'not here: {folder}', ABSENT)
-        yield Finding(*found, name=f'data: {dataset}')
+        yield Finding(*found)._replace(name=f'data: {dataset}')
 
 
-SECTIONS: dict[str, list[tuple[str, tuple[str, ...], Callable]]] = {
+def libraries(*modules: str) -> Iterator[Check]:
+    return ((module, (), partial(library, module)) for module in modules)
+
+
+SECTIONS: dict[str, list[Check]] = {
     'Machine': [
         ('Python', (), lambda: f'{platform.python_version()}, {sys.executable}'),
         ('system', (), platform.platform),
@@ -471,17 +432,14 @@ SECTIONS: dict[str, list[tuple[str, tuple[str, ...], Callable]]] = {
     'Packages': [
         ('mm packages', (), families),
         ('cv2', (), opencv),
-        *((name, (), partial(library, name)) for name in LIBRARIES),
-        ('pycocotools', (), partial(coco_evaluation, 'pycocotools', *DISTRIBUTIONS['mmdet'])),
+        *libraries('PIL', 'safetensors', 'tqdm', 'rich', 'matplotlib'),
+        ('pycocotools', (), partial(coco_evaluation, 'pycocotools', *MMDET)),
         (
             'faster_coco_eval',
             (),
-            partial(coco_evaluation, 'faster_coco_eval', DISTRIBUTIONS['mmdet'][1]),
+            partial(coco_evaluation, 'faster_coco_eval', MMDET[1]),
         ),
-        *(
-            (name, (), partial(library, name, purpose=purpose))
-            for name, purpose in OPTIONAL.items()
-        ),
+        *libraries('triton', 'huggingface_hub'),
     ],
     'Models': [
         ('mmengine', (), partial(framework, 'mmengine', 'torch')),
@@ -491,10 +449,9 @@ SECTIONS: dict[str, list[tuple[str, tuple[str, ...], Callable]]] = {
         ('nms', OPERATIONS, nms),
         ('roi_align', OPERATIONS, roi_align),
         ('deformable attention', OPERATIONS[:-1], deformable_attention),
-        *(
-            (f'attention: {impl}', MODELS, partial(attention, impl))
-            for impl in ('eager', 'sdpa', 'triton')
-        ),
+        ('attention: eager', MODELS, partial(attention, 'eager')),
+        ('attention: sdpa', MODELS, partial(attention, 'sdpa')),
+        ('attention: triton', MODELS, partial(attention, 'triton')),
         ('mmdet', (), partial(framework, 'mmdet', *MODELS, 'mmcv.ops', 'pycocotools')),
         ('mmseg', (), partial(framework, 'mmseg', *MODELS, 'mmcv.ops')),
         ('mmpretrain', (), partial(framework, 'mmpretrain', *MODELS, 'mmcv', 'torchvision')),

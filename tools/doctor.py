@@ -5,6 +5,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,18 +15,20 @@ from itertools import chain
 
 import _package  # noqa: F401
 
+from gcvit_mm.compat.environment import ONEDL, installed, release
 from gcvit_mm.doctor import (
     ABSENT,
+    DISTRIBUTIONS,
     ERROR,
     OK,
     SECTIONS,
     WARNING,
     Finding,
     NotTried,
-    fix_of,
     need,
     one_line,
     pins_of,
+    version_of,
 )
 
 SECONDS = 300
@@ -120,6 +123,58 @@ def attempt(title: str, needs: tuple[str, ...], check: Callable) -> Iterator[Fin
 def broken(title: str, problem: str) -> Finding:
     found = ' '.join([*pins_of(title), '(broken)'])
     return Finding(found, ERROR, problem, fix_of(title, problem), title)
+
+
+def fix_of(title: str, reason: str) -> str:
+    """The fix of a known failure."""
+    old = release(version_of('torch') or '9.9') < (2, 3)
+    again, headless = 'pip install --force-reinstall --no-deps', 'opencv-python-headless'
+    opencv = [f'{again} {headless}=={pin.partition("==")[2]}' for pin in pins_of('cv2')]
+    missing = re.search(r"No module named '(\w+)|^(\w+) not installed", f'{title} {reason}')
+    module = (missing[1] or missing[2]) if missing else ''
+    family = -1 if installed(ONEDL) else 0
+    # Pure Python in place of what was compiled for another torch; ours stands in for it.
+    lite = f'pip uninstall -y mmcv\npip install mmcv-lite=={version_of("mmcv")}'
+    if onedl := version_of('onedl-mmcv'):
+        lite = f'MMCV_WITH_OPS=0 {again} --no-cache-dir onedl-mmcv=={onedl}'
+    driver = 'install a driver for the CUDA of this torch, or a torch for an older CUDA: '
+    fixes = {
+        r'\bNumPy 1\.x|Numpy is not available|_ARRAY_API|numpy\.dtype size': (
+            "pip install 'numpy<2'" if old else 'pip install --force-reinstall numpy'
+        ),
+        r'pkg_resources': "pip install 'setuptools<81'",
+        r'no kernel image': 'install a torch with code for this GPU: https://pytorch.org',
+        r'not currently implemented for the MPS': 'export PYTORCH_ENABLE_MPS_FALLBACK=1',
+        r'not find the GPU.*not compiled with CUDA': install_torch('https://pypi.org/simple'),
+        r'not find the GPU': f'{driver}https://pytorch.org/get-started',
+        r'MMCV==\S+ is used but incompatible.*install mmcv>=(\S+), <(\S+?)\.?$': (
+            r"pip uninstall -y mmcv mmcv-lite\npip install 'mmcv-lite>=\1,<\2'"
+        ),
+        r'^mmcv\.ops .*work|mmcv.*_ext\b.*(undefined symbol|shared object)': lite,
+        r"^torchvision .*(work|install)|No module named 'torchvision": install_torch(),
+        r"^cv2 not|No module named 'cv2": f"pip install '{headless}{'<4.12' * old}'",
+        r"^\w+ not installed|No module named '\w": (
+            f'pip install {DISTRIBUTIONS.get(module, (module,))[family]}'
+        ),
+        r'cv2(?! comes)|\blib(GL|g?thread|glib|SM|X)\S*\.so': ''.join(opencv[:1]),
+    }
+    matches = ((re.search(pattern, f'{title} {reason}'), fix) for pattern, fix in fixes.items())
+    return next((match.expand(fix) for match, fix in matches if match), '')
+
+
+def install_torch(index: str = '') -> str:
+    """The command for this release of torch, and a torchvision for it.
+
+    Releases went together, torch 2.1 with torchvision 0.16 for example, until torchvision 0.29,
+    which is built for the stable ABI: it runs on torch 2.14 and all later ones.
+    """
+    found, force = version_of('torch'), '--force-reinstall ' if index else ''
+    major, minor = release(found)
+    torchvision = '>=0.29' if (major, minor) >= (2, 14) else f'==0.{minor + 15}.*'
+    if '+' in found and not index:
+        index = f'https://download.pytorch.org/whl/{found.partition("+")[2]}'
+    pins = f"'torch=={major}.{minor}.*' 'torchvision{torchvision}'"
+    return f'pip install {force}{pins}' + (f' --index-url {index}' if index else '')
 
 
 def print_table(found: dict[str, list[Finding]]) -> None:
