@@ -36,15 +36,10 @@ DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     'yaml': ('pyyaml',),
     'faster_coco_eval': ('faster-coco-eval',),
 }
-OPTIONAL = {
-    'triton': "attn_impl='triton'",
-    'huggingface_hub': 'fetching published weights',
-    **{module: package.task for module, package in PACKAGES.items()},
-}
-PARTS = {
-    'pycocotools': ('pycocotools.mask',),
-    **{module: (f'{module}.models', f'{module}.datasets') for module in PACKAGES},
-}
+OPTIONAL = {module: package.task for module, package in PACKAGES.items()}
+OPTIONAL |= {'triton': "attn_impl='triton'", 'huggingface_hub': 'fetching published weights'}
+PARTS = {module: [f'{module}.models', f'{module}.datasets'] for module in PACKAGES}
+PARTS |= {'pycocotools': ['pycocotools.mask']}
 MMDET = DISTRIBUTIONS['mmdet']
 MODELS = ('torch', 'gcvit_mm.models')
 COLLECT_ENV = ('torch', 'torch.utils.collect_env')
@@ -52,8 +47,6 @@ OPERATIONS = (*MODELS, 'mmcv.ops', 'torchvision')
 MORE_SHM = """docker run --shm-size=8g ...
 or, in each training: --cfg-options train_dataloader.num_workers=0 \
     train_dataloader.persistent_workers=False"""
-
-
 Check = tuple[str, tuple[str, ...], Callable]
 """A title, modules that it needs, and a function that is called with them."""
 
@@ -115,11 +108,10 @@ def memory() -> Finding:
 def room(path: str, least: int, purpose: str, fix: str) -> Finding:
     if not os.path.isdir(path):
         return Finding(f'no {path}', ABSENT)
-    free = gib(shutil.disk_usage(path).free)
-    if shutil.disk_usage(path).free >= least:
-        return Finding(f'{free} free in {os.path.abspath(path)}')
-    problem = f'{os.path.abspath(path)} has only {free} free for {purpose}.'
-    return Finding(free, WARNING, problem, fix)
+    size = shutil.disk_usage(path).free
+    free = f'{gib(size)} free in {os.path.abspath(path)}'
+    problem = f'There are only {free}, which may be too little for {purpose}.'
+    return Finding(free) if size >= least else Finding(free, WARNING, problem, fix)
 
 
 def read(path: str) -> str:
@@ -160,17 +152,15 @@ def arrays(torch: Any) -> str:
 def gpus(torch: Any, env: Any) -> Iterator[Finding]:
     found = accelerators(torch)
     for device, (gpu, failure) in found.items():
+        broken = ('(broken)', ERROR, f'{gpu} does not work: {failure}')
         name = device.replace('cuda:', 'GPU ').replace('mps', 'GPU')
-        problem = f'{gpu} does not work: {failure}'
-        finding = Finding('(broken)', ERROR, problem) if failure else Finding(gpu)
-        yield finding._replace(name=name)
+        yield Finding(*(broken if failure else (gpu,)))._replace(name=name)
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
     if not found and (hidden or not env.get_gpu_info(env.run)):
         yield Finding('none: everything runs on the CPU', ABSENT)
     elif not found:
-        reason = failure_of(torch, 'cuda') or 'it does not say why.'
-        problem = f'torch does not find the GPU that the driver has: {reason}'
-        yield Finding('(broken)', ERROR, problem)
+        problem = 'torch does not find the GPU that the driver has'
+        yield Finding('(broken)', ERROR, f'{problem}: {failure_of(torch, "cuda")}')
 
 
 def accelerators(torch: Any) -> dict[str, tuple[str, str]]:
@@ -267,7 +257,7 @@ def library(module: str, *needed: str) -> Finding:
     if not there and find_spec('mmengine') is None and module != 'safetensors':
         return Finding('comes with the mm packages', ABSENT)
     need(*(needed if there else ()))
-    for name in (module, *PARTS.get(module, ())):
+    for name in (module, *PARTS.get(module, [])):
         importlib.import_module(name)
     return Finding(' '.join(pins_of(module)))
 
@@ -371,17 +361,14 @@ def attention(impl: str, torch: Any, models: Any) -> Finding:
     def run(impl: str, device: str) -> tuple[Any, Any]:
         torch.manual_seed(0)
         layer = models.attention.WindowAttention(64, 2, 4, False, impl).to(device)
-        # Windows do not divide this feature map.
-        x = torch.randn(2, 9, 10, 64).to(device).requires_grad_()
+        x = torch.randn(2, 9, 10, 64).to(device).requires_grad_()  # windows do not divide it
         out = layer(x, models.windows.relative_position_index(4).to(device), None)
         out.square().sum().backward()
         return out.detach(), x.grad
 
     told = []
-    for device in devices(torch):
-        if impl == 'triton' and device != 'cuda':
-            continue
-        pairs = zip(run('eager', device), run(impl, device))  # noqa: B905
+    for device in (name for name in devices(torch) if impl != 'triton' or name == 'cuda'):
+        pairs = zip(run('eager', device), run(impl, device), strict=True)
         error = max(((b - a).abs().max() / a.abs().max()).item() for a, b in pairs)
         if not error < 0.01:
             raise RuntimeError(f'it differs from eager on {device}: by {error:.2g}')
@@ -389,8 +376,12 @@ def attention(impl: str, torch: Any, models: Any) -> Finding:
     return Finding(f'runs on {", ".join(told)}') if told else Finding('needs a CUDA GPU', ABSENT)
 
 
-def configs(zoo: Any) -> str:
-    return f'{len(zoo.names())} configs in {zoo.CONFIGS}'
+def zoo() -> Finding:
+    found = [*ROOT.glob('gcvit_mm/.mim/configs/*.py'), *ROOT.glob('configs/*.py')]
+    if found:
+        return Finding(f'{len(found)} configs in {found[0].parent}')
+    problem = f'The package in {ROOT} has no configs.'
+    return Finding('none', ERROR, problem, 'pip install --force-reinstall --no-deps gcvit_mm')
 
 
 def checkpoints(_: Any, hub: Any) -> str:
@@ -434,11 +425,7 @@ SECTIONS: dict[str, list[Check]] = {
         ('cv2', (), opencv),
         *libraries('PIL', 'safetensors', 'tqdm', 'rich', 'matplotlib'),
         ('pycocotools', (), partial(coco_evaluation, 'pycocotools', *MMDET)),
-        (
-            'faster_coco_eval',
-            (),
-            partial(coco_evaluation, 'faster_coco_eval', MMDET[1]),
-        ),
+        ('faster_coco_eval', (), partial(coco_evaluation, 'faster_coco_eval', MMDET[1])),
         *libraries('triton', 'huggingface_hub'),
     ],
     'Models': [
@@ -458,7 +445,7 @@ SECTIONS: dict[str, list[Check]] = {
     ],
     'Extras': [('extras', (), extras)],
     'Files': [
-        ('zoo', ('gcvit_mm.zoo',), configs),
+        ('zoo', (), zoo),
         ('disk', (), partial(room, '.', 5 * GIB, 'checkpoints', 'free some, or use --work-dir')),
         ('checkpoints', ('gcvit_mm.models', 'gcvit_mm.weights.hub'), checkpoints),
         ('data', ('gcvit_mm.models', 'gcvit_mm.config', 'gcvit_mm.zoo'), data),
