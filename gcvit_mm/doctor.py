@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 # Only the standard library is imported here: a check is called with the modules that it needs.
 from .compat.environment import ONEDL, OPENMMLAB, installed, loader_cves, problems
 from .compat.packages import PACKAGES
-from .version import __version__
 
 GIB = 2**30
-ROOT = Path(__file__).parents[1]
+PACKAGE = Path(__file__).parent
+ROOT = PACKAGE.parent
 # A checkout may have metadata, but only an installation has a record of files.
 INSTALLED = any(known.read_text('RECORD') for known in Distribution.discover(name='gcvit_mm'))
 OK, ABSENT, WARNING, ERROR = 'ok', 'absent', 'warning', 'error'
@@ -40,7 +40,6 @@ OPTIONAL = {module: package.task for module, package in PACKAGES.items()}
 OPTIONAL |= {'triton': "attn_impl='triton'", 'huggingface_hub': 'fetching published weights'}
 PARTS = {module: [f'{module}.models', f'{module}.datasets'] for module in PACKAGES}
 PARTS |= {'pycocotools': ['pycocotools.mask']}
-MMDET = DISTRIBUTIONS['mmdet']
 MODELS = ('torch', 'gcvit_mm.models')
 COLLECT_ENV = ('torch', 'torch.utils.collect_env')
 OPERATIONS = (*MODELS, 'mmcv.ops', 'torchvision')
@@ -126,9 +125,8 @@ def torch_itself() -> Finding:
     found = version_of('torch')
     if 'torch' in problems():
         return Finding(found or 'not installed', ERROR, *problems()['torch'])
-    cuda = importlib.import_module('torch').version.cuda
+    cuda, cves = importlib.import_module('torch').version.cuda, loader_cves(found)
     built = f'{found}, CUDA {cuda}' if cuda else f'{found}, without CUDA'
-    cves = loader_cves(found)
     problem = f'torch {found} has known vulnerabilities in its loader: {", ".join(cves)}.'
     fix = 'load only .pth files that you trust, or install torch 2.10 or later'
     return Finding(built, WARNING, problem, fix) if cves else Finding(built)
@@ -150,8 +148,7 @@ def arrays(torch: Any) -> str:
 
 
 def gpus(torch: Any, env: Any) -> Iterator[Finding]:
-    found = accelerators(torch)
-    for device, (gpu, failure) in found.items():
+    for device, (gpu, failure) in (found := accelerators(torch)).items():
         broken = ('(broken)', ERROR, f'{gpu} does not work: {failure}')
         name = device.replace('cuda:', 'GPU ').replace('mps', 'GPU')
         yield Finding(*(broken if failure else (gpu,)))._replace(name=name)
@@ -295,17 +292,16 @@ def extras() -> Iterator[Finding]:
 
 def package() -> Iterator[Finding]:
     if not INSTALLED:
-        family = '' if installed(OPENMMLAB + ONEDL) else '[mm]'
+        extra = '' if installed(OPENMMLAB + ONEDL) else '[mm]'
         problem = 'gcvit_mm is not installed for this Python.'
-        fix = f"pip install -e '{ROOT}{family}'"
-        yield Finding(f'only in {ROOT / "gcvit_mm"}', ERROR, problem, fix)
+        yield Finding(f'only in {PACKAGE}', ERROR, problem, f"pip install -e '{ROOT}{extra}'")
     if problems():
         raise NotTried('torch and one family of mm packages')
     need('torch', 'cv2', 'mmengine', 'mmcv', 'safetensors', 'tqdm')
     for part in ('engine.setup', 'register'):
         importlib.import_module(f'gcvit_mm.{part}')
     if INSTALLED:
-        yield Finding(f'{__version__}, {ROOT / "gcvit_mm"}')
+        yield Finding(f'{version_of("gcvit_mm")}, {PACKAGE}')
 
 
 def operations(*modules: Any) -> str:
@@ -377,7 +373,7 @@ def attention(impl: str, torch: Any, models: Any) -> Finding:
 
 
 def zoo() -> Finding:
-    found = [*ROOT.glob('gcvit_mm/.mim/configs/*.py'), *ROOT.glob('configs/*.py')]
+    found = [*PACKAGE.glob('.mim/configs/*.py'), *ROOT.glob('configs/*.py')]
     if found:
         return Finding(f'{len(found)} configs in {found[0].parent}')
     problem = f'The package in {ROOT} has no configs.'
@@ -424,8 +420,8 @@ SECTIONS: dict[str, list[Check]] = {
         ('mm packages', (), families),
         ('cv2', (), opencv),
         *libraries('PIL', 'safetensors', 'tqdm', 'rich', 'matplotlib'),
-        ('pycocotools', (), partial(coco_evaluation, 'pycocotools', *MMDET)),
-        ('faster_coco_eval', (), partial(coco_evaluation, 'faster_coco_eval', MMDET[1])),
+        ('pycocotools', (), partial(coco_evaluation, 'pycocotools', *DISTRIBUTIONS['mmdet'])),
+        ('faster_coco_eval', (), partial(coco_evaluation, 'faster_coco_eval', 'onedl-mmdetection')),
         *libraries('triton', 'huggingface_hub'),
     ],
     'Models': [

@@ -134,7 +134,8 @@ def fix_of(title: str, reason: str) -> str:
     module = (missing[1] or missing[2]) if missing else ''
     family = -1 if installed(ONEDL) else 0
     # Pure Python in place of what was compiled for another torch; ours stands in for it.
-    lite = f'pip uninstall -y mmcv\npip install mmcv-lite=={version_of("mmcv")}'
+    number = version_of('mmcv') or version_of('mmcv-lite')
+    lite = f'pip uninstall -y mmcv\npip install mmcv-lite=={number}'
     if onedl := version_of('onedl-mmcv'):
         lite = f'MMCV_WITH_OPS=0 {again} --no-cache-dir onedl-mmcv=={onedl}'
     driver = 'install a driver for the CUDA of this torch, or a torch for an older CUDA: '
@@ -150,8 +151,8 @@ def fix_of(title: str, reason: str) -> str:
         r'MMCV==\S+ is used but incompatible.*install mmcv>=(\S+), <(\S+?)\.?$': (
             r"pip uninstall -y mmcv mmcv-lite\npip install 'mmcv-lite>=\1,<\2'"
         ),
-        r'^mmcv\.ops .*work|mmcv.*_ext\b.*(undefined symbol|shared object)': lite,
-        r"^torchvision .*(work|install)|No module named 'torchvision": install_torch(),
+        r'^mmcv\.ops .*(work|tried)|mmcv.*_ext\b.*(undefined symbol|shared object)': lite,
+        r"^torchvision .*(work|tried|install)|No module named 'torchvision": install_torch(),
         r"^cv2 not|No module named 'cv2": f"pip install '{headless}{'<4.12' * old}'",
         r"^\w+ not installed|No module named '\w": (
             f'pip install {DISTRIBUTIONS.get(module, (module,))[family]}'
