@@ -156,7 +156,7 @@ def gpus(torch: Any, env: Any) -> Iterator[Finding]:
     if not found and (hidden or not env.get_gpu_info(env.run)):
         yield Finding('none: everything runs on the CPU', ABSENT)
     elif not found:
-        problem = 'torch does not find the GPU that the driver has'
+        problem = f'torch {torch.__version__} does not find the GPU that the driver has'
         yield Finding('(broken)', ERROR, f'{problem}: {failure_of(torch, "cuda")}')
 
 
