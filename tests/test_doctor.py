@@ -39,6 +39,12 @@ class Environment:
             self.write(name, number, module)
             (self.site / module / 'more.py').touch()
 
+    def link_ours(self, *without: str) -> None:
+        """Link the installed packages, except those whose names begin with one of these."""
+        for package in Path(pytest.__file__).parents[1].iterdir():
+            if not package.name.startswith((*without, '__pycache__')):
+                (self.site / package.name).symlink_to(package)
+
     def doctor(self, *options: str) -> subprocess.CompletedProcess:
         alone = {k: v for k, v in ENVIRONMENT.items() if not k.startswith('PYTHON')}
         command = [self.python, ROOT / 'tools' / 'doctor.py', *options]
@@ -92,7 +98,7 @@ def test_both_families_are_one_problem(environment):
     environment.write('mmdet', '3.3.0', 'mmdet')
     problems = environment.problems()
     assert 'installed over each other' in problems['mm packages']['problem']
-    assert 'pip uninstall -y mmdet onedl-mmengine' in problems['mm packages']['mend']
+    assert 'pip uninstall -y mmdet onedl-mmengine' in problems['mm packages']['fix']
     assert 'mmdet' not in problems and 'mmcv' not in problems
 
 
@@ -103,7 +109,7 @@ def test_files_that_an_uninstallation_took_are_named(environment):
     assert problem['problem'] == (
         '1 of 2 files of onedl-mmdetection==3.5.1 are gone, mmdet/more.py for example.'
     )
-    assert problem['mend'] == 'pip install --force-reinstall --no-deps onedl-mmdetection==3.5.1'
+    assert problem['fix'] == 'pip install --force-reinstall --no-deps onedl-mmdetection==3.5.1'
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,7 @@ def test_an_opencv_that_fails_or_crashes_is_replaced_by_the_headless_one(environ
     environment.write('opencv-python', '4.12.0.88', 'cv2', code)
     problem = environment.problems()['cv2']
     assert reason in problem['problem']
-    assert problem['mend'].endswith('--no-deps opencv-python-headless==4.12.0.88')
+    assert problem['fix'].endswith('--no-deps opencv-python-headless==4.12.0.88')
 
 
 def test_an_old_torch_is_refused(environment):
@@ -128,15 +134,30 @@ def test_an_old_torch_is_refused(environment):
     assert problem['problem'] == 'gcvit_mm needs torch 2.1 or newer, and this is 2.0.1.'
 
 
+def test_an_apple_gpu_is_named_and_nothing_else_is_tried_on_one_that_fails(environment):
+    environment.link_ours('mm', 'onedl', 'gcvit_mm', '__editable__')
+    # PyTorch itself unwraps this function.
+    (environment.site / 'sitecustomize.py').write_text(
+        'import functools, sys\n'
+        "if 'PyTorch' in sys.orig_argv:\n"
+        '    import torch\n'
+        '    torch.backends.mps.is_available = functools.cache(lambda: True)\n'
+    )
+    run = environment.doctor('--json')
+    found = {finding['name']: finding for finding in json.loads(run.stdout)['findings']}
+    # PyTorch for Linux has no code for Metal.
+    assert found['GPU']['state'] == 'error' and 'Metal (MPS)' in found['GPU']['problem']
+    assert found['fused AdamW']['found'] == 'runs on cpu'
+    assert found['sdpa kernels']['state'] == 'ok'
+
+
 @pytest.mark.slow
 def test_without_torchvision_one_error_names_the_release_that_fits(environment):
-    for package in Path(pytest.__file__).parents[1].iterdir():
-        if not package.name.startswith('torchvision') and package.name != '__pycache__':
-            (environment.site / package.name).symlink_to(package)
+    environment.link_ours('torchvision')
     problems = environment.problems()
     release = '.'.join(version('torch').split('.')[:2])
     command = f"pip install 'torch=={release}.*' 'torchvision>=0.29'"
-    assert problems.pop('torchvision')['mend'].startswith(command)
+    assert problems.pop('torchvision')['fix'].startswith(command)
     assert not problems
 
 
@@ -152,6 +173,6 @@ def test_without_torchvision_one_error_names_the_release_that_fits(environment):
 )
 def test_the_torchvision_that_is_named_was_released_for_the_torch_at_hand(environment, torch, fits):
     environment.write('torch', torch, 'torch')
-    mend = environment.problems()['torchvision']['mend']
-    assert f"'torchvision{fits}'" in mend
-    assert ('https://download.pytorch.org/whl/cpu' in mend) == torch.endswith('+cpu')
+    fix = environment.problems()['torchvision']['fix']
+    assert f"'torchvision{fits}'" in fix
+    assert ('https://download.pytorch.org/whl/cpu' in fix) == torch.endswith('+cpu')

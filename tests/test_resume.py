@@ -383,7 +383,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(
 
 
 def test_a_work_directory_of_an_older_version_resumes_with_the_same_losses(tmp_path):
-    """It was written before the packages were moved, after 3 of 6 iterations; these losses followed."""
+    """The losses are those that followed the checkpoint in that version."""
     data = make_shapes(tmp_path / 'shapes', train=8, val=2, size=64)
     work_dir = shutil.copytree(ROOT / 'tests/golden/old_work_dir', tmp_path / 'work')
     (config,) = work_dir.glob('*.py')
