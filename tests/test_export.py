@@ -319,3 +319,13 @@ def test_the_original_is_left_as_it_was(segmenter):
     Segmenter(segmenter)
     assert before == {name: str(type(module)) for name, module in segmenter.named_modules()}
     assert all(parameter.requires_grad for parameter in segmenter.parameters())
+
+
+def test_a_model_that_is_exported_keeps_its_way_to_predict(segmenter):
+    segmenter.test_cfg['mode'] = 'slide'
+    try:
+        graph = build_graph(segmenter, 'segmentation', features=False, argmax=False, size=None)
+        assert graph.original.test_cfg['mode'] == 'whole'
+        assert segmenter.test_cfg['mode'] == 'slide'
+    finally:
+        segmenter.test_cfg['mode'] = 'whole'

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +17,8 @@ import pytest
 import torch
 from command_line import ENVIRONMENT, NANO, ROOT, VAL_IMAGES, fail, on, succeed
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from mmengine.runner import CheckpointLoader
 from mmengine.structures import PixelData
 from PIL import Image
 from pycocotools.coco import COCO
@@ -84,6 +86,23 @@ def test_a_file_its_pixels_and_its_pillow_image_are_predicted_alike(detector, ph
     pixels = np.asarray(Image.open(photos[0]))[..., ::-1]
     assert same(sample, detector(pixels)[0])
     assert same(sample, detector([Image.open(photos[0])])[0])
+
+
+def test_a_predictor_leaves_the_process_as_it_was(trained, photos):
+    def state():
+        return (
+            dict(CheckpointLoader._schemes),
+            getattr(DefaultScope.get_current_instance(), 'scope_name', None),
+            Image.MAX_IMAGE_PIXELS,
+            warnings.filters[:],
+            torch.is_grad_enabled(),
+            torch.get_num_threads(),
+            np.random.get_state()[1].tolist(),
+        )
+
+    before = state()
+    Predictor(trained.work_dir)(photos)
+    assert state() == before
 
 
 def test_predictions_do_not_depend_on_what_else_is_in_the_batch(detector, photos):
