@@ -229,9 +229,10 @@ def _build_on_meta(cfg: Config) -> 'nn.Module':
 
     try:
         with torch.device('meta'):
-            return MODELS.build(model_config(cfg))
+            model = MODELS.build(model_config(cfg))
     except (NotImplementedError, RuntimeError):  # it looks at values that it makes
-        return MODELS.build(model_config(cfg)).to('meta')
+        model = MODELS.build(model_config(cfg))
+    return model.to('meta')  # torch.Tensor(...) ignores the device above
 
 
 def test_dataset(cfg: Config) -> ConfigDict:

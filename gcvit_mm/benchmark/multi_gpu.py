@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, Registry
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..choices import FSDP_UNITS
@@ -223,21 +223,13 @@ def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
 
-class _FusedAttention(TorchFunctionMode):
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+) -> Tensor:
     """Attention as of GPUs' kernels, which keep no scores; the meta device would keep them."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or kwargs.keys() - {'attn_mask'}:
-            return func(*args, **kwargs)
-        query, key, value = args[:3]
-        mask = kwargs.get('attn_mask')
-        if mask is not None:
-            mask = mask.expand(*query.shape[:3], key.shape[2])
-        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-        return efficient(query, key, value, mask, compute_log_sumexp=True)[0]
+    mask = None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    return efficient(query, key, value, mask, compute_log_sumexp=True)[0]
 
 
 def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
@@ -253,7 +245,7 @@ def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
     tracker = MemTracker()
     tracker.track_external(model.train())
     try:
-        with tracker, _FusedAttention():
+        with tracker, patch.object(F, 'scaled_dot_product_attention', _fused_attention):
             outs = model.extract_feat(torch.empty(batch, 3, *size, device='meta'))
             torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
     except Exception as error:  # a config may name any class
