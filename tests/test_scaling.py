@@ -176,7 +176,7 @@ def test_sharding_a_model_without_units_says_what_to_do(monkeypatch):
 @pytest.mark.parametrize(
     ('optimizer', 'frozen'),
     [
-        (dict(type='AdamW', amsgrad=True), 2),
+        (dict(type='AdamW', lr=1e-3, amsgrad=True), 2),
         (dict(type='SGD', lr=1e-3, momentum=0.9), -1),
         (dict(type='SGD', lr=1e-3), -1),
     ],
@@ -240,22 +240,22 @@ def test_activations_cover_what_is_saved_and_show_checkpoints_and_fused_attentio
     saved = {}
 
     def pack(x):
-        saved[x.untyped_storage()._cdata] = x  # which stays alive: its number is not used again
+        saved[x.untyped_storage()._cdata] = x
         return x
 
     model = backbone(meta=False, attn_impl='eager')
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         model(torch.rand(2, 3, 64, 64))
-    own = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
-    kept = sum(x.untyped_storage().nbytes() for number, x in saved.items() if number not in own)
+    for x in (*model.parameters(), *model.buffers()):
+        saved.pop(x.untyped_storage()._cdata, None)
+    kept = sum(x.untyped_storage().nbytes() for x in saved.values())
 
     eager, fused, checkpointed = (
         activation_bytes(backbone(**options), 2, (64, 64))
         for options in (dict(attn_impl='eager'), {}, dict(with_cp=True))
     )
-    print(kept, eager, fused, checkpointed)
     assert kept < eager < 1.2 * kept
-    assert checkpointed < 0.6 * fused
+    assert checkpointed < 0.7 * fused
     assert fused < eager
 
 

@@ -207,9 +207,7 @@ def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
     wanted = ('optimizer', 'constructor', 'paramwise_cfg')
     cfg = copy.deepcopy(ConfigDict({k: v for k, v in optim_wrapper.items() if k in wanted}))
     cfg.optimizer.pop('fused', None)  # there are no kernels for the meta device
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+    _add_gradients(model)
     try:
         optimizer = build_optim_wrapper(model, cfg).optimizer
         optimizer.step()
@@ -221,6 +219,12 @@ def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
         ) from error
     leaves = tree_leaves(dict(optimizer.state))
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _add_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _fused_attention(
@@ -242,6 +246,7 @@ def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
     """
     from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
+    _add_gradients(model)  # they are counted apart: the peak is then that of everything else
     tracker = MemTracker()
     tracker.track_external(model.train())
     try:
