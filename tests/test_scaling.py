@@ -64,7 +64,7 @@ def shard(model):
     return model
 
 
-def step(wrap, buckets=()):
+def step(wrap):
     torch.manual_seed(0)
     model = wrap(MODELS.build(cfg.model).train())
     cfg.optim_wrapper.accumulative_counts = int(passes)
@@ -135,6 +135,7 @@ def training_of_nano() -> Training:
 
 # --- Units of FSDP -----------------------------------------------------------------------------
 
+VIT = 'vision_transformer/vit-base-p16'
 ENCODER = {'DeformableDetrTransformerEncoderLayer': 6}
 
 
@@ -150,10 +151,7 @@ ENCODER = {'DeformableDetrTransformerEncoderLayer': 6}
             {'SwinBlock': 12, **ENCODER, 'Mask2FormerTransformerDecoderLayer': 9},
         ),
         ('mmpretrain::convnext/convnext-tiny_32xb128_in1k.py', {'ConvNeXtBlock': 18}),
-        (
-            'mmpretrain::vision_transformer/vit-base-p16_64xb64_in1k.py',
-            {'TransformerEncoderLayer': 12},
-        ),
+        (f'mmpretrain::{VIT}_64xb64_in1k.py', {'TransformerEncoderLayer': 12}),
         (NANO, {'Block': 8}),
     ],
     ids=['DINO', 'Mask2Former', 'ConvNeXt', 'ViT', 'GC ViT'],
@@ -311,13 +309,6 @@ def test_fsdp_keeps_shares_and_sends_what_the_formula_says(measured):
 
 
 # --- The arithmetic ----------------------------------------------------------------------------
-
-
-def test_fsdp_gathers_twice_and_scatters_once_where_nothing_stays_gathered():
-    training = read_training(nano(), units=['MaskRCNN', 'GCViT', 'FPN', 'RPNHead', '*RoIHead'])
-    assert training.root.parameters == 0
-    sent = training.traffic(8, sharded=True).total
-    assert sent == pytest.approx(3 * 7 / 8 * training.weights.parameters)
 
 
 def test_a_single_gpu_sends_nothing_and_has_no_buckets():

@@ -6,13 +6,13 @@ Nothing runs: the figures are computed (docs/scaling.md says how). MB are 10^6 b
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 import _package  # noqa: F401
+from benchmark import print_table, size
 
 from gcvit_mm.choices import FSDP_UNITS
 from gcvit_mm.cli import add_config_arguments, run
@@ -44,9 +44,8 @@ def parse_args() -> argparse.Namespace:
         parser.add_argument(option, type=float, metavar='X', help=text)
     parser.add_argument(
         '--size',
-        nargs=2,
-        type=int,
-        metavar=('H', 'W'),
+        type=size,
+        metavar='HxW',
         help='of the images: adds activations of backbone and neck, which takes about a minute',
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision, as of tools/train.py')
@@ -86,18 +85,16 @@ def main() -> None:
     )
     counted = 'with' if args.size else 'without'
     print(f'\nMemory of each GPU {counted} activations, MB\n')
-    print_table(memory_table(training, args.gpus))
+    print_table(memory_table(training, args.gpus), left=(1,))
     print('\nSent by each GPU in a step\n')
     links = Links(within, between, args.gpus_per_node)
-    print_table(traffic_table(training, args.gpus, links, args.step_ms))
+    print_table(traffic_table(training, args.gpus, links, args.step_ms), left=(1,))
     print(f'\n{advice(args, training)}')
 
 
 def check_positive(args: argparse.Namespace) -> None:
     names = 'gpus_per_node', 'link_gbps', 'intra_link_gbps', 'node_link_gbps', 'step_ms'
-    given = [(name, getattr(args, name)) for name in names]
-    for name in ('gpus', 'size'):
-        given += [(name, value) for value in getattr(args, name) or ()]
+    given = [('gpus', gpus) for gpus in args.gpus] + [(name, getattr(args, name)) for name in names]
     for name, value in given:
         if value is not None and not 0 < value < float('inf'):
             raise UserError(f'--{name.replace("_", "-")} {value}: it must be above 0')
@@ -147,34 +144,12 @@ def advice(args: argparse.Namespace, training: Training) -> str:
     changes = ((k, v) for k, v in args.cfg_options.items() if k.startswith('model.'))
     model = args.config + ''.join(f':{key}={value}'.replace(' ', '') for key, value in changes)
     dtype = ' --dtype bfloat16' if training.half else ''
-    start = (
-        'Activations are those of backbone and neck in float32. The whole is measured: add'
-        if args.size
-        else 'Activations are measured, not computed: add'
-    )
     size = 'x'.join(map(str, args.size)) if args.size else 'HxW'
     return (
-        f'{start} optimizer, buckets and EMA to the peak MB of\n'
+        'Activations are measured, not computed: add optimizer, buckets and EMA to the peak MB of\n'
         f'python tools/benchmark.py {shlex.quote(model)} --mode training '
         f'--batch {training.batch} --size {size}{dtype}'
     )
-
-
-def print_table(rows: Rows) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    titles, *body = rows
-    printed = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for title in titles:
-        printed.add_column(title, justify='right' if title else 'left')
-    for cells in body:
-        printed.add_row(*cells)
-    console = Console(highlight=False)
-    if not console.is_terminal and 'COLUMNS' not in os.environ:
-        console.width = 10_000  # in files, each row is to be on one line
-    console.print(printed)
 
 
 if __name__ == '__main__':
