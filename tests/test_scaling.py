@@ -51,9 +51,8 @@ from torch.utils._pytree import tree_leaves
 
 from gcvit_mm.models.fsdp_units import fsdp_units
 
-config, folder, rank, processes, passes = sys.argv[1:]
-store = Path(folder, 'store').as_uri()
-dist.init_process_group('gloo', init_method=store, rank=int(rank), world_size=int(processes))
+config, folder, passes = sys.argv[1:]
+dist.init_process_group('gloo')
 cfg = Config.fromfile(config)
 init_default_scope(cfg.default_scope)
 
@@ -117,7 +116,7 @@ def fsdp():
 
 
 found = dict(ddp=ddp(), ddp_views=ddp(gradient_as_bucket_view=True), fsdp=fsdp())
-Path(folder, f'{rank}.json').write_text(json.dumps(found))
+Path(folder, f'{dist.get_rank()}.json').write_text(json.dumps(found))
 dist.destroy_process_group()
 """
 
@@ -265,25 +264,17 @@ def measured(tmp_path_factory) -> list[dict]:
     """What each of the processes counted."""
     folder = tmp_path_factory.mktemp('processes')
     (folder / 'measure.py').write_text(MEASURE)
-    command = [sys.executable, folder / 'measure.py', NANO, folder]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(PROCESSES), str(PASSES)],
-            cwd=ROOT,
-            env=ENVIRONMENT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(PROCESSES)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=240)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    command += ['--local-addr=127.0.0.1', f'--nproc-per-node={PROCESSES}', folder / 'measure.py']
+    run = subprocess.run(
+        [*command, NANO, folder, str(PASSES)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert run.returncode == 0, run.stderr
     return [json.loads((folder / f'{rank}.json').read_text()) for rank in range(PROCESSES)]
 
 
