@@ -146,7 +146,8 @@ def advice(args: argparse.Namespace, training: Training) -> str:
     dtype = ' --dtype bfloat16' if training.half else ''
     size = 'x'.join(map(str, args.size)) if args.size else 'HxW'
     return (
-        'Activations are measured, not computed: add optimizer, buckets and EMA to the peak MB of\n'
+        f'Activations{" of heads" * bool(args.size)} are measured, not computed: add optimizer, '
+        'buckets and EMA to the peak MB of\n'
         f'python tools/benchmark.py {shlex.quote(model)} --mode training '
         f'--batch {training.batch} --size {size}{dtype}'
     )
