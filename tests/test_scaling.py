@@ -27,7 +27,7 @@ from gcvit_mm.benchmark.multi_gpu import (
 from gcvit_mm.config import build_model
 from gcvit_mm.engine import fsdp
 from gcvit_mm.errors import UserError
-from gcvit_mm.models.fsdp_units import fsdp_units
+from gcvit_mm.fsdp_units import fsdp_units
 
 PROCESSES, PASSES = 2, 2
 # As a training: the wrappers of trainings, the optimizer of mmengine, and two passes in a step.
@@ -49,7 +49,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gcvit_mm.models.fsdp_units import fsdp_units
+from gcvit_mm.fsdp_units import fsdp_units
 
 config, folder, passes = sys.argv[1:]
 dist.init_process_group('gloo')

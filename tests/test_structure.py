@@ -49,9 +49,7 @@ def imports() -> dict[str, set[str]]:
                 base = []
             else:
                 continue
-            base += [
-                part for part in (node.module or '').split('.') if part not in ('', 'gcvit_mm')
-            ]
+            base += [part for part in (node.module or '').split('.') if part not in ('', 'gcvit_mm')]
             for alias in node.names:
                 inner = '.'.join([*base, alias.name])
                 found[name].add(inner if inner in MODULES else '.'.join(base))

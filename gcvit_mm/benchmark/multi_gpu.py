@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from ..choices import FSDP_UNITS
 from ..config import build_model, default_scope, find_class
 from ..errors import UserError
-from ..models.fsdp_units import fsdp_units
+from ..fsdp_units import fsdp_units
 
 BACKWARD_SHARE = 2 / 3
 """Of the time of a forward and a backward pass: two products for each one of the forward pass."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..choices import FSDP_UNITS
 from ..errors import UserError
-from ..models.fsdp_units import fsdp_units
+from ..fsdp_units import fsdp_units
 
 
 class ShardedRunner(Runner):

@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from ..choices import FSDP_UNITS
+from .choices import FSDP_UNITS
 
 
 def fsdp_units(model: nn.Module, classes: Sequence[str] = FSDP_UNITS) -> Iterator[nn.Module]:
