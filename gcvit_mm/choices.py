@@ -10,7 +10,7 @@ FORMATS = {
     'classification': ('overlay', 'csv'),
 }
 """What can be written of the predictions of each task; by default all of it."""
-FSDP_UNITS = ('*Block', '*EncoderLayer', '*DecoderLayer')
+FSDP_UNITS = ('*Block', '*Bottleneck', '*EncoderLayer', '*DecoderLayer')
 """Classes whose modules FSDP shards each by itself: names, with the wildcards of file names."""
 TRACKERS = ('tensorboard', 'wandb', 'mlflow')
 """The tools that a training can be followed with."""

@@ -113,15 +113,19 @@ def model_config(cfg: Config) -> ConfigDict:
     return settings
 
 
-def build_model(cfg: Config) -> 'nn.Module':
+def build_model(cfg: Config, *, meta: bool = False) -> 'nn.Module':
     """Build the model of a config, which stays as it is.
+
+    Args:
+        cfg: The config.
+        meta: Give a model without values, on PyTorch's meta device.
 
     Raises:
         UserError: It cannot be built.
     """
     with default_scope(cfg):
         try:
-            return MODELS.build(model_config(cfg))
+            return _build_on_meta(cfg) if meta else MODELS.build(model_config(cfg))
         except (UserError, NotImplementedError):
             raise
         except Exception as error:  # a config may name any class
@@ -129,6 +133,17 @@ def build_model(cfg: Config) -> 'nn.Module':
             raise UserError(
                 f'the model of config {cfg.filename} cannot be built: {reason}'
             ) from error
+
+
+def _build_on_meta(cfg: Config) -> 'nn.Module':
+    import torch
+
+    try:
+        with torch.device('meta'):
+            model = MODELS.build(model_config(cfg))
+    except (NotImplementedError, RuntimeError):  # it looks at values that it makes
+        model = MODELS.build(model_config(cfg))
+    return model.to('meta')  # torch.Tensor(...) ignores the device above
 
 
 def test_dataset(cfg: Config) -> ConfigDict:

@@ -80,6 +80,8 @@ def main() -> None:
     import torch
     from mmengine.logging import MMLogger
 
+    from gcvit_mm.benchmark.table import heading, table
+
     device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if device.type == 'cuda' and not torch.cuda.is_available():
         raise UserError('--device cuda: there is no GPU that PyTorch can use')
@@ -92,7 +94,8 @@ def main() -> None:
             for mode in args.mode:
                 with redirect_stdout(sys.stderr):  # the packages print; stdout is for the tables
                     runs.append(compare(args, device, dtype, shape, mode))
-                print_table(runs[-1])
+                print(heading(runs[-1]))
+                print_table(table(runs[-1]), left=(0, 1))
     if args.out:
         command = shlex.join(sys.argv[1:])
         content = json.dumps(dict(machine=machine(device), command=command, runs=runs), indent=1)
@@ -168,23 +171,21 @@ def figures(found: Measured) -> dict[str, Any]:
     }
 
 
-def print_table(result: dict[str, Any]) -> None:
+def print_table(rows: list[list[str]], left: tuple[int, ...]) -> None:
+    """Print a row of titles and the others; the columns numbered in ``left`` are flush left."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    from gcvit_mm.benchmark.table import heading, table
-
-    print(heading(result))
-    titles, *rows = table(result)
+    titles, *body = rows
     printed = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, title in enumerate(titles):
-        printed.add_column(title, justify='left' if i < 2 else 'right', overflow='fold')
-    for cells in rows:
+        printed.add_column(title, justify='left' if i in left else 'right', overflow='fold')
+    for cells in body:
         printed.add_row(*cells)
     console = Console(highlight=False)
     if not console.is_terminal and 'COLUMNS' not in os.environ:
-        console.width = 10_000  # in files, each model is to be on one line
+        console.width = 10_000  # in files, each row is to be on one line
     console.print(printed)
 
 

@@ -1,47 +1,37 @@
 """Memory and communication of a training step on several GPUs, computed from a config.
 
-Nothing is trained and no weights are read: the model is built without its values, and the rest is
-arithmetic. Activations are no part of it; ``tools/benchmark.py`` measures them.
+Nothing is trained and no weights are read: the model is built on PyTorch's meta device, which has
+no values, and the rest is arithmetic.
 """
 
 import copy
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
-from fnmatch import fnmatchcase
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import EMAHook
 from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
-from mmengine.registry import (
-    HOOKS,
-    MODELS,
-    OPTIM_WRAPPERS,
-    OPTIMIZERS,
-    Registry,
-    init_default_scope,
-)
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, Registry
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..choices import FSDP_UNITS
+from ..config import build_model, default_scope, find_class
 from ..errors import UserError
+from ..fsdp_units import fsdp_units
 
 BACKWARD_SHARE = 2 / 3
 """Of the time of a forward and a backward pass: two products for each one of the forward pass."""
 BYTES_OF_HALF = 2
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Some of a model's parameters.
-
-    Attributes:
-        parameters: Their bytes.
-        gradients: Bytes of the gradients of those that are trained.
-    """
+class Size(NamedTuple):
+    """Bytes of some parameters, and of the gradients of those that are trained."""
 
     parameters: int
     gradients: int
@@ -49,76 +39,55 @@ class Weights:
 
 @dataclass(frozen=True)
 class Training:
-    """What one process of a training holds before anything is sharded, in bytes unless said.
-
-    Attributes:
-        parameters: Number of the model's parameters.
-        trainable: Number of those that are trained.
-        weights: All of them.
-        root: Those outside of FSDP's units, which FSDP keeps gathered during a step.
-        unit: FSDP's largest unit.
-        buffers: The model's buffers.
-        optimizer: Name of the optimizer.
-        optimizer_state: What the optimizer keeps from step to step.
-        buckets: Copies of the gradients, in which DDP reduces them.
-        ema: The averaged model.
-        half: Copies of the weights in 16 bits, of mixed precision, at most.
-        batch: Images of a process in a forward pass.
-        accumulation: Forward and backward passes of a step of the optimizer.
-    """
+    """What a process holds before anything is sharded: sizes in bytes, after four numbers."""
 
     parameters: int
     trainable: int
-    weights: Weights
-    root: Weights
-    unit: Weights
-    buffers: int
+    batch: int  # images of a forward pass
+    accumulation: int  # forward and backward passes of a step of the optimizer
     optimizer: str
-    optimizer_state: int
-    buckets: int
-    ema: int
-    half: int
-    batch: int
-    accumulation: int
-
-    def images(self, gpus: int) -> int:
-        """Images of a step of the optimizer."""
-        return self.batch * self.accumulation * gpus
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What a GPU holds without activations, in bytes; the parts are as of ``Training``.
-
-    Attributes:
-        gathered: Whole parameters and gradients that FSDP puts together for a while.
-    """
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    buckets: int
-    gathered: int
-    ema: int
-    half: int
+    weights: Size  # all of them
+    root: Size  # those in none of FSDP's units, which stay gathered during a step
+    unit: Size  # FSDP's largest unit
     buffers: int
+    optimizer_state: int
+    buckets: int  # copies of the gradients, in which DDP reduces them
+    ema: int
+    half: int  # 16-bit copies of the weights, at most
+    activations: int
 
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return sum(astuple(self))
+    def memory(self, gpus: int, *, sharded: bool) -> dict[str, int]:
+        """The bytes that each GPU holds, by DDP or sharded by FSDP; a single GPU is not wrapped."""
+        sharded = sharded and gpus > 1
+        parts = {**self.weights._asdict(), 'optimizer': self.optimizer_state}
+        if sharded:
+            parts = {name: -(-size // gpus) for name, size in parts.items()}
+        parts |= {
+            'buckets': 0 if sharded or gpus == 1 else self.buckets,
+            'gathered': sum(self.root + self.unit) if sharded else 0,
+            'EMA': self.ema,
+            '16-bit copies': self.half,
+            'buffers': self.buffers,
+            'activations': self.activations,
+        }
+        return parts | {'total': sum(parts.values())}
+
+    def traffic(self, gpus: int, *, sharded: bool) -> 'Traffic':
+        """What each GPU of a ring sends in a step of the optimizer.
+
+        DDP reduces accumulated gradients once. FSDP gathers parameters in each forward pass and,
+        except the root's, again in each backward pass, which also reduces and scatters gradients.
+        """
+        ring = (gpus - 1) / gpus
+        if not sharded:
+            return Traffic(0.0, 0.0, 2 * ring * self.weights.gradients, self.accumulation)
+        again = self.weights.parameters - self.root.parameters
+        backward = ring * (again + self.weights.gradients)
+        return Traffic(ring * self.weights.parameters, backward, 0.0, self.accumulation)
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """What each GPU sends in a step of the optimizer, in bytes.
-
-    Attributes:
-        forward: In each forward pass.
-        backward: In each backward pass.
-        last: In the last backward pass, besides.
-        passes: Forward and backward passes of the step.
-    """
+class Traffic(NamedTuple):
+    """Bytes sent in each forward and each backward pass, and besides in the last backward pass."""
 
     forward: float
     backward: float
@@ -127,30 +96,22 @@ class Traffic:
 
     @property
     def total(self) -> float:
-        """The sum."""
+        """The bytes of a step."""
         return self.passes * (self.forward + self.backward) + self.last
 
 
-@dataclass(frozen=True)
-class Links:
-    """How fast GPUs send to each other.
-
-    Attributes:
-        within: Gbit/s that a GPU sends to the others of its node.
-        between: Gbit/s that a node sends to another.
-        gpus_per_node: GPUs of a node.
-    """
+class Links(NamedTuple):
+    """How fast GPUs send: Gbit/s of a GPU within its node, and of a node to another."""
 
     within: float
     between: float
     gpus_per_node: int
 
     def nodes(self, gpus: int) -> int:
-        """The nodes that so many GPUs are on."""
         return -(-gpus // self.gpus_per_node)
 
     def slowest(self, gpus: int) -> float:
-        """Gbit/s of the slowest link of a ring through so many GPUs."""
+        """Gbit/s of the slowest link of a ring."""
         return min(self.within, self.between) if self.nodes(gpus) > 1 else self.within
 
     def seconds(self, sent: float, gpus: int) -> float:
@@ -158,123 +119,95 @@ class Links:
         return sent * 8 / (self.slowest(gpus) * 1e9)
 
 
-def read_training(cfg: Config, *, amp: bool = False, units: Sequence[str] = FSDP_UNITS) -> Training:
+def read_training(
+    cfg: Config,
+    *,
+    amp: bool = False,
+    units: Sequence[str] = FSDP_UNITS,
+    size: tuple[int, int] | None = None,
+) -> Training:
     """Count what a config trains.
 
     Args:
         cfg: The config; it is not changed.
         amp: Mixed precision, also where the config does not ask for it.
-        units: The classes that FSDP is to shard each by itself, as of ``FSDP_UNITS``.
+        units: The classes of FSDP's units, as of ``FSDP_UNITS``.
+        size: Height and width of the images; None leaves out activations, which take long.
 
     Raises:
         UserError: The config has no training, or its model or optimizer cannot be built.
     """
-    for section in ('model', 'train_dataloader', 'optim_wrapper'):
-        if not cfg.get(section):
-            raise UserError(f'the config has no {section}: it does not train')
-    for section, key in (('train_dataloader', 'batch_size'), ('optim_wrapper', 'optimizer')):
-        if key not in cfg[section]:
-            raise UserError(f'the config has no {section}.{key}, which is needed here')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = build_model(cfg)
+    for key in ('model', 'train_dataloader.batch_size', 'optim_wrapper.optimizer'):
+        section, _, name = key.partition('.')
+        if not cfg.get(section) or (name and name not in cfg[section]):
+            raise UserError(f'config {cfg.filename} has no {key}, which a training needs')
+    model = build_model(cfg, meta=True)
+    batch = cfg.train_dataloader.batch_size
+    activations = activation_bytes(model, batch, size) if size else 0
+    found = [set(unit.parameters()) for unit in fsdp_units(model, units)]
     parameters = list(model.parameters())
-    weights = _weights(parameters)
-    root, *found = (_weights(unit) for unit in fsdp_units(model, units))
+    weights = _size(parameters)
     buffers = sum(buffer.nbytes for buffer in model.buffers())
-    numel = sum(parameter.numel() for parameter in parameters)
-    shared = (cfg.get('model_wrapper_cfg') or {}).get('gradient_as_bucket_view', False)
-    amp = amp or _is_kind(OPTIM_WRAPPERS, cfg.optim_wrapper.get('type'), AmpOptimWrapper)
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    with default_scope(cfg):
+        ema = any(_is_kind(HOOKS, hook, EMAHook) for hook in hooks if hook)
+        amp = amp or _is_kind(OPTIM_WRAPPERS, cfg.optim_wrapper, AmpOptimWrapper)
+        state = optimizer_state(model, cfg.optim_wrapper)
+    views = (cfg.get('model_wrapper_cfg') or {}).get('gradient_as_bucket_view', False)
     return Training(
-        parameters=numel,
+        parameters=sum(parameter.numel() for parameter in parameters),
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        weights=weights,
-        root=root,
-        unit=max(found, key=lambda unit: unit.parameters, default=Weights(0, 0)),
-        buffers=buffers,
-        optimizer=_name(cfg.optim_wrapper.optimizer.get('type')),
-        optimizer_state=optimizer_state(model, cfg.optim_wrapper),
-        buckets=0 if shared else weights.gradients,
-        # The hook copies the module, with its buffers.
-        ema=weights.parameters + buffers if _has_ema(cfg) else 0,
-        half=BYTES_OF_HALF * numel if amp else 0,
-        batch=cfg.train_dataloader.batch_size,
+        batch=batch,
         accumulation=cfg.optim_wrapper.get('accumulative_counts', 1),
+        optimizer=_name(cfg.optim_wrapper.optimizer.get('type')),
+        weights=weights,
+        root=_size(set(parameters).difference(*found)),
+        unit=max(map(_size, found), default=Size(0, 0)),
+        buffers=buffers,
+        optimizer_state=state,
+        buckets=0 if views else weights.gradients,
+        ema=weights.parameters + buffers if ema else 0,
+        half=BYTES_OF_HALF * sum(parameter.numel() for parameter in parameters) if amp else 0,
+        activations=activations,
     )
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """Build a config's model without its values, on the meta device where the model allows it.
-
-    Raises:
-        UserError: The model cannot be built.
-    """
-    model = copy.deepcopy(cfg.model)
-    if 'data_preprocessor' in cfg:  # as mmengine's runner does
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    try:
-        try:
-            with torch.device('meta'):
-                return MODELS.build(model)
-        except (NotImplementedError, RuntimeError):  # it looks at values that it makes
-            return MODELS.build(model)
-    except UserError:
-        raise
-    except Exception as error:  # a config may name any class
-        raise UserError(f'the model of the config cannot be built: {_line(error)}') from error
-
-
-def fsdp_units(model: nn.Module, classes: Sequence[str]) -> list[list[nn.Parameter]]:
-    """The parameters that FSDP gathers together: outside of all units first, then each unit's.
-
-    Args:
-        model: The model.
-        classes: Names of the units' classes, with wildcards; units within a unit are part of it.
-    """
-    taken: set[nn.Parameter] = set()
-    units = []
-    for module in _outermost(model, classes):
-        own = [parameter for parameter in module.parameters() if parameter not in taken]
-        taken.update(own)
-        units.append(own)
-    return [[parameter for parameter in model.parameters() if parameter not in taken], *units]
-
-
-def _outermost(module: nn.Module, classes: Sequence[str]) -> Iterator[nn.Module]:
-    for child in module.children():
-        if any(fnmatchcase(type(child).__name__, name) for name in classes):
-            yield child
-        else:
-            yield from _outermost(child, classes)
-
-
-def _weights(parameters: Iterable[nn.Parameter]) -> Weights:
+def _size(parameters: Iterable[nn.Parameter]) -> Size:
     sizes = [(parameter.nbytes, parameter.requires_grad) for parameter in parameters]
-    return Weights(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+    return Size(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
+
+
+def _is_kind(registry: Registry, cfg: ConfigDict, of: type) -> bool:
+    found = find_class(registry, cfg.get('type'))
+    return inspect.isclass(found) and issubclass(found, of)
+
+
+def _name(kind: Any) -> str:
+    return kind.__name__ if inspect.isclass(kind) else str(kind)
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(f'{type(error).__name__}: {error}'.split())
 
 
 def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
-    """The bytes that an optimizer keeps from step to step.
-
-    It is built as for a training and takes a step without values, so no list of optimizers is
-    needed. The model's gradients are zeros afterwards.
+    """The bytes that an optimizer keeps from step to step, known by a step without values.
 
     Args:
-        model: The model, best on the meta device.
-        optim_wrapper: The section of the config.
+        model: The model, on the meta device; its gradients are zeros afterwards.
+        optim_wrapper: The section of the config, whose names are of the current scope.
 
     Raises:
         UserError: The optimizer cannot be built, or cannot take a step without values.
     """
     name = _name(optim_wrapper.optimizer.get('type'))
-    if _found(OPTIMIZERS, optim_wrapper.optimizer.get('type')) is None:
+    if find_class(OPTIMIZERS, optim_wrapper.optimizer.get('type')) is None:
         raise UserError(f'optim_wrapper.optimizer.type: there is no optimizer {name}')
     # Without what wraps the optimizer: mixed precision would ask for a GPU.
     wanted = ('optimizer', 'constructor', 'paramwise_cfg')
     cfg = copy.deepcopy(ConfigDict({k: v for k, v in optim_wrapper.items() if k in wanted}))
     cfg.optimizer.pop('fused', None)  # there are no kernels for the meta device
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+    _add_gradients(model)
     try:
         optimizer = build_optim_wrapper(model, cfg).optimizer
         optimizer.step()
@@ -288,99 +221,45 @@ def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
 
 
-def _has_ema(cfg: Config) -> bool:
-    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
-    return any(_is_kind(HOOKS, hook.get('type'), EMAHook) for hook in hooks if hook)
+def _add_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
 
 
-def _is_kind(registry: Registry, kind: Any, of: type) -> bool:
-    found = _found(registry, kind)
-    return inspect.isclass(found) and issubclass(found, of)
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
+) -> Tensor:
+    """Attention as of GPUs' kernels, which keep no scores; the meta device would keep them."""
+    mask = None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
+    efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+    return efficient(query, key, value, mask, compute_log_sumexp=True)[0]
 
 
-def _found(registry: Registry, kind: Any) -> Any:
-    """What a config's ``type`` stands for, which is a class or its name; None if for nothing."""
-    if not isinstance(kind, str):
-        return kind
-    with registry.switch_scope_and_registry(None) as scoped:
-        return scoped.get(kind)
+def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
+    """The most that a step of backbone and neck holds besides parameters, gradients and buffers.
 
+    Heads are left out: they look at values, which the meta device does not have.
 
-def _name(kind: Any) -> str:
-    return kind.__name__ if inspect.isclass(kind) else str(kind)
-
-
-def _line(error: Exception) -> str:
-    return ' '.join(f'{type(error).__name__}: {error}'.split())
-
-
-def ddp_memory(training: Training, gpus: int) -> Memory:
-    """What each GPU holds with DistributedDataParallel; a single GPU is not wrapped by it."""
-    return Memory(
-        parameters=training.weights.parameters,
-        gradients=training.weights.gradients,
-        optimizer=training.optimizer_state,
-        buckets=training.buckets if gpus > 1 else 0,
-        gathered=0,
-        ema=training.ema,
-        half=training.half,
-        buffers=training.buffers,
-    )
-
-
-def fsdp_memory(training: Training, gpus: int) -> Memory:
-    """What each GPU holds with FullyShardedDataParallel, sharding all (FULL_SHARD).
-
-    The averaged model is counted whole. A single GPU is not wrapped.
+    Raises:
+        UserError: Backbone or neck look at values too.
     """
-    if gpus == 1:
-        return ddp_memory(training, gpus)
-    weights, root, unit = training.weights, training.root, training.unit
-    return Memory(
-        parameters=_share(weights.parameters, gpus),
-        gradients=_share(weights.gradients, gpus),
-        optimizer=_share(training.optimizer_state, gpus),
-        buckets=0,
-        gathered=root.parameters + root.gradients + unit.parameters + unit.gradients,
-        ema=training.ema,
-        half=training.half,
-        buffers=training.buffers,
-    )
+    from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
-
-def _share(size: int, gpus: int) -> int:
-    return -(-size // gpus)
-
-
-def ddp_traffic(training: Training, gpus: int) -> Traffic:
-    """What each GPU sends with DistributedDataParallel: a ring all-reduce of the gradients.
-
-    Gradients that accumulate are reduced once.
-    """
-    reduced = 2 * _ring(training.weights.gradients, gpus)
-    return Traffic(forward=0.0, backward=0.0, last=reduced, passes=training.accumulation)
-
-
-def fsdp_traffic(training: Training, gpus: int) -> Traffic:
-    """What each GPU sends with FullyShardedDataParallel, sharding all (FULL_SHARD).
-
-    Parameters are gathered in each forward pass and, except the root's, again in each backward
-    pass, which also reduces and scatters gradients: mmengine lets FSDP do so in every pass, also
-    where gradients accumulate.
-    """
-    weights = training.weights
-    again = weights.parameters - training.root.parameters
-    return Traffic(
-        forward=_ring(weights.parameters, gpus),
-        backward=_ring(again, gpus) + _ring(weights.gradients, gpus),
-        last=0.0,
-        passes=training.accumulation,
-    )
-
-
-def _ring(size: int, gpus: int) -> float:
-    """Bytes that a GPU of a ring sends to gather, or to reduce and scatter, so many bytes."""
-    return size * (gpus - 1) / gpus
+    _add_gradients(model)  # they are counted apart: the peak is then that of everything else
+    tracker = MemTracker()
+    tracker.track_external(model.train())
+    try:
+        with tracker, patch.object(F, 'scaled_dot_product_attention', _fused_attention):
+            outs = model.extract_feat(torch.empty(batch, 3, *size, device='meta'))
+            torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
+    except Exception as error:  # a config may name any class
+        raise UserError(
+            f'--size: the activations of {type(model).__name__} cannot be counted, leave it out: '
+            f'{_line(error)}'
+        ) from error
+    peak = tracker.get_tracker_snapshot('peak')[torch.device('meta')]
+    return peak[_MemRefType.ACT] + peak[_MemRefType.TEMP]
 
 
 def efficiency(

@@ -1,6 +1,5 @@
 """Training whose parameters, gradients and optimizer state are spread over the processes."""
 
-import re
 from typing import Any
 
 import torch
@@ -10,10 +9,9 @@ from mmengine.runner import Runner
 from mmengine.utils import apply_to
 from torch import Tensor, nn
 
+from ..choices import FSDP_UNITS
 from ..errors import UserError
-
-UNITS = re.compile(r'backbone\.stages\.\d+\.blocks\.\d+|(.*\.)?\w*coder\.layers\.\d+')
-"""Modules that are gathered one after the other; what is in none is gathered for the whole step."""
+from ..fsdp_units import fsdp_units
 
 
 class ShardedRunner(Runner):
@@ -30,7 +28,8 @@ class ShardedRunner(Runner):
         """Initialise the model and spread it; mmengine calls it.
 
         Raises:
-            UserError: PyTorch is too old, there is one process, or a hook needs a whole model.
+            UserError: PyTorch is too old, there is one process, a hook needs a whole model, or the
+                model has no units.
         """
         if get_world_size() == 1:
             raise UserError('--shard needs several processes: tools/dist_train.sh CONFIG GPUS')
@@ -41,14 +40,19 @@ class ShardedRunner(Runner):
             raise UserError(f'--shard needs torch 2.6, this is {torch.__version__}') from error
         if any('EMAHook' in str(hook['type']) for hook in self.cfg.get('custom_hooks', [])):
             raise UserError('--shard: EMAHook keeps a whole model, set custom_hooks=[]')
+        units = list(fsdp_units(model))
+        if not units:
+            raise UserError(
+                f'--shard: {type(model).__name__} has no module that FSDP can gather by itself; '
+                f'train without --shard, or give the class of its repeated modules a name like '
+                f'{", ".join(FSDP_UNITS)}'
+            )
         model.to(get_device())
         self.model = model
         super()._init_model_weights()  # while it is whole
         mesh = init_device_mesh(get_device(), (get_world_size(),))
-        for name, module in model.named_modules():
-            if UNITS.fullmatch(name):
-                fully_shard(module, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        for module in (*units, model):
+            fully_shard(module, mesh=mesh)
         parts: list[Any] = list(model.parameters())
         kept = sum(part.to_local().numel() for part in parts)
         total = sum(part.numel() for part in parts)
