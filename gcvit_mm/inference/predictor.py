@@ -160,8 +160,7 @@ class Predictor:
             The picture, (H, W, 3) of uint8 in RGB.
         """
         pixels = self.pipeline.read(image)[..., ::-1]
-        with self._lock:
-            return self._drawer.draw(pixels, sample, score, scale)
+        return self._drawer.draw(pixels, sample, score, scale)
 
 
 def _usable(device: str | torch.device | None) -> torch.device:

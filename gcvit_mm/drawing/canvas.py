@@ -1,0 +1,182 @@
+"""A picture to draw objects, label maps and captions on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from .palette import Color, contrast, instance_colors
+from .text import Line, printable
+
+OPACITY = 0.5
+DARK = (40, 40, 40)
+LETTERS = (12, 40)
+"""Least and largest size of captions, in pixels."""
+SMALLEST = 5
+"""Of captions that would be wider than the picture otherwise."""
+REACH = 2
+"""How far from its place a caption may be, in its own heights, for want of room."""
+
+
+class Canvas:
+    """An image that is drawn on.
+
+    Places and sizes are given in pixels of what is drawn, whose corner is the picture's.
+
+    Args:
+        picture: (H, W, 3) of uint8 in RGB; it is drawn on itself.
+        scale: Pixels of the picture for one, along x and y.
+    """
+
+    def __init__(self, picture: np.ndarray, scale: tuple[float, float] = (1, 1)) -> None:
+        self._pixels, self._scale = picture, np.array(scale)
+        side = int(np.prod(picture.shape[:2]) ** 0.5)
+        self._line = max(1, round(side / 400))
+        self._size = min(max(side // 50, LETTERS[0]), LETTERS[1])
+        self._captions: list[tuple[str, tuple[int, int], Color, bool]] = []
+
+    def objects(
+        self,
+        boxes: Sequence[Sequence[float]],
+        labels: Sequence[int],
+        captions: Sequence[str],
+        palette: Sequence[Iterable[int]],
+        masks: Iterable[np.ndarray] = (),
+    ) -> None:
+        """Draw objects, the first on top.
+
+        Args:
+            boxes: x1, y1, x2, y2 of each.
+            labels: Their classes.
+            captions: What is written at each; where there is no room, the last are left out.
+            palette: The colours of the classes.
+            masks: (h, w) of each; may be empty.
+        """
+        colors = instance_colors(labels, palette)
+        for mask, color in reversed(list(zip(masks, colors, strict=False))):
+            dense = self._fit(mask)
+            x, y, width, height = cv2.boundingRect(dense)
+            around = slice(y, y + height), slice(x, x + width)
+            part, inside = self._pixels[around], dense[around].astype(bool)
+            part[inside] = (1 - OPACITY) * part[inside] + OPACITY * np.array(color)
+            outlines, _ = cv2.findContours(dense, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            self._stroke(outlines, color)
+        for box, color in reversed(list(zip(boxes, colors, strict=True))):
+            self._stroke([self._corners(box)], color)
+        for box, caption, color in zip(boxes, captions, colors, strict=True):
+            self.caption(caption, self._corners(box)[0], color)
+
+    def dashed_box(self, box: Sequence[float], caption: str, color: Color) -> None:
+        """Draw a box that is not of an object."""
+        corners = self._corners(box)
+        dash = 6 * self._line
+        dashes: list[np.ndarray] = []
+        for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            count = 2 * max(1, int(np.abs(end - start).max()) // (2 * dash)) + 1
+            points = np.linspace(start, end, count + 1).round().astype(np.int32)
+            dashes += np.split(points, len(points) // 2)
+        self._stroke(dashes, color)
+        self.caption(caption, corners[0], color)
+
+    def label_map(self, labels: np.ndarray, classes: Mapping[int, tuple[str, Color]]) -> None:
+        """Tint the picture by a label map, with lines and captions.
+
+        Args:
+            labels: The map, (h, w).
+            classes: Name and colour of the labels that are drawn.
+        """
+        fitted = self._fit(labels.astype(np.int32), fill=-1)
+        present = np.unique(fitted).tolist()
+        colors = np.zeros((present[-1] + 2, 3), np.uint8)  # the last row is for -1
+        drawn = np.zeros(len(colors), bool)
+        for label in classes.keys() & set(present):
+            name, colors[label] = classes[label]
+            drawn[label] = True
+            self.caption(name, middle(fitted == label), classes[label][1], centred=True)
+        border = np.zeros(fitted.shape, bool)
+        border[:, 1:] |= fitted[:, 1:] != fitted[:, :-1]
+        border[1:] |= fitted[1:] != fitted[:-1]
+        opaque, inside = colors[fitted], drawn[fitted]
+        tinted = cv2.addWeighted(self._pixels, 1 - OPACITY, opaque, OPACITY, 0)
+        self._pixels[inside] = np.where(border[..., None], opaque, tinted)[inside]
+
+    def caption(
+        self, text: str, place: Sequence[float], color: Color, centred: bool = False
+    ) -> None:
+        """Write a line above a place of the picture, or around it, on a colour.
+
+        It stays inside the picture and off other captions; where there is no room, it is left out.
+        """
+        x, y = map(round, place)
+        self._captions.append((printable(text), (x, y), color, centred))
+
+    def lines(self, texts: Iterable[str]) -> None:
+        """Write lines below each other in the upper left corner."""
+        for row, text in enumerate(texts, start=1):
+            self.caption(text, (4, 4 + 1.5 * row * self._size), DARK)
+
+    def finish(self) -> np.ndarray:
+        """Write the captions, and give the picture, (H, W, 3) of uint8 in RGB."""
+        height, width = self._pixels.shape[:2]
+        picture = Image.fromarray(self._pixels)
+        taken = np.zeros((height, width), np.uint8)
+        for text, (x, y), color, centred in self._captions:
+            line = Line(text, self._size)
+            if line.width > width:
+                line = Line(text, max(SMALLEST, self._size * width // line.width))
+            place = x - line.width // 2 * centred, y - line.height // (1 + centred)
+            free = _nearest_free(taken, *place, line.width, line.height)
+            if free:
+                x, y = free
+                taken[y : y + line.height, x : x + line.width] = 1
+                line.draw(picture, x, y, color)
+        return np.array(picture)
+
+    def _fit(self, array: np.ndarray, fill: int = 0) -> np.ndarray:
+        """Resize a mask or label map without blending, and cut or fill it to the picture's size."""
+        height, width = self._pixels.shape[:2]
+        size = np.multiply(array.shape[::-1], self._scale).round().astype(int).tolist()
+        resized = cv2.resize(array, size, interpolation=cv2.INTER_NEAREST)[:height, :width]
+        rest = [(0, side - own) for side, own in zip((height, width), resized.shape, strict=True)]
+        return np.pad(resized, rest, constant_values=fill)
+
+    def _corners(self, box: Sequence[float]) -> np.ndarray:
+        """The corners (4, 2) of a box in the picture."""
+        last = np.array(self._pixels.shape[1::-1]) - 1
+        edges = (np.reshape(box, (2, 2)) * self._scale).round().clip(0, last).astype(np.int32)
+        (x1, y1), (x2, y2) = edges
+        return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
+
+    def _stroke(self, lines: Sequence[np.ndarray], color: Color) -> None:
+        """Draw closed lines with a rim, to be seen on what is dark and what is light."""
+        for tone, width in ((contrast(color), self._line + 2), (color, self._line)):
+            cv2.polylines(self._pixels, lines, True, tone, width)
+
+
+def _nearest_free(
+    taken: np.ndarray, x: int, y: int, width: int, height: int
+) -> tuple[int, int] | None:
+    """The place nearest to x and y where a rectangle is on nothing taken, None where there is none.
+
+    Only the surroundings are searched: far from its object a caption misleads.
+    """
+    last_y, last_x = taken.shape[0] - height, taken.shape[1] - width
+    if last_x < 0 or last_y < 0:
+        return None
+    x, y = min(max(x, 0), last_x), min(max(y, 0), last_y)
+    left, top = max(0, x - width), max(0, y - REACH * height)
+    sums = cv2.integral(taken[top : y + (REACH + 1) * height, left : x + 2 * width])
+    inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width]
+    rows, columns = (inside + sums[:-height, :-width] == 0).nonzero()
+    if not len(rows):
+        return None
+    nearest = ((rows + top - y) ** 2 + (columns + left - x) ** 2).argmin()
+    return int(columns[nearest]) + left, int(rows[nearest]) + top
+
+
+def middle(region: np.ndarray) -> tuple[int, int]:
+    """The point (x, y) of a region, (h, w), that is farthest from its border."""
+    distance = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)
+    y, x = np.unravel_index(distance[1:-1, 1:-1].argmax(), region.shape)
+    return int(x), int(y)
