@@ -1,13 +1,14 @@
 """A picture to draw objects, label maps and captions on."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from .palette import Color, contrast, instance_colors
-from .text import Line, printable
+from .palette import Color, color_of, contrast, instance_colors
+from .text import Line, class_name, printable
 
 OPACITY = 0.5
 DARK = (40, 40, 40)
@@ -26,34 +27,41 @@ class Canvas:
 
     Args:
         picture: (H, W, 3) of uint8 in RGB; it is drawn on itself.
+        classes: Names of the classes; labels without one are written as numbers.
+        palette: Colours of the classes.
         scale: Pixels of the picture for one, along x and y.
     """
 
-    def __init__(self, picture: np.ndarray, scale: tuple[float, float] = (1, 1)) -> None:
+    def __init__(
+        self,
+        picture: np.ndarray,
+        classes: Sequence[str],
+        palette: Sequence[Color],
+        scale: tuple[float, float] = (1, 1),
+    ) -> None:
         self._pixels, self._scale = picture, np.array(scale)
-        side = int(np.prod(picture.shape[:2]) ** 0.5)
-        self._line = max(1, round(side / 400))
-        self._size = min(max(side // 50, LETTERS[0]), LETTERS[1])
+        self._classes, self._palette = classes, palette
+        side = np.prod(picture.shape[:2]) ** 0.5
+        self._line = max(1, round(side / 340))
+        self._size = min(max(int(side / 50), LETTERS[0]), LETTERS[1])
         self._captions: list[tuple[str, tuple[int, int], Color, bool]] = []
 
     def objects(
         self,
         boxes: Sequence[Sequence[float]],
         labels: Sequence[int],
-        captions: Sequence[str],
-        palette: Sequence[Iterable[int]],
         masks: Iterable[np.ndarray] = (),
+        scores: Iterable[float] = (),
     ) -> None:
-        """Draw objects, the first on top.
+        """Draw objects, the first on top; where captions have no room, the last are left out.
 
         Args:
             boxes: x1, y1, x2, y2 of each.
             labels: Their classes.
-            captions: What is written at each; where there is no room, the last are left out.
-            palette: The colours of the classes.
-            masks: (h, w) of each; may be empty.
+            masks: (h, w) of each, if they have any.
+            scores: What is written after their classes, if they have any.
         """
-        colors = instance_colors(labels, palette)
+        colors = instance_colors(labels, self._palette)
         for mask, color in reversed(list(zip(masks, colors, strict=False))):
             dense = self._fit(mask)
             x, y, width, height = cv2.boundingRect(dense)
@@ -64,12 +72,14 @@ class Canvas:
             self._stroke(outlines, color)
         for box, color in reversed(list(zip(boxes, colors, strict=True))):
             self._stroke([self._corners(box)], color)
-        for box, caption, color in zip(boxes, captions, colors, strict=True):
-            self.caption(caption, self._corners(box)[0], color)
+        for box, label, color, score in zip_longest(boxes, labels, colors, scores):
+            name = class_name(self._classes, label)
+            text = name if score is None else f'{name} {score:.2f}'
+            self.caption(text, self._corners(box)[0], color)
 
-    def dashed_box(self, box: Sequence[float], caption: str, color: Color) -> None:
-        """Draw a box that is not of an object."""
-        corners = self._corners(box)
+    def dashed_box(self, box: Sequence[float], label: int) -> None:
+        """Draw a box that is not of an object, in the colour of a class."""
+        corners, color = self._corners(box), color_of(self._palette, label)
         dash = 6 * self._line
         dashes: list[np.ndarray] = []
         for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -77,27 +87,21 @@ class Canvas:
             points = np.linspace(start, end, count + 1).round().astype(np.int32)
             dashes += np.split(points, len(points) // 2)
         self._stroke(dashes, color)
-        self.caption(caption, corners[0], color)
+        self.caption(class_name(self._classes, label), corners[0], color)
 
-    def label_map(self, labels: np.ndarray, classes: Mapping[int, tuple[str, Color]]) -> None:
-        """Tint the picture by a label map, with lines and captions.
-
-        Args:
-            labels: The map, (h, w).
-            classes: Name and colour of the labels that are drawn.
-        """
+    def label_map(self, labels: np.ndarray) -> None:
+        """Tint the picture by a label map, (h, w), with lines and captions."""
         fitted = self._fit(labels.astype(np.int32), fill=-1)
-        present = np.unique(fitted).tolist()
+        present = np.unique(fitted[fitted >= 0]).tolist()
         colors = np.zeros((present[-1] + 2, 3), np.uint8)  # the last row is for -1
-        drawn = np.zeros(len(colors), bool)
-        for label in classes.keys() & set(present):
-            name, colors[label] = classes[label]
-            drawn[label] = True
-            self.caption(name, middle(fitted == label), classes[label][1], centred=True)
+        for label in present:
+            colors[label] = color = color_of(self._palette, label)
+            place = _middle(fitted == label)
+            self.caption(class_name(self._classes, label), place, color, centred=True)
         border = np.zeros(fitted.shape, bool)
         border[:, 1:] |= fitted[:, 1:] != fitted[:, :-1]
         border[1:] |= fitted[1:] != fitted[:-1]
-        opaque, inside = colors[fitted], drawn[fitted]
+        opaque, inside = colors[fitted], fitted >= 0
         tinted = cv2.addWeighted(self._pixels, 1 - OPACITY, opaque, OPACITY, 0)
         self._pixels[inside] = np.where(border[..., None], opaque, tinted)[inside]
 
@@ -175,7 +179,7 @@ def _nearest_free(
     return int(columns[nearest]) + left, int(rows[nearest]) + top
 
 
-def middle(region: np.ndarray) -> tuple[int, int]:
+def _middle(region: np.ndarray) -> tuple[int, int]:
     """The point (x, y) of a region, (h, w), that is farthest from its border."""
     distance = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)
     y, x = np.unravel_index(distance[1:-1, 1:-1].argmax(), region.shape)

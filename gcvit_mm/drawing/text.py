@@ -1,6 +1,7 @@
 """Text of any script, in the installed fonts that cover it."""
 
 import logging
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -29,9 +30,13 @@ def printable(text: str) -> str:
     return ''.join(one if one.isprintable() or one in JOINERS else _escaped(one) for one in text)
 
 
-@lru_cache(maxsize=4096)
-def legible(name: str, label: int) -> str:
+def class_name(classes: Sequence[str], label: int) -> str:
     """The name of a class as fonts can show it: escaped, after its number, if none covers it."""
+    return _legible(str(classes[label]), label) if label < len(classes) else str(label)
+
+
+@lru_cache(maxsize=4096)
+def _legible(name: str, label: int) -> str:
     text = printable(name if len(name) <= LONGEST else f'{name[: LONGEST - 1]}…')
     if all(map(_font_of, text)):
         return text
@@ -43,7 +48,7 @@ class Line:
     """A line of text, measured.
 
     Args:
-        text: What ``printable`` and ``legible`` gave.
+        text: What ``printable`` or ``class_name`` gave.
         size: Height of the letters, in pixels.
 
     Attributes:

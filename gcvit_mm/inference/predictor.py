@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..config import default_scope, task_of, test_dataset
-from ..drawing.predictions import Drawer
+from ..drawing.predictions import draw_prediction
 from ..errors import UserError
 from ..weights.mm_loaders import register_loaders
 from ..work_dir import find_model
@@ -71,7 +71,6 @@ class Predictor:
         self.has_masks = self.task == 'detection' and bool(getattr(self.model, 'with_mask', False))
         with default_scope(self.cfg):
             self.pipeline = Pipeline(test_dataset(self.cfg).pipeline)
-        self._drawer = Drawer(self.classes, self.palette)
         self._lock = RLock()
 
     def __call__(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 1) -> list[Any]:
@@ -160,7 +159,7 @@ class Predictor:
             The picture, (H, W, 3) of uint8 in RGB.
         """
         pixels = self.pipeline.read(image)[..., ::-1]
-        return self._drawer.draw(pixels, sample, score, scale)
+        return draw_prediction(pixels, sample, self.classes, self.palette, score, scale)
 
 
 def _usable(device: str | torch.device | None) -> torch.device:
