@@ -1,12 +1,11 @@
 """Predictions on their image, in fixed colours."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle
 
+from ..inference.prediction import Prediction
 from .canvas import Canvas
 from .palette import Color
 from .text import class_name
@@ -18,7 +17,7 @@ TOP = 5
 
 def draw_prediction(
     image: np.ndarray,
-    sample: Any,
+    prediction: Prediction,
     classes: Sequence[str],
     palette: Sequence[Color],
     score: float,
@@ -28,7 +27,7 @@ def draw_prediction(
 
     Args:
         image: (H, W, 3) in RGB.
-        sample: The image's data sample.
+        prediction: What was predicted for it.
         classes: Names of the classes; labels without one are drawn as numbers.
         palette: (R, G, B) of each class.
         score: Objects are drawn from this score up.
@@ -43,19 +42,17 @@ def draw_prediction(
         smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=smooth)
     canvas = Canvas(picture, classes, palette, (scale, scale))
-    if 'pred_instances' in sample:
-        found = sample.pred_instances.cpu()
-        found = found[found.scores >= score]
-        masks = [
-            rle.decode(mask) if isinstance(mask, dict) else np.asarray(mask, np.uint8)
-            for mask in found.get('masks', ())
-        ]
-        boxes, labels, scores = (found[key].tolist() for key in ('bboxes', 'labels', 'scores'))
-        canvas.objects(boxes, labels, masks, scores)
-    elif 'pred_sem_seg' in sample:
-        canvas.label_map(sample.pred_sem_seg.cpu().data[0].numpy())
+    if prediction.objects is not None:
+        objects = prediction.at_least(score)
+        canvas.objects(
+            [one.box for one in objects],
+            [one.label for one in objects],
+            [one.dense_mask() for one in objects if one.mask],
+            [one.score for one in objects],
+        )
+    elif prediction.label_map is not None:
+        canvas.label_map(prediction.label_map)
     else:
-        best = sample.pred_score.topk(min(TOP, len(sample.pred_score)))
-        top = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        canvas.lines(f'{p:.2f} {class_name(classes, label)}' for p, label in top)
+        top = prediction.top(TOP)
+        canvas.lines(f'{share:.2f} {class_name(classes, label)}' for label, share in top)
     return canvas.finish()

@@ -20,6 +20,7 @@ from ..weights.mm_loaders import register_loaders
 from ..work_dir import find_model
 from .images import ImageLike, Pipeline
 from .model import load_model
+from .prediction import Prediction
 from .tiling.tiled import blend_labels, merge_objects
 from .tiling.tiles import windows
 
@@ -149,7 +150,7 @@ class Predictor:
 
         Args:
             image: As it was predicted on.
-            sample: The prediction.
+            sample: The prediction: a data sample, or a ``Prediction`` made of one.
             score: Objects are drawn from this score up.
             scale: Size of the picture, in that of the image; less where a side of it would be
                 longer than 4096 pixels. Captions do not grow with it: more is legible on small
@@ -159,7 +160,8 @@ class Predictor:
             The picture, (H, W, 3) of uint8 in RGB.
         """
         pixels = self.pipeline.read(image)[..., ::-1]
-        return draw_prediction(pixels, sample, self.classes, self.palette, score, scale)
+        prediction = Prediction.of(sample)
+        return draw_prediction(pixels, prediction, self.classes, self.palette, score, scale)
 
 
 def _usable(device: str | torch.device | None) -> torch.device:
