@@ -19,8 +19,8 @@ DARKEST, LIGHTEST = 0.3, 0.8
 def class_colors(cfg: Config, dataset: ConfigDict, classes: Sequence[str]) -> list[Color]:
     """Choose a colour for each class.
 
-    Colours are those that the config or the data set's class gives for just these classes. A
-    palette that comes with other classes does not count: the first of many colours look alike.
+    Colours are those that the config or the data set's class gives, where there is one for each
+    class. Those that come with other classes do not count: the first of many look alike.
 
     Args:
         cfg: The config.
@@ -30,8 +30,7 @@ def class_colors(cfg: Config, dataset: ConfigDict, classes: Sequence[str]) -> li
     given, known = metainfo_of(cfg, dataset), metainfo_of(cfg, ConfigDict(type=dataset.type))
     own, names = given.get('palette') or (), list(classes)
     inherited = own == known.get('palette') and names != list(known.get('classes') or ())
-    of_others = inherited or names != list(given.get('classes') or ())
-    if of_others or isinstance(own, str) or len(own) < len(names):
+    if inherited or isinstance(own, str) or len(own) < len(names):
         own = ()
     return [color_of(own, label) for label in range(len(names))]
 

@@ -38,10 +38,16 @@ def class_name(classes: Sequence[str], label: int) -> str:
 @lru_cache(maxsize=4096)
 def _legible(name: str, label: int) -> str:
     text = printable(name if len(name) <= LONGEST else f'{name[: LONGEST - 1]}…')
-    if all(map(_font_of, text)):
+    if all(map(font_of, text)):
         return text
     _warn()
     return f'{label} {_escaped(text)}'
+
+
+@cache
+def font_of(character: str) -> Path | None:
+    """The first installed font that has a glyph for a character, None without one."""
+    return next((font for font in _fonts() if ord(character) in _characters(font)), None)
 
 
 class Line:
@@ -58,7 +64,7 @@ class Line:
 
     def __init__(self, text: str, size: int) -> None:
         self._runs = [
-            (_load(font or FIRST, size), ''.join(run)) for font, run in groupby(text, _font_of)
+            (_load(font or FIRST, size), ''.join(run)) for font, run in groupby(text, font_of)
         ]
         self._margin = max(1, size // 6)
         metrics = [font.getmetrics() for font, _ in self._runs]
@@ -75,12 +81,6 @@ class Line:
         for font, run in self._runs:
             canvas.text((start, baseline), run, contrast(color), font, anchor='ls')
             start += font.getlength(run)
-
-
-@cache
-def _font_of(character: str) -> Path | None:
-    """The first font that has a glyph for a character."""
-    return next((font for font in _fonts() if ord(character) in _characters(font)), None)
 
 
 @cache
