@@ -146,17 +146,22 @@ def draw(title: str, pixels: np.ndarray, coco: COCO, annotations: list[dict]) ->
     picture = cv2.resize(pixels, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
     canvas = Canvas(picture, [*CLASSES, 'crowd'], [*PALETTE, (255, 0, 0)], (ZOOM, ZOOM))
     canvas.lines([title])
-    corners = [(x, y, x + w, y + h) for x, y, w, h in (ann['bbox'] for ann in annotations)]
-    objects = [i for i, ann in enumerate(annotations) if not ann.get('iscrowd')]
+    crowds = [ann for ann in annotations if ann.get('iscrowd')]
+    objects = [ann for ann in annotations if ann not in crowds]
     canvas.objects(
-        [corners[i] for i in objects],
-        [annotations[i]['category_id'] - 1 for i in objects],
-        [coco.annToMask(annotations[i]) for i in objects],
-        [annotations[i]['score'] for i in objects if 'score' in annotations[i]],
+        list(map(corners, objects)),
+        [ann['category_id'] - 1 for ann in objects],
+        list(map(coco.annToRLE, objects)),
+        [ann['score'] for ann in objects if 'score' in ann],
     )
-    for i in set(range(len(annotations))) - set(objects):
-        canvas.dashed_box(corners[i], len(CLASSES))
+    for crowd in crowds:
+        canvas.dashed_box(corners(crowd), len(CLASSES))
     return np.pad(canvas.finish(), ((4, 4), (4, 4), (0, 0)), constant_values=255)
+
+
+def corners(annotation: dict) -> tuple[float, ...]:
+    x, y, width, height = annotation['bbox']
+    return x, y, x + width, y + height
 
 
 if __name__ == '__main__':

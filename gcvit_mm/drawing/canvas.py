@@ -6,6 +6,7 @@ from itertools import zip_longest
 import cv2
 import numpy as np
 from PIL import Image
+from pycocotools import mask as coco
 
 from .palette import Color, color_of, contrast, instance_colors
 from .text import Line, class_name, printable
@@ -50,7 +51,7 @@ class Canvas:
         self,
         boxes: Sequence[Sequence[float]],
         labels: Sequence[int],
-        masks: Iterable[np.ndarray] = (),
+        masks: Sequence[np.ndarray | dict] = (),
         scores: Iterable[float] = (),
     ) -> None:
         """Draw objects, the first on top; where captions have no room, the last are left out.
@@ -58,12 +59,13 @@ class Canvas:
         Args:
             boxes: x1, y1, x2, y2 of each.
             labels: Their classes.
-            masks: (h, w) of each, if they have any.
+            masks: (h, w) of each, or COCO's run-length encoding of it, if they have any.
             scores: What is written after their classes, if they have any.
         """
         colors = instance_colors(labels, self._palette)
         for mask, color in reversed(list(zip(masks, colors, strict=False))):
-            dense = self._fit(mask)
+            # One after the other: those of a large image take gigabytes.
+            dense = self._fit(coco.decode(mask) if isinstance(mask, dict) else mask)
             x, y, width, height = cv2.boundingRect(dense)
             around = slice(y, y + height), slice(x, x + width)
             part, inside = self._pixels[around], dense[around].astype(bool)

@@ -47,7 +47,7 @@ def draw_prediction(
         canvas.objects(
             [one.box for one in objects],
             [one.label for one in objects],
-            [one.dense_mask() for one in objects if one.mask],
+            [one.mask for one in objects if one.mask],
             [one.score for one in objects],
         )
     elif prediction.label_map is not None:

@@ -23,10 +23,6 @@ class Object:
     box: tuple[float, float, float, float]
     mask: dict | None = None
 
-    def dense_mask(self) -> np.ndarray:
-        """The mask, (H, W) of uint8."""
-        return coco.decode(self.mask)
-
 
 @dataclass(frozen=True, eq=False)
 class Prediction:

@@ -95,7 +95,7 @@ class Predictor:
         if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
             images = [images]
         samples = []
-        for some in _chunks(images, batch_size):
+        for some in chunks(images, batch_size):
             pixels = [self.read(image) for image in some]
             for image, sample in zip(some, self.predict(pixels, batch_size), strict=True):
                 if isinstance(image, str | os.PathLike):
@@ -124,7 +124,7 @@ class Predictor:
         yield from self._predict_whole(whole, batch_size)
 
     def _predict_whole(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[Any]:
-        for some in _chunks(images, batch_size):
+        for some in chunks(images, batch_size):
             data = [self.pipeline.prepare(image) for image in some]
             for _, same in groupby(data, lambda item: item['inputs'].shape):
                 with self._lock, torch.no_grad():
@@ -185,7 +185,7 @@ def _checked(tile: int | None, overlap: int | None, task: str) -> tuple[int | No
     return tile, overlap
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -1,9 +1,8 @@
 """Prediction on many images and videos, behind ``tools/infer.py``."""
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from .inputs import Input
 from .prediction import Prediction
-from .predictor import Predictor
+from .predictor import Predictor, chunks
 from .results import Results, entry_of, write_coco, write_csv, write_labels, write_picture
 
 LEGIBLE = 640
@@ -116,12 +115,6 @@ class Run:
 
     def place(self, kind: str, name: str, suffix: str) -> Path:
         return self.results.folder / kind / f'{name}{suffix}'
-
-
-def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def frame_count(path: Path) -> int:
