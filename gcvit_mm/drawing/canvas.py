@@ -65,12 +65,20 @@ class Canvas:
         colors = instance_colors(labels, self._palette)
         for mask, color in reversed(list(zip(masks, colors, strict=False))):
             # One after the other: those of a large image take gigabytes.
-            dense = self._fit(coco.decode(mask) if isinstance(mask, dict) else mask)
-            x, y, width, height = cv2.boundingRect(dense)
-            around = slice(y, y + height), slice(x, x + width)
-            part, inside = self._pixels[around], dense[around].astype(bool)
-            part[inside] = (1 - OPACITY) * part[inside] + OPACITY * np.array(color)
-            outlines, _ = cv2.findContours(dense, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+            dense = coco.decode(mask) if isinstance(mask, dict) else mask
+            # Transposed, for COCO's masks are stored column by column, and copies take long.
+            fitted = _fit(dense.T, self._scale, self._pixels.shape[1::-1])
+            y, x, height, width = cv2.boundingRect(fitted)
+            if not width:
+                continue
+            shape = np.ascontiguousarray(fitted[x : x + width, y : y + height].T)
+            part = self._pixels[y : y + height, x : x + width]
+            paint = np.full_like(part, color)
+            tinted = cv2.addWeighted(part, 1 - OPACITY, paint, OPACITY, 0)
+            np.copyto(part, tinted, where=shape[..., None].astype(bool))
+            outlines, _ = cv2.findContours(
+                shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y)
+            )
             self._stroke(outlines, color)
         for box, color in reversed(list(zip(boxes, colors, strict=True))):
             self._stroke([self._corners(box)], color)
@@ -93,19 +101,20 @@ class Canvas:
 
     def label_map(self, labels: np.ndarray) -> None:
         """Tint the picture by a label map, (h, w), with lines and captions."""
-        fitted = self._fit(labels.astype(np.int32), fill=-1)
-        present = np.unique(fitted[fitted >= 0]).tolist()
-        colors = np.zeros((present[-1] + 2, 3), np.uint8)  # the last row is for -1
-        for label in present:
-            colors[label] = color = color_of(self._palette, label)
-            place = _middle(fitted == label)
-            self.caption(class_name(self._classes, label), place, color, centred=True)
+        fitted = _fit(labels.astype(np.int32), self._scale[::-1], self._pixels.shape[:2], fill=-1)
+        table = [color_of(self._palette, label) for label in range(int(fitted.max()) + 1)]
+        coarse = fitted[:: self._line, :: self._line]  # a region without a pixel has no room either
+        for label in np.unique(coarse[coarse >= 0]).tolist():
+            x, y = _middle(coarse == label)
+            place = self._line * x, self._line * y
+            self.caption(class_name(self._classes, label), place, table[label], centred=True)
         border = np.zeros(fitted.shape, bool)
         border[:, 1:] |= fitted[:, 1:] != fitted[:, :-1]
         border[1:] |= fitted[1:] != fitted[:-1]
-        opaque, inside = colors[fitted], fitted >= 0
+        opaque = np.array([*table, (0, 0, 0)], np.uint8)[fitted]  # -1 takes the last
         tinted = cv2.addWeighted(self._pixels, 1 - OPACITY, opaque, OPACITY, 0)
-        self._pixels[inside] = np.where(border[..., None], opaque, tinted)[inside]
+        np.copyto(tinted, opaque, where=border[..., None])
+        np.copyto(self._pixels, tinted, where=(fitted >= 0)[..., None])
 
     def caption(
         self, text: str, place: Sequence[float], color: Color, centred: bool = False
@@ -139,14 +148,6 @@ class Canvas:
                 line.draw(picture, x, y, color)
         return np.array(picture)
 
-    def _fit(self, array: np.ndarray, fill: int = 0) -> np.ndarray:
-        """Resize a mask or label map without blending, and cut or fill it to the picture's size."""
-        height, width = self._pixels.shape[:2]
-        size = np.multiply(array.shape[::-1], self._scale).round().astype(int).tolist()
-        resized = cv2.resize(array, size, interpolation=cv2.INTER_NEAREST)[:height, :width]
-        rest = [(0, side - own) for side, own in zip((height, width), resized.shape, strict=True)]
-        return np.pad(resized, rest, constant_values=fill)
-
     def _corners(self, box: Sequence[float]) -> np.ndarray:
         """The corners (4, 2) of a box in the picture."""
         last = np.array(self._pixels.shape[1::-1]) - 1
@@ -158,6 +159,16 @@ class Canvas:
         """Draw closed lines with a rim, to be seen on what is dark and what is light."""
         for tone, width in ((contrast(color), self._line + 2), (color, self._line)):
             cv2.polylines(self._pixels, lines, True, tone, width)
+
+
+def _fit(array: np.ndarray, scale: np.ndarray, shape: Sequence[int], fill: int = 0) -> np.ndarray:
+    """Resize a mask or label map without blending, and cut or fill it to a shape."""
+    size = np.multiply(array.shape, scale).round().astype(int).tolist()
+    if size != [*array.shape]:
+        array = cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST)
+    array = array[: shape[0], : shape[1]]
+    rest = [(0, side - own) for side, own in zip(shape, array.shape, strict=True)]
+    return np.pad(array, rest, constant_values=fill)
 
 
 def _nearest_free(
