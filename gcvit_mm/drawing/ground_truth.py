@@ -58,7 +58,8 @@ def draw_truth(
         labels = sample.gt_sem_seg.data[0].numpy()
         canvas.label_map(np.where(labels < none, labels, none))
     else:
-        canvas.lines(describe_labels(sample, classes))
+        names = [class_name(classes, label) for label in range(none)]
+        canvas.lines(describe_labels(sample, names))
     return canvas.finish()
 
 
@@ -79,7 +80,7 @@ def describe_labels(sample: Any, classes: Sequence[str]) -> list[str]:
     """The classes of a classifier's data sample, each with its share where it has several."""
     score = sample.get('gt_score')
     labels = sample.gt_label if score is None else score.nonzero()[:, 0]
-    lines = [class_name(classes, label) for label in labels.tolist()]
+    lines = [str(classes[label] if classes else label) for label in labels.tolist()]
     if len(lines) == 1 or score is None:
         return lines
     return [f'{score[label]:.2f} {line}' for label, line in zip(labels, lines, strict=True)]

@@ -19,7 +19,7 @@ FIRST = Path(mpl.get_data_path(), 'fonts/ttf/DejaVuSans.ttf')
 STYLES = ('bold', 'black', 'heavy', 'italic', 'light', 'mono', 'oblique', 'serif', 'thin')
 PLACEHOLDERS = ('lastresort', 'blank')
 """Fonts that have a box, or nothing, for every character."""
-LONGEST = 40
+LONGEST = 32
 """Characters of a name; what is longer is cut off."""
 JOINERS = '\u200c\u200d'
 """Invisible, but Persian, Hindi and others are misspelt without them."""
