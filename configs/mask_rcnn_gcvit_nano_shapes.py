@@ -16,7 +16,10 @@ _base_ = [
 ]
 
 data_root = 'data/shapes/'
-metainfo = dict(classes=('disk', 'box', 'star'))
+metainfo = dict(
+    classes=('disk', 'box', 'star'),
+    palette=[[0, 230, 255], [255, 40, 220], [255, 220, 0]],
+)
 
 model = dict(
     backbone=dict(_delete_=True, type='GCViT', arch=_base_.nano_arch, window_size=8),

@@ -19,9 +19,9 @@ from PIL import Image
 
 from gcvit_mm import Predictor
 from gcvit_mm.app.photo import LARGEST, read_photo
+from gcvit_mm.app.result import picture, predict, rows, summary
 from gcvit_mm.config import default_scope, read_config
 from gcvit_mm.errors import UserError
-from gcvit_mm.inference.prediction import find, picture, rows, summary
 
 pytest_plugins = ['browser']
 MAX_UPLOAD = 1
@@ -216,7 +216,7 @@ def test_four_at_once_each_get_their_own_answer(trained, tmp_path):
             answers = [answer.result() for answer in asked]
     for i, (message, _) in enumerate(answers):
         photo = photos[i % len(photos)]
-        found = find(predictor, photo.name, read_photo(photo))
+        found = predict(predictor, photo.name, read_photo(photo))
         assert f'{photo.name}: {summary(predictor, found, 0.3)}' in message
 
 
@@ -272,7 +272,7 @@ def test_label_maps_and_classes_are_listed(name, tiny_shapes, tmp_path):
         torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
     predictor = Predictor(name, tmp_path / 'weights.pth', 'cpu')
     photo = read_photo(tiny_shapes / 'images/validation/000000.jpg')
-    found = find(predictor, 'photo', photo)
+    found = predict(predictor, 'photo', photo)
     table = rows(predictor, found, 0.3)
     names, shares = zip(*[row[-2:] for row in table], strict=True)
     assert set(names) <= set(predictor.classes)

@@ -186,7 +186,7 @@ def test_a_segmenter_has_the_classes_of_its_config_and_draws_in_their_colors(seg
     sample = segmenter(photos[0])[0]
     sample.pred_sem_seg.data = torch.ones_like(sample.pred_sem_seg.data)
     black = np.zeros((64, 64, 3), np.uint8)
-    assert segmenter.draw(black, sample)[0, 0].tolist() == [0, 115, 127]
+    assert segmenter.draw(black, sample)[0, 0].tolist() == [0, 115, 128]
 
 
 def test_a_moving_average_is_taken_where_there_is_one(trained, detector, tmp_path):

@@ -20,11 +20,15 @@ from test_evaluation import (
     write_random_model,
 )
 
+from gcvit_mm import Predictor
+from gcvit_mm.config import datasets_of
 from gcvit_mm.datasets.shapes import make_shapes
+from gcvit_mm.drawing.palette import class_colors
 from gcvit_mm.errors import UserError
 from gcvit_mm.report.detection import match
 from gcvit_mm.report.evaluation import Confusion, Evaluation, extremes
 from gcvit_mm.report.page import render
+from gcvit_mm.report.pictures import as_hex
 from gcvit_mm.report.write import evaluate, write_report
 from gcvit_mm.work_dir import read_run
 
@@ -112,6 +116,23 @@ def test_every_object_and_sure_prediction_is_in_the_confusion_matrix_once(detect
     assert 0.8 * sure < counts[:, :-1].sum() <= sure  # some lie in crowds
     right = counts.diagonal()[:-1]
     assert (right > counts[:-1, :-1].sum(1) - right).all()
+
+
+def test_a_class_has_one_color_in_overlays_reports_and_ground_truth(detection):
+    run = read_run(detection.work_dir)
+    predictor = Predictor(detection.work_dir, device='cpu')
+    evaluation = evaluate(run, detection.prefix)
+    classes = [row[0] for row in evaluation.tables[0].rows]
+    (dataset,) = datasets_of(run.cfg.train_dataloader)
+    assert class_colors(run.cfg, dataset, classes) == predictor.palette
+    for picture in (*evaluation.worst, *evaluation.best):
+        for things in (picture.truth, picture.found):
+            for thing in things:  # the last of a class is the first that was coloured
+                color = predictor.palette[classes.index(thing.label)]
+                last = [other for other in things if other.label == thing.label][-1]
+                assert last.color == as_hex(color)
+            of_class = [thing.color for thing in things if thing.label == classes[0]]
+            assert len(set(of_class)) == len(of_class)
 
 
 def test_the_page_of_detections_works_in_a_browser(detection, visit, tmp_path):

@@ -77,9 +77,11 @@ def main() -> None:
     import cv2
     from tqdm import tqdm
 
+    from gcvit_mm.config import datasets_of
     from gcvit_mm.datasets.preflight import check_data
-    from gcvit_mm.drawing.ground_truth import build_visualizer, draw_truth
+    from gcvit_mm.drawing.ground_truth import draw_truth
     from gcvit_mm.drawing.model_inputs import Feed
+    from gcvit_mm.drawing.palette import class_colors
 
     check_data(cfg, (loader,))
     seed = args.seed if args.seed is not None else cfg.get('randomness', {}).get('seed') or 0
@@ -87,15 +89,15 @@ def main() -> None:
     folder = Path(args.out or f'work_dirs/browse/{name}_{args.split}')
     with redirect_stdout(sys.stderr):  # the packages print while they read annotations
         feed = Feed(cfg, args.split, seed, args.epoch)
-    visualizer = build_visualizer(cfg, feed.metainfo)
     folder.mkdir(parents=True, exist_ok=True)
-    classes, figures = feed.metainfo.get('classes'), []
+    classes, figures = list(feed.metainfo.get('classes') or ()), []
+    palette = class_colors(cfg, datasets_of(cfg[loader])[0], classes)
     shown = islice(samples(feed), args.count)
     for number, (picture, sample) in enumerate(
         tqdm(shown, total=args.count, unit='picture', disable=None)
     ):
         file = f'{number:03d}_{Path(path_of(sample)).stem}.png'
-        drawn = draw_truth(visualizer, picture, sample, in_input=feed.trains)
+        drawn = draw_truth(picture, sample, classes, palette, in_input=feed.trains)
         cv2.imwrite(str(folder / file), drawn[..., ::-1])
         facts = '<br>'.join(map(html.escape, describe(sample, picture, classes)))
         figures.append(
@@ -126,7 +128,7 @@ def path_of(sample: Any) -> str:
     return sample.metainfo.get('img_path') or 'image'
 
 
-def describe(sample: Any, picture: Any, classes: Sequence[str] | None) -> list[str]:
+def describe(sample: Any, picture: Any, classes: Sequence[str]) -> list[str]:
     """What was done to a sample, line by line."""
     from gcvit_mm.drawing.ground_truth import describe_labels
 
@@ -144,7 +146,7 @@ def describe(sample: Any, picture: Any, classes: Sequence[str] | None) -> list[s
     if 'gt_instances' in sample:
         lines.append(f'objects: {len(sample.gt_instances)}')
     elif 'gt_sem_seg' in sample:
-        ignored = (sample.gt_sem_seg.data >= len(classes or ())).float().mean()
+        ignored = (sample.gt_sem_seg.data >= len(classes)).float().mean()
         lines.append(f'ignored: {ignored:.0%}')
     else:
         lines.append(', '.join(describe_labels(sample, classes)))

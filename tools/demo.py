@@ -23,7 +23,6 @@ from gcvit_mm.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from matplotlib.axes import Axes
     from pycocotools.coco import COCO
 
 TOOLS = Path(__file__).parent
@@ -31,7 +30,7 @@ CONFIG = TOOLS.parent / 'configs' / 'mask_rcnn_gcvit_nano_shapes.py'
 DATA = Path('data/shapes')
 WORK_DIR = Path('work_dirs/demo')
 SCORE = 0.5
-COLUMNS, ROWS = 4, 3
+COLUMNS, ROWS, ZOOM = 4, 3, 3
 
 
 def main() -> None:
@@ -110,29 +109,22 @@ def plot_curves(path: Path) -> None:
 
 
 def plot_predictions(path: Path) -> None:
-    import matplotlib.pyplot as plt
-    from matplotlib.patches import Patch
+    import cv2
+    import numpy as np
     from pycocotools.coco import COCO
 
-    from gcvit_mm.datasets.shapes import CLASSES
-
     truth = COCO(DATA / 'annotations' / 'instances_validation.json')
-    found = truth.loadRes(str(WORK_DIR / 'validation.segm.json'))
-    figure, grid = plt.subplots(
-        ROWS, 2 * COLUMNS, figsize=(4.4 * COLUMNS, 2.35 * ROWS), layout='constrained'
-    )
-    for image, (left, right) in zip(choose(truth), grid.reshape(-1, 2), strict=True):
-        pixels = plt.imread(DATA / 'images' / 'validation' / image['file_name'])
-        draw(left, 'ground truth', pixels, truth, truth.imgToAnns[image['id']])
-        kept = [ann for ann in found.imgToAnns[image['id']] if ann['score'] >= SCORE]
-        draw(right, 'prediction', pixels, truth, kept)
-    figure.legend(
-        handles=[Patch(color=color(i), label=name) for i, name in enumerate(CLASSES)],
-        loc='outside lower center',
-        ncols=len(CLASSES),
-        title=f'predictions with a score of at least {SCORE}; crowd regions are hatched',
-    )
-    figure.savefig(path, dpi=110)
+    predictions = truth.loadRes(str(WORK_DIR / 'validation.segm.json'))
+    pictures = []
+    for image in choose(truth):
+        pixels = cv2.imread(str(DATA / 'images' / 'validation' / image['file_name']))[..., ::-1]
+        sure = [ann for ann in predictions.imgToAnns[image['id']] if ann['score'] >= SCORE]
+        pictures += [
+            draw('ground truth', pixels, truth, truth.imgToAnns[image['id']]),
+            draw('prediction', pixels, truth, sure),
+        ]
+    rows = map(np.hstack, np.array_split(pictures, ROWS))
+    cv2.imwrite(str(path), np.vstack(list(rows))[..., ::-1])
 
 
 def choose(truth: COCO) -> Iterator[dict]:
@@ -144,34 +136,32 @@ def choose(truth: COCO) -> Iterator[dict]:
         yield images[i]
 
 
-def draw(axes: Axes, title: str, pixels: np.ndarray, coco: COCO, annotations: list[dict]) -> None:
-    import numpy as np
-    from matplotlib.patches import Rectangle
-
-    axes.imshow(pixels)
-    axes.set_title(title, fontsize=8)
-    axes.axis('off')
-    for annotation in annotations:
-        tint = color(annotation['category_id'] - 1)
-        mask = coco.annToMask(annotation)
-        crowd = annotation.get('iscrowd', 0)
-        axes.imshow(np.dstack([np.broadcast_to(tint, (*mask.shape, 3)), 0.4 * mask]))
-        axes.contour(mask, [0.5], colors=[tint], linewidths=1)
-        x, y, width, height = annotation['bbox']
-        hatch = '///' if crowd else None
-        corner = (x - 0.5, y - 0.5)
-        axes.add_patch(Rectangle(corner, width, height, fill=False, color=tint, hatch=hatch))
-        if 'score' in annotation:
-            label = dict(facecolor=tint, edgecolor='none', pad=0.6)
-            axes.text(x, y - 1, f'{annotation["score"]:.2f}', fontsize=6, color='black', bbox=label)
-
-
-def color(label: int) -> np.ndarray:
+def draw(title: str, pixels: np.ndarray, coco: COCO, annotations: list[dict]) -> np.ndarray:
+    import cv2
     import numpy as np
 
-    from gcvit_mm.datasets.shapes import PALETTE
+    from gcvit_mm.datasets.shapes import CLASSES, PALETTE
+    from gcvit_mm.drawing.canvas import Canvas
 
-    return np.array(PALETTE[label]) / 255
+    picture = cv2.resize(pixels, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
+    canvas = Canvas(picture, [*CLASSES, 'crowd'], [*PALETTE, (255, 0, 0)], (ZOOM, ZOOM))
+    canvas.lines([title])
+    crowds = [ann for ann in annotations if ann.get('iscrowd')]
+    objects = [ann for ann in annotations if ann not in crowds]
+    canvas.objects(
+        list(map(corners, objects)),
+        [ann['category_id'] - 1 for ann in objects],
+        list(map(coco.annToRLE, objects)),
+        [ann['score'] for ann in objects if 'score' in ann],
+    )
+    for crowd in crowds:
+        canvas.dashed_box(corners(crowd), len(CLASSES))
+    return np.pad(canvas.finish(), ((4, 4), (4, 4), (0, 0)), constant_values=255)
+
+
+def corners(annotation: dict) -> tuple[float, ...]:
+    x, y, width, height = annotation['bbox']
+    return x, y, x + width, y + height
 
 
 if __name__ == '__main__':

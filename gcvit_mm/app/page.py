@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from ..drawing.attention_figure import attention_figure
 from ..errors import UserError
 from ..inference import Predictor
-from ..inference.prediction import COLUMNS, LOWEST, Found, find, picture, rows, summary
 from .photo import read_photo
+from .result import COLUMNS, LOWEST, Result, picture, predict, rows, summary
 
 SESSIONS = 64
 """How many visitors' last photos are kept, for another threshold or model."""
@@ -57,49 +57,49 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
                 _message(str(error), wrong=True),
                 *_empty(predictors[model]),
             ]
-        found = find(predictors[model], Path(path).name, image)
-        return [gr.skip(), found, *show_anew(found, model, score)]
+        result = predict(predictors[model], Path(path).name, image)
+        return [gr.skip(), result, *show_anew(result, model, score)]
 
-    def change_model(found: Found | None, model: str, score: float) -> list[Any]:
-        if found is not None:
-            found = find(predictors[model], found.name, found.photo)
+    def change_model(result: Result | None, model: str, score: float) -> list[Any]:
+        if result is not None:
+            result = predict(predictors[model], result.name, result.photo)
         slider = gr.Slider(visible=predictors[model].task == 'detection')
-        return [slider, found, *show_anew(found, model, score)]
+        return [slider, result, *show_anew(result, model, score)]
 
-    def show_anew(found: Found | None, model: str, score: float) -> list[Any]:
-        return [gr.Tabs(selected='found'), *show(found, model, score)]
+    def show_anew(result: Result | None, model: str, score: float) -> list[Any]:
+        return [gr.Tabs(selected='found'), *show(result, model, score)]
 
-    def show(found: Found | None, model: str, score: float) -> list[Any]:
+    def show(result: Result | None, model: str, score: float) -> list[Any]:
         predictor = predictors[model]
-        if found is None:
+        if result is None:
             return [_message(WELCOME), *_empty(predictor)]
-        said = f'{found.name}: {summary(predictor, found, score)}'
+        said = f'{result.name}: {summary(predictor, result, score)}'
         return [
             _message(said),
-            gr.Image(picture(predictor, found, score), alt_text=said),
-            _table(predictor, rows(predictor, found, score)),
+            gr.Image(picture(predictor, result, score), alt_text=said),
+            _table(predictor, rows(predictor, result, score)),
         ]
 
-    def show_attention(found: Found | None, attended: Found | None, model: str) -> list[Any]:
-        if found is attended:
+    def show_attention(result: Result | None, attended: Result | None, model: str) -> list[Any]:
+        if result is attended:
             return [gr.skip(), gr.skip()]
-        if found is None:
+        if result is None:
             return [None, None]
-        said = f'Where {model} looks in {found.name}'
+        said = f'Where {model} looks in {result.name}'
         try:
-            figure = attention_figure(predictors[model], found.photo, f'{found.name} by {model}')
+            figure = attention_figure(predictors[model], result.photo, f'{result.name} by {model}')
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = np.asarray(canvas.buffer_rgba())[..., :3].copy()
-        return [found, gr.Image(pixels, alt_text=said)]
+        return [result, gr.Image(pixels, alt_text=said)]
 
     with gr.Blocks(
         title='gcvit_mm', analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)
     ) as page:
         # What is shown on the first tab, and what on the second: that one is drawn when opened.
-        found, attended = gr.State(time_to_live=KEPT), gr.State(time_to_live=KEPT)
+        result, attended = gr.State(time_to_live=KEPT), gr.State(time_to_live=KEPT)
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
@@ -133,27 +133,27 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
         photo.input(
             open_photo,
             [photo, model, score],
-            [photo, found, tabs, *shown],
+            [photo, result, tabs, *shown],
             preprocess=False,
             show_progress_on=image,
             **one,
         )
         model.change(
             change_model,
-            [found, model, score],
-            [score, found, tabs, *shown],
+            [result, model, score],
+            [score, result, tabs, *shown],
             show_progress_on=image,
             **one,
         )
         score.change(
             show,
-            [found, model, score],
+            [result, model, score],
             shown,
             trigger_mode='always_last',
             show_progress='hidden',
             **HIDDEN,
         )
-        attention.select(show_attention, [found, attended, model], [attended, figure], **one)
+        attention.select(show_attention, [result, attended, model], [attended, figure], **one)
     page.state_session_capacity = SESSIONS
     return page.queue(max_size=50, default_concurrency_limit=1, api_open=False)
 

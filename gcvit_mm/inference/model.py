@@ -1,18 +1,17 @@
 """A model of any task with its weights, ready to predict, and what its classes are called."""
 
-import colorsys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
-from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from ..config import build_model, metainfo_of, task_of, test_dataset
+from ..drawing.palette import class_colors
 from ..errors import UserError
 from ..weights.convert import convert
 from ..weights.files import read_checkpoint, state_dict_of
@@ -41,7 +40,6 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     with _quietly():
         model = build_model(cfg)
         dataset = test_dataset(cfg)
-        known = metainfo_of(cfg, ConfigDict(type=dataset.type))
     try:
         state = {k.removeprefix('module.'): v for k, v in state_dict_of(content).items()}
         if task_of(cfg) == 'classification' and mismatches(model, state):
@@ -57,11 +55,10 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
         )
     model.load_state_dict(state, strict=False)
     saved = content.get('meta') if isinstance(content, Mapping) else None
-    meta = {
-        **metainfo_of(cfg, dataset),
-        **((saved or {}).get('dataset_meta') or {}),
-    }
-    return revert_sync_batchnorm(model).to(device).eval(), _with_colors(meta, known)
+    meta = {**metainfo_of(cfg, dataset), **((saved or {}).get('dataset_meta') or {})}
+    classes = [str(name) for name in meta.get('classes') or ()]
+    palette = class_colors(cfg, dataset, classes)
+    return revert_sync_batchnorm(model).to(device).eval(), dict(classes=classes, palette=palette)
 
 
 @contextmanager
@@ -70,19 +67,3 @@ def _quietly() -> Iterator[None]:
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='mm(cv|engine|det|seg|pretrain)')
         yield
-
-
-def _with_colors(meta: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, list]:
-    classes = [str(name) for name in meta.get('classes') or ()]
-    palette = meta.get('palette') or ()
-    # A data set with classes of its own inherits the first colours of 80, which look alike.
-    inherited = palette == known.get('palette') and classes != list(known.get('classes') or ())
-    if isinstance(palette, str) or len(palette) < len(classes) or inherited:
-        palette = [_color(label) for label in range(len(classes))]
-    return dict(classes=classes, palette=[tuple(map(int, rgb)) for rgb in palette[: len(classes)]])
-
-
-def _color(label: int) -> tuple[int, ...]:
-    """A colour of a class; the golden ratio keeps those of neighbours apart."""
-    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.65 + 0.35 * (label % 2), 1)
-    return tuple(round(255 * part) for part in rgb)

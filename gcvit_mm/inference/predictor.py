@@ -14,12 +14,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..config import default_scope, task_of, test_dataset
-from ..drawing.predictions import Drawer
+from ..drawing.predictions import draw_prediction
 from ..errors import UserError
 from ..weights.mm_loaders import safe_loaders
 from ..work_dir import find_model
 from .images import ImageLike, Pipeline
 from .model import load_model
+from .prediction import Prediction
 from .tiling.tiled import blend_labels, merge_objects
 from .tiling.tiles import windows
 
@@ -71,7 +72,6 @@ class Predictor:
         self.has_masks = self.task == 'detection' and bool(getattr(self.model, 'with_mask', False))
         with default_scope(self.cfg):
             self.pipeline = Pipeline(test_dataset(self.cfg).pipeline)
-        self._drawer = Drawer(self.classes, self.palette)
         self._lock = RLock()
 
     def __call__(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 1) -> list[Any]:
@@ -95,7 +95,7 @@ class Predictor:
         if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
             images = [images]
         samples = []
-        for some in _chunks(images, batch_size):
+        for some in chunks(images, batch_size):
             pixels = [self.read(image) for image in some]
             for image, sample in zip(some, self.predict(pixels, batch_size), strict=True):
                 if isinstance(image, str | os.PathLike):
@@ -124,7 +124,7 @@ class Predictor:
         yield from self._predict_whole(whole, batch_size)
 
     def _predict_whole(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[Any]:
-        for some in _chunks(images, batch_size):
+        for some in chunks(images, batch_size):
             data = [self.pipeline.prepare(image) for image in some]
             for _, same in groupby(data, lambda item: item['inputs'].shape):
                 with self._lock, torch.no_grad():
@@ -150,7 +150,7 @@ class Predictor:
 
         Args:
             image: As it was predicted on.
-            sample: The prediction.
+            sample: The prediction: a data sample, or a ``Prediction`` made of one.
             score: Objects are drawn from this score up.
             scale: Size of the picture, in that of the image; less where a side of it would be
                 longer than 4096 pixels. Captions do not grow with it: more is legible on small
@@ -160,8 +160,8 @@ class Predictor:
             The picture, (H, W, 3) of uint8 in RGB.
         """
         pixels = self.pipeline.read(image)[..., ::-1]
-        with self._lock:
-            return self._drawer.draw(pixels, sample, score, scale)
+        prediction = Prediction.of(sample)
+        return draw_prediction(pixels, prediction, self.classes, self.palette, score, scale)
 
 
 def _usable(device: str | torch.device | None) -> torch.device:
@@ -185,7 +185,7 @@ def _checked(tile: int | None, overlap: int | None, task: str) -> tuple[int | No
     return tile, overlap
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, size)):
         yield chunk

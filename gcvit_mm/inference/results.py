@@ -15,6 +15,7 @@ from pycocotools import mask as coco
 
 from ..errors import UserError
 from ..fileio import atomic_write
+from .prediction import Object, Prediction
 
 TOP = 5
 COLUMNS = {
@@ -105,42 +106,34 @@ class Results:
 # --- Entries ----------------------------------------------------------------------------------
 
 
-def entry_of(sample: Any, shape: Sequence[int], top: int = TOP) -> dict[str, Any]:
-    """A data sample as plain data.
+def entry_of(prediction: Prediction, shape: Sequence[int]) -> dict[str, Any]:
+    """A prediction as JSON.
 
     Args:
-        sample: Of any package.
+        prediction: The prediction.
         shape: Height and width of the image.
-        top: How many classes to name of a classification.
 
     Returns:
         ``height`` and ``width``, and either ``objects``, as annotations of COCO without ids, or
         ``shares`` of the image that classes have, or ``top``, classes and their scores.
     """
     size = dict(height=int(shape[0]), width=int(shape[1]))
-    if 'pred_instances' in sample:
-        return dict(size, objects=list(_objects(sample.pred_instances)))
-    if 'pred_sem_seg' in sample:
-        labels, counts = np.unique(sample.pred_sem_seg.data.numpy(), return_counts=True)
-        shares = counts / counts.sum()
-        return dict(size, shares=list(zip(labels.tolist(), shares.tolist(), strict=True)))
-    scores, labels = sample.pred_score.sort(descending=True, stable=True)
-    return dict(size, top=list(zip(labels[:top].tolist(), scores[:top].tolist(), strict=True)))
+    if prediction.objects is not None:
+        return dict(size, objects=list(map(_plain, prediction.objects)))
+    if prediction.label_map is not None:
+        return dict(size, shares=prediction.shares())
+    return dict(size, top=prediction.top(TOP))
 
 
-def _objects(found: Any) -> Iterator[dict[str, Any]]:
-    masks = found.get('masks')
-    for i, ((x1, y1, x2, y2), score, label) in enumerate(
-        zip(found.bboxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    ):
-        # As mmdet's CocoMetric writes them.
-        one = dict(label=label, score=score, bbox=[x1, y1, x2 - x1, y2 - y1])
-        if masks is not None:
-            rle = masks[i]
-            if not isinstance(rle, dict):
-                rle = coco.encode(np.asfortranarray(rle.numpy(), np.uint8))
-            one['segmentation'] = dict(size=list(rle['size']), counts=rle['counts'].decode())
-        yield one
+def _plain(one: Object) -> dict[str, Any]:
+    x1, y1, x2, y2 = one.box
+    # As mmdet's CocoMetric writes them.
+    plain = dict(label=one.label, score=one.score, bbox=[x1, y1, x2 - x1, y2 - y1])
+    if one.mask:
+        plain['segmentation'] = dict(
+            size=list(one.mask['size']), counts=one.mask['counts'].decode()
+        )
+    return plain
 
 
 # --- Files ------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
 """Prediction on many images and videos, behind ``tools/infer.py``."""
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby, islice
+from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -11,7 +10,8 @@ from tqdm import tqdm
 
 from ..errors import UserError
 from .inputs import Input
-from .predictor import Predictor
+from .prediction import Prediction
+from .predictor import Predictor, chunks
 from .results import Results, entry_of, write_coco, write_csv, write_labels, write_picture
 
 LEGIBLE = 640
@@ -67,10 +67,12 @@ class Run:
                     self.images([one])
             return
         for (one, image), sample in zip(pixels.items(), samples, strict=True):
+            prediction = Prediction.of(sample)
             if 'overlay' in self.formats:
-                write_picture(self.place('overlays', one.name, '.jpg'), self.draw(image, sample))
-            self.labels(one.name, sample)
-            entry = entry_of(sample, image.shape)
+                picture = self.draw(image, prediction)
+                write_picture(self.place('overlays', one.name, '.jpg'), picture)
+            self.labels(one.name, prediction)
+            entry = entry_of(prediction, image.shape)
             self.results.add(dict(file=one.file, frame=None, **entry))
 
     def video(self, one: Input, bar: tqdm) -> None:
@@ -83,12 +85,13 @@ class Run:
             for frame, sample in zip(
                 frames, self.predictor.predict(frames, self.batch_size), strict=True
             ):
+                prediction = Prediction.of(sample)
                 if 'overlay' in self.formats:
-                    picture = self.draw(frame, sample)
+                    picture = self.draw(frame, prediction)
                     writer = writer or open_writer(partial, capture, picture.shape)
                     writer.write(picture[..., ::-1])
-                self.labels(f'{one.name}/{number:06d}', sample)
-                entry = entry_of(sample, frame.shape)
+                self.labels(f'{one.name}/{number:06d}', prediction)
+                entry = entry_of(prediction, frame.shape)
                 self.results.add(dict(file=one.file, frame=number, **entry), done=False)
                 number += 1
                 bar.update()
@@ -100,23 +103,18 @@ class Run:
         else:
             self.failed.append(f'video {one.path} has no frame that can be read')
 
-    def draw(self, image: np.ndarray, sample: Any) -> np.ndarray:
+    def draw(self, image: np.ndarray, prediction: Prediction) -> np.ndarray:
         scale = max(1, LEGIBLE // max(image.shape[:2]))
-        return self.predictor.draw(image, sample, self.score, scale)
+        return self.predictor.draw(image, prediction, self.score, scale)
 
-    def labels(self, name: str, sample: Any) -> None:
+    def labels(self, name: str, prediction: Prediction) -> None:
         if 'png' in self.formats:
-            labels = sample.pred_sem_seg.data[0].numpy()
-            write_labels(self.place('maps', name, '.png'), labels, self.predictor.palette)
+            assert prediction.label_map is not None
+            file = self.place('maps', name, '.png')
+            write_labels(file, prediction.label_map, self.predictor.palette)
 
     def place(self, kind: str, name: str, suffix: str) -> Path:
         return self.results.folder / kind / f'{name}{suffix}'
-
-
-def chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def frame_count(path: Path) -> int:

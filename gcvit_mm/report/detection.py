@@ -14,7 +14,8 @@ from mmengine.dataset import BaseDataset
 from pycocotools import mask as masks
 from tqdm import tqdm
 
-from ..config import evaluators_of
+from ..config import datasets_of, evaluators_of
+from ..drawing.palette import class_colors, instance_colors
 from ..errors import UserError
 from ..work_dir import read_json
 from .evaluation import (
@@ -27,7 +28,7 @@ from .evaluation import (
     count_pairs,
     extremes,
 )
-from .pictures import as_path, as_photo, colors, image_reader
+from .pictures import as_hex, as_path, as_photo, image_reader
 
 IOU, SCORE = 0.5, 0.3
 """Predictions from this score up are counted in images, and as found from this overlap up."""
@@ -322,7 +323,8 @@ class _Drawing:
         infos = (self.dataset.get_data_info(i) for i in range(len(self.dataset)))
         self.paths = {info['img_id']: info['img_path'] for info in infos}
         self.read = image_reader(self.cfg)
-        self.colors = colors(len(self.names), self.dataset.metainfo.get('palette'))
+        (settings, *_) = datasets_of(self.cfg.test_dataloader)
+        self.palette = class_colors(self.cfg, settings, self.dataset.metainfo['classes'])
 
     def __call__(self, image_id: Any, f1: float, matches: _Matches, right: int) -> Picture:
         image = self.truth.imgs[image_id]
@@ -346,12 +348,13 @@ class _Drawing:
         )
 
     def _things(self, annotations: list[dict], image: dict) -> Iterator[Thing]:
-        # The sure ones last, on top.
-        for annotation in sorted(annotations, key=lambda each: each.get('score', 1)):
-            label = self.label_of[annotation['category_id']]
+        best_first = sorted(annotations, key=lambda each: -each.get('score', 1))
+        labels = [self.label_of[annotation['category_id']] for annotation in best_first]
+        shown = zip(best_first, labels, instance_colors(labels, self.palette), strict=True)
+        for annotation, label, color in reversed(list(shown)):  # the last is on top
             yield Thing(
                 self.names[label],
-                self.colors[label],
+                as_hex(color),
                 [round(float(value), 1) for value in annotation['bbox']],
                 self._outline(annotation.get('segmentation'), image),
                 annotation.get('score'),

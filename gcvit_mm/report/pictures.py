@@ -1,10 +1,8 @@
 """Images small enough to be carried by a page, and what is drawn on them."""
 
 import base64
-import colorsys
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import cv2
 import mmcv
@@ -14,6 +12,7 @@ from mmengine.registry import TRANSFORMS
 from PIL import Image
 
 from ..config import datasets_of, transforms_of
+from ..drawing.palette import Color
 
 LONGEST = 480
 """Pixels of a picture's longer side."""
@@ -35,7 +34,7 @@ def as_photo(image: np.ndarray) -> str:
     return _data_uri('image/jpeg', content.tobytes())
 
 
-def as_overlay(labels: np.ndarray, palette: Sequence[Sequence[int]]) -> str:
+def as_overlay(labels: np.ndarray, palette: Sequence[Color]) -> str:
     """A map of classes, (H, W), as the data URI of a small PNG; numbers of no class are clear."""
     scale = min(1.0, LONGEST / max(labels.shape))
     reduced = mmcv.imrescale(labels.astype(np.uint8), scale, interpolation='nearest')
@@ -63,16 +62,6 @@ def as_path(mask: np.ndarray) -> str:
     )
 
 
-def colors(classes: int, palette: Any = None) -> list[str]:
-    """A colour for each class, '#rrggbb': the data set's own where it has one for each."""
-    if palette is not None and len(palette) == classes:
-        return ['#{:02x}{:02x}{:02x}'.format(*color) for color in palette]
-    # Hues by the golden angle: near numbers get far colours, however many there are.
-    hues = ((0.52 + 0.618034 * i) % 1 for i in range(classes))
-    shades = (colorsys.hls_to_rgb(hue, (0.62, 0.5)[i % 2], 0.9) for i, hue in enumerate(hues))
-    return ['#{:02x}{:02x}{:02x}'.format(*(round(255 * c) for c in shade)) for shade in shades]
-
-
-def rgb(color: str) -> tuple[int, int, int]:
-    """The parts of '#rrggbb'."""
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+def as_hex(color: Color) -> str:
+    """A colour as '#rrggbb'."""
+    return '#{:02x}{:02x}{:02x}'.format(*color)

@@ -13,9 +13,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..config import datasets_of, evaluators_of, transforms_of
+from ..drawing.palette import Color, class_colors
 from ..errors import UserError
 from .evaluation import Column, Confusion, Evaluation, Picture, Table, count_pairs, extremes
-from .pictures import as_overlay, as_photo, colors, image_reader, rgb
+from .pictures import as_hex, as_overlay, as_photo, image_reader
 
 MEANINGS = {
     'IoU': 'intersection over union',
@@ -90,7 +91,7 @@ def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Eva
     )
     evaluation.ranking = 'mean IoU of the classes that an image has or was said to have'
     ranked.sort()
-    palette = colors(len(names), dataset.metainfo.get('palette'))
+    palette = class_colors(cfg, datasets_of(cfg.test_dataloader)[0], names)
     read = image_reader(cfg)
     evaluation.worst, evaluation.best = (
         [_draw(maps, read, i, iou, names, palette) for iou, i in chosen]
@@ -133,20 +134,19 @@ def _add_figures(
 
 
 def _draw(
-    maps: _Maps, read: Any, i: int, iou: float, names: list[str], palette: list[str]
+    maps: _Maps, read: Any, i: int, iou: float, names: list[str], palette: list[Color]
 ) -> Picture:
     path = maps.dataset.get_data_info(i)['img_path']
     true, found = maps[i]
     found = np.where(true == maps.ignore, len(names), found)  # there, nothing is right or wrong
     present = np.union1d(true, found)
-    paints = [rgb(color) for color in palette]
     return Picture(
         name=Path(path).name,
         verdict=f'mean IoU {100 * iou:.1f}',
         width=true.shape[1],
         height=true.shape[0],
         photo=as_photo(read(path)),
-        truth=as_overlay(true, paints),
-        found=as_overlay(found, paints),
-        legend=[(names[k], palette[k]) for k in present if k < len(names)],
+        truth=as_overlay(true, palette),
+        found=as_overlay(found, palette),
+        legend=[(names[k], as_hex(palette[k])) for k in present if k < len(names)],
     )

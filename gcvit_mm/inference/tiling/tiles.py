@@ -15,6 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from pycocotools import mask as coco
 
+from ..prediction import Object
+
 AGREE = 0.5
 """Pieces in two windows are of one object from this IoU up, in the pixels that both windows see."""
 COVERED = 0.7
@@ -150,23 +152,6 @@ def _area(box: Sequence[float], other: Sequence[float]) -> float:
     return float(max(0.0, width) * max(0.0, height))
 
 
-@dataclass(frozen=True)
-class Found:
-    """An object of the whole image.
-
-    Attributes:
-        label: The class.
-        score: The mean of its pieces' scores, by how much is taken from each.
-        box: x1, y1, x2, y2.
-        mask: Run-length encoding as COCO has it; None of a detector without masks.
-    """
-
-    label: int
-    score: float
-    box: tuple[float, float, float, float]
-    mask: dict | None
-
-
 def encode(mask: np.ndarray, window: Window) -> tuple[tuple[int, int], dict] | None:
     """A mask (h, w) of a window as a piece's ``corner`` and ``mask``; None where it is empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -177,7 +162,7 @@ def encode(mask: np.ndarray, window: Window) -> tuple[tuple[int, int], dict] | N
     return corner, coco.encode(np.asfortranarray(inner, np.uint8))
 
 
-def merge(pieces: Sequence[Piece], height: int, width: int) -> list[Found]:
+def merge(pieces: Sequence[Piece], height: int, width: int) -> list[Object]:
     """Put together the objects that borders of windows cut, each once and whole.
 
     Pieces of a class in two windows are of one object where they agree (``AGREE``) in what both
@@ -191,7 +176,8 @@ def merge(pieces: Sequence[Piece], height: int, width: int) -> list[Found]:
         width: Of the image, in pixels.
 
     Returns:
-        The objects, best first.
+        The objects, best first; the score of one is the mean of its pieces', by how much is taken
+        from each.
     """
     groups = _without_covered(_groups(pieces), height, width)
     found = [_join(group, height, width) for group in groups]
@@ -288,7 +274,7 @@ def _cut(extent: Window, window: Window, height: int, width: int) -> bool:
     )
 
 
-def _join(group: list[Piece], height: int, width: int) -> Found:
+def _join(group: list[Piece], height: int, width: int) -> Object:
     """The object of a group."""
     if group[0].mask is None:
         weights, mask = [piece.area(piece.extent) for piece in group], None
@@ -304,7 +290,7 @@ def _join(group: list[Piece], height: int, width: int) -> Found:
     boxes = np.array([piece.box for piece, weight in zip(group, weights, strict=True) if weight])
     (x1, y1), (x2, y2) = boxes[:, :2].min(0).tolist(), boxes[:, 2:].max(0).tolist()
     score = np.average([piece.score for piece in group], weights=weights)
-    return Found(group[0].label, float(score), (x1, y1, x2, y2), mask)
+    return Object(group[0].label, float(score), (x1, y1, x2, y2), mask)
 
 
 def _own(piece: Piece, group: list[Piece], height: int, width: int) -> np.ndarray:

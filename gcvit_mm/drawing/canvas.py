@@ -1,0 +1,199 @@
+"""A picture to draw objects, label maps and captions on."""
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+
+import cv2
+import numpy as np
+from PIL import Image
+from pycocotools import mask as coco
+
+from .palette import Color, color_of, contrast, instance_colors
+from .text import Line, class_name, printable
+
+OPACITY = 0.5
+DARK = (40, 40, 40)
+LETTERS = (12, 40)
+"""Least and largest size of captions, in pixels."""
+SMALLEST = 5
+"""Of captions that would be wider than the picture otherwise."""
+REACH = 2
+"""How far from its place a caption may be, in its own heights, for want of room."""
+
+
+class Canvas:
+    """An image that is drawn on.
+
+    Places and sizes are given in pixels of what is drawn, whose corner is the picture's.
+
+    Args:
+        picture: (H, W, 3) of uint8 in RGB; it is drawn on itself.
+        classes: Names of the classes; labels without one are written as numbers.
+        palette: Colours of the classes.
+        scale: Pixels of the picture for one, along x and y.
+    """
+
+    def __init__(
+        self,
+        picture: np.ndarray,
+        classes: Sequence[str],
+        palette: Sequence[Color],
+        scale: tuple[float, float] = (1, 1),
+    ) -> None:
+        self._pixels, self._scale = picture, np.array(scale)
+        self._classes, self._palette = classes, palette
+        side = np.prod(picture.shape[:2]) ** 0.5
+        self._line = max(1, round(side / 340))
+        self._size = min(max(int(side / 50), LETTERS[0]), LETTERS[1])
+        self._captions: list[tuple[str, tuple[int, int], Color, bool]] = []
+
+    def objects(
+        self,
+        boxes: Sequence[Sequence[float]],
+        labels: Sequence[int],
+        masks: Sequence[np.ndarray | dict] = (),
+        scores: Iterable[float] = (),
+    ) -> None:
+        """Draw objects, the first on top; where captions have no room, the last are left out.
+
+        Args:
+            boxes: x1, y1, x2, y2 of each.
+            labels: Their classes.
+            masks: (h, w) of each, or COCO's run-length encoding of it, if they have any.
+            scores: What is written after their classes, if they have any.
+        """
+        colors = instance_colors(labels, self._palette)
+        for mask, color in reversed(list(zip(masks, colors, strict=False))):
+            # One after the other: those of a large image take gigabytes.
+            dense = coco.decode(mask) if isinstance(mask, dict) else mask
+            # Transposed, for COCO's masks are stored column by column, and copies take long.
+            fitted = _fit(dense.T, self._scale, self._pixels.shape[1::-1])
+            y, x, height, width = cv2.boundingRect(fitted)
+            if not width:
+                continue
+            shape = np.ascontiguousarray(fitted[x : x + width, y : y + height].T)
+            part = self._pixels[y : y + height, x : x + width]
+            paint = np.full_like(part, color)
+            tinted = cv2.addWeighted(part, 1 - OPACITY, paint, OPACITY, 0)
+            np.copyto(part, tinted, where=shape[..., None].astype(bool))
+            outlines, _ = cv2.findContours(
+                shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y)
+            )
+            self._stroke(outlines, color)
+        for box, color in reversed(list(zip(boxes, colors, strict=True))):
+            self._stroke([self._corners(box)], color)
+        for box, label, color, score in zip_longest(boxes, labels, colors, scores):
+            name = class_name(self._classes, label)
+            text = name if score is None else f'{name} {score:.2f}'
+            self.caption(text, self._corners(box)[0], color)
+
+    def dashed_box(self, box: Sequence[float], label: int) -> None:
+        """Draw a box that is not of an object, in the colour of a class."""
+        corners, color = self._corners(box), color_of(self._palette, label)
+        dash = 6 * self._line
+        dashes: list[np.ndarray] = []
+        for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+            count = 2 * max(1, int(np.abs(end - start).max()) // (2 * dash)) + 1
+            points = np.linspace(start, end, count + 1).round().astype(np.int32)
+            dashes += np.split(points, len(points) // 2)
+        self._stroke(dashes, color)
+        self.caption(class_name(self._classes, label), corners[0], color)
+
+    def label_map(self, labels: np.ndarray) -> None:
+        """Tint the picture by a label map, (h, w), with lines and captions."""
+        fitted = _fit(labels.astype(np.int32), self._scale[::-1], self._pixels.shape[:2], fill=-1)
+        table = [color_of(self._palette, label) for label in range(int(fitted.max()) + 1)]
+        coarse = fitted[:: self._line, :: self._line]  # a region without a pixel has no room either
+        for label in np.unique(coarse[coarse >= 0]).tolist():
+            x, y = _middle(coarse == label)
+            place = self._line * x, self._line * y
+            self.caption(class_name(self._classes, label), place, table[label], centred=True)
+        border = np.zeros(fitted.shape, bool)
+        border[:, 1:] |= fitted[:, 1:] != fitted[:, :-1]
+        border[1:] |= fitted[1:] != fitted[:-1]
+        opaque = np.array([*table, (0, 0, 0)], np.uint8)[fitted]  # -1 takes the last
+        tinted = cv2.addWeighted(self._pixels, 1 - OPACITY, opaque, OPACITY, 0)
+        np.copyto(tinted, opaque, where=border[..., None])
+        np.copyto(self._pixels, tinted, where=(fitted >= 0)[..., None])
+
+    def caption(
+        self, text: str, place: Sequence[float], color: Color, centred: bool = False
+    ) -> None:
+        """Write a line above a place of the picture, or around it, on a colour.
+
+        It stays inside the picture and off other captions; where there is no room, it is left out.
+        """
+        x, y = map(round, place)
+        self._captions.append((printable(text), (x, y), color, centred))
+
+    def lines(self, texts: Iterable[str]) -> None:
+        """Write lines below each other in the upper left corner."""
+        for row, text in enumerate(texts, start=1):
+            self.caption(text, (4, 4 + 1.5 * row * self._size), DARK)
+
+    def finish(self) -> np.ndarray:
+        """Write the captions, and give the picture, (H, W, 3) of uint8 in RGB."""
+        height, width = self._pixels.shape[:2]
+        picture = Image.fromarray(self._pixels)
+        taken = np.zeros((height, width), np.uint8)
+        for text, (x, y), color, centred in self._captions:
+            line = Line(text, self._size)
+            if line.width > width:
+                line = Line(text, max(SMALLEST, self._size * width // line.width))
+            place = x - line.width // 2 * centred, y - line.height // (1 + centred)
+            free = _nearest_free(taken, *place, line.width, line.height)
+            if free:
+                x, y = free
+                taken[y : y + line.height, x : x + line.width] = 1
+                line.draw(picture, x, y, color)
+        return np.array(picture)
+
+    def _corners(self, box: Sequence[float]) -> np.ndarray:
+        """The corners (4, 2) of a box in the picture."""
+        last = np.array(self._pixels.shape[1::-1]) - 1
+        edges = (np.reshape(box, (2, 2)) * self._scale).round().clip(0, last).astype(np.int32)
+        (x1, y1), (x2, y2) = edges
+        return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
+
+    def _stroke(self, lines: Sequence[np.ndarray], color: Color) -> None:
+        """Draw closed lines with a rim, to be seen on what is dark and what is light."""
+        for tone, width in ((contrast(color), self._line + 2), (color, self._line)):
+            cv2.polylines(self._pixels, lines, True, tone, width)
+
+
+def _fit(array: np.ndarray, scale: np.ndarray, shape: Sequence[int], fill: int = 0) -> np.ndarray:
+    """Resize a mask or label map without blending, and cut or fill it to a shape."""
+    size = np.multiply(array.shape, scale).round().astype(int).tolist()
+    if size != [*array.shape]:
+        array = cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST)
+    array = array[: shape[0], : shape[1]]
+    rest = [(0, side - own) for side, own in zip(shape, array.shape, strict=True)]
+    return np.pad(array, rest, constant_values=fill)
+
+
+def _nearest_free(
+    taken: np.ndarray, x: int, y: int, width: int, height: int
+) -> tuple[int, int] | None:
+    """The place nearest to x and y where a rectangle is on nothing taken, None where there is none.
+
+    Only the surroundings are searched: far from its object a caption misleads.
+    """
+    last_y, last_x = taken.shape[0] - height, taken.shape[1] - width
+    if last_x < 0 or last_y < 0:
+        return None
+    x, y = min(max(x, 0), last_x), min(max(y, 0), last_y)
+    left, top = max(0, x - width), max(0, y - REACH * height)
+    sums = cv2.integral(taken[top : y + (REACH + 1) * height, left : x + 2 * width])
+    inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width]
+    rows, columns = (inside + sums[:-height, :-width] == 0).nonzero()
+    if not len(rows):
+        return None
+    nearest = ((rows + top - y) ** 2 + (columns + left - x) ** 2).argmin()
+    return int(columns[nearest]) + left, int(rows[nearest]) + top
+
+
+def _middle(region: np.ndarray) -> tuple[int, int]:
+    """The point (x, y) of a region, (h, w), that is farthest from its border."""
+    distance = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)
+    y, x = np.unravel_index(distance[1:-1, 1:-1].argmax(), region.shape)
+    return int(x), int(y)
