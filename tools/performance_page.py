@@ -14,17 +14,18 @@ PAGE, FOLDER = ROOT / 'docs' / 'performance.md', ROOT / 'docs' / 'performance'
 
 HEAD = """# Performance
 
-Written by `tools/performance_page.py` from the measurements in `docs/performance/`, which
-`tools/benchmark.py` made. The models of a table took turns in one process, after a warm-up, with
-random weights and images: medians, and the quartiles. Peers are as their packages build them.
+`tools/performance_page.py` writes this page from the measurements that `tools/benchmark.py` put
+into `docs/performance/`. The models of a table took turns in one process, after a warm-up, with
+random weights and images. Times are medians and quartiles. Other backbones are used as their
+packages build them.
 
-- *peak MB*: the most memory that a step held at once, the model included, 10^6 bytes.
-- *GFLOP*: arithmetic of matrix products and convolutions, attention's two products included.
-- *GB*: what these read and write, each by itself, attention scores excepted: what has to move
-  where all else is fused into them.
-- *time / floor*: the time over what the device would take for the arithmetic or for the bytes,
+- *peak MB*: the most memory that a step held at once, including the model, in 10^6 bytes.
+- *GFLOP*: FLOPs of matrix products and convolutions, including the two products of attention.
+- *GB*: the bytes that these read and write, each counted separately, without attention scores:
+  the traffic that remains when everything else is fused.
+- *time / floor*: the time over the minimum that the device needs for the FLOPs or the bytes,
   whichever is longer, at the rates that it reached in a large matrix product and a large copy.
-- *time / 1* and so on: the time over that of the model of this number.
+- *time / 1* and so on: the time over that of the model with this number.
 """
 
 
