@@ -1,9 +1,9 @@
-"""DINO, 4 scales, with GC ViT-L of ImageNet-21k on COCO, mmdet's 36-epoch recipe.
+"""DINO, 4 scales, with GC ViT-L pre-trained on ImageNet-21k, on COCO; mmdet's 36-epoch recipe.
 
 Command: ``tools/dist_train.sh configs/dino_gcvit_large_coco.py 8``
-Takes: COCO 2017 under ``data/coco``, the ImageNet-21k weights; 16 images a step.
+Needs: COCO 2017 under ``data/coco``, the ImageNet-21k weights; 16 images per step.
 Paper: box AP 58.3 on val2017 (not measured here).
-Windows (of the 384-pixel weights), drop path rate and schedule are ours: the paper gives none.
+Windows (of the 384-pixel weights), drop path rate and schedule are ours; the paper gives none.
 """
 
 _base_ = [

@@ -1,9 +1,9 @@
-"""GC ViT-L of ImageNet-21k, fine-tuned on ImageNet-1k at 384 pixels.
+"""GC ViT-L pre-trained on ImageNet-21k, fine-tuned on ImageNet-1k at 384 pixels.
 
 Command: ``tools/dist_train.sh configs/gcvit_large_21k_384_imagenet.py 8 --amp``
-Takes: ImageNet-1k under ``data/imagenet``, the ImageNet-21k weights; 32 images a process.
+Needs: ImageNet-1k under ``data/imagenet``, the ImageNet-21k weights; 32 images per process.
 Paper: top-1 87.4 (not measured here).
-The fine-tuning schedule is ours: the official one is not published.
+The fine-tuning schedule is ours; the official one is not published.
 """
 
 _base_ = './gcvit_large_21k_224_imagenet.py'

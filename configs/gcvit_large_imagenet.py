@@ -1,7 +1,7 @@
 """GC ViT-L on ImageNet-1k, the official recipe.
 
 Command: ``tools/dist_train.sh configs/gcvit_large_imagenet.py 8 --amp``
-Takes: as ``gcvit_tiny_imagenet.py``.
+Needs: see ``gcvit_tiny_imagenet.py``.
 Paper: top-1 85.7 (not measured here).
 """
 

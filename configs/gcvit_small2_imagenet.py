@@ -1,7 +1,7 @@
 """GC ViT-S2 on ImageNet-1k, the official recipe.
 
 Command: ``tools/dist_train.sh configs/gcvit_small2_imagenet.py 8 --amp``
-Takes: as ``gcvit_tiny_imagenet.py``.
+Needs: see ``gcvit_tiny_imagenet.py``.
 Paper: top-1 84.8 (not measured here).
 """
 

@@ -1,9 +1,9 @@
 """GC ViT-T on ImageNet-1k, the official recipe.
 
 Command: ``tools/dist_train.sh configs/gcvit_tiny_imagenet.py 8 --amp``
-Official weights: ``tools/convert_checkpoint.py`` makes a file for ``tools/test.py`` of them.
-Takes: ImageNet-1k under ``data/imagenet``; 128 images a process. The official total batch is not
-published: 4096, for which the learning rate is taken to be meant, is ours.
+Official weights: convert them for ``tools/test.py`` with ``tools/convert_checkpoint.py``.
+Needs: ImageNet-1k under ``data/imagenet``; 128 images per process. The official total batch size is
+not published; we assume 4096 for the learning rate.
 Paper: top-1 83.5 (not measured here).
 """
 

@@ -1,7 +1,7 @@
 """GC ViT-XT on ImageNet-1k, the official recipe.
 
 Command: ``tools/dist_train.sh configs/gcvit_xtiny_imagenet.py 8 --amp``
-Takes: as ``gcvit_tiny_imagenet.py``.
+Needs: see ``gcvit_tiny_imagenet.py``.
 Paper: top-1 82.0 (not measured here).
 """
 

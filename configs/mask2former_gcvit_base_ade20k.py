@@ -1,7 +1,7 @@
 """Mask2Former with GC ViT-B on ADE20K, the recipe of the tiny variant.
 
 Command: ``tools/dist_train.sh configs/mask2former_gcvit_base_ade20k.py 8``
-Takes: ADE20K under ``data/ade/ADEChallengeData2016``, the ImageNet weights; 16 images a step.
+Needs: ADE20K under ``data/ade/ADEChallengeData2016``, the ImageNet weights; 16 images per step.
 Paper: no figure; windows and drop path rate are ours.
 """
 

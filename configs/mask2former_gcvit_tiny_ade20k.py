@@ -1,7 +1,7 @@
 """Mask2Former with GC ViT-T on ADE20K, mmseg's recipe for semantic segmentation.
 
 Command: ``tools/dist_train.sh configs/mask2former_gcvit_tiny_ade20k.py 8``
-Takes: ADE20K under ``data/ade/ADEChallengeData2016``, the ImageNet weights; 16 images a step.
+Needs: ADE20K under ``data/ade/ADEChallengeData2016``, the ImageNet weights; 16 images per step.
 Paper: no figure; windows and drop path rate are ours.
 """
 
@@ -34,7 +34,7 @@ train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-# The longest key that is part of a parameter's name counts: these must be longer than 'backbone'.
+# The longest matching key wins, so these must be longer than 'backbone'.
 backbone_without_decay = dict(lr_mult=0.1, decay_mult=0.0)
 optim_wrapper = dict(
     type='GuardedOptimWrapper',

@@ -1,8 +1,8 @@
-"""The demonstration: a small Mask R-CNN from scratch on generated shapes, on a CPU.
+"""The demo: a small Mask R-CNN from scratch on generated shapes, on a CPU.
 
 Command: ``make demo``, or ``tools/make_shapes.py data/shapes`` and then
 ``tools/train.py configs/mask_rcnn_gcvit_nano_shapes.py``
-Takes: 7 minutes on two CPU cores, 3 GB of memory.
+Needs: 7 minutes on two CPU cores, 3 GB of memory.
 Result: box AP50 0.92, mask AP50 0.91 on the 120 validation images (``docs/results.md``).
 """
 
@@ -30,7 +30,7 @@ model = dict(
         anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32]),
     ),
     roi_head=dict(
-        # Objects of 8 to 64 pixels are to be spread over the levels.
+        # Spreads objects of 8 to 64 pixels over the levels.
         bbox_roi_extractor=dict(out_channels=64, finest_scale=14),
         bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
         mask_roi_extractor=dict(out_channels=64, finest_scale=14),

@@ -1,9 +1,9 @@
 """Mask R-CNN with GC ViT-S on COCO, the recipe of the tiny variant.
 
 Command: ``tools/dist_train.sh configs/mask_rcnn_gcvit_small_coco.py 8``
-Takes: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images a step.
+Needs: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images per step.
 Paper: no figure.
-The drop path rate is ours: the paper does not give it.
+The drop path rate is ours; the paper gives none.
 """
 
 _base_ = './mask_rcnn_gcvit_tiny_coco.py'

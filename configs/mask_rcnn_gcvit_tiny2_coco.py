@@ -1,7 +1,7 @@
 """Mask R-CNN with GC ViT-T2 on COCO, the recipe of the tiny variant.
 
 Command: ``tools/dist_train.sh configs/mask_rcnn_gcvit_tiny2_coco.py 8``
-Takes: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images a step.
+Needs: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images per step.
 Paper: no figure.
 """
 

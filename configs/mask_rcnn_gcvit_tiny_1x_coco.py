@@ -1,7 +1,7 @@
 """Mask R-CNN with GC ViT-T on COCO in 12 epochs, with multi-scale augmentation.
 
 Command: ``tools/dist_train.sh configs/mask_rcnn_gcvit_tiny_1x_coco.py 8``
-Takes: a third of the 3x schedule.
+Needs: a third of the 3x schedule.
 Paper: no figure.
 """
 

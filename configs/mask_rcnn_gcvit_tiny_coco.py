@@ -1,7 +1,7 @@
 """Mask R-CNN with GC ViT-T on COCO, the paper's 3x multi-scale recipe.
 
 Command: ``tools/dist_train.sh configs/mask_rcnn_gcvit_tiny_coco.py 8``
-Takes: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images a step.
+Needs: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images per step.
 Paper: box AP 47.9, mask AP 43.2 on val2017 (not measured here).
 """
 

@@ -1,9 +1,9 @@
 """Your own data, by example: nuclei of the 2018 Data Science Bowl, 256 x 256 pixels, one class.
 
-Copy this file and change what is marked. The annotations are COCO's format.
+Copy this file and change the marked parts. The annotations are in COCO format.
 
 Command: ``NUCLEI_ROOT=path/to/nuclei256 tools/train.py configs/mask_rcnn_gcvit_xxtiny_nuclei.py``
-Takes: the ImageNet weights, or from scratch with
+Needs: the ImageNet weights, or from scratch with
 ``--cfg-options model.backbone.init_cfg=None``; 20 minutes on two CPU cores, 3 GB of memory.
 Result: from scratch, box AP 0.49, mask AP 0.50 on the validation images (``docs/results.md``).
 """
@@ -16,12 +16,12 @@ _base_ = [
     './_base_/default_runtime.py',
 ]
 
-# Your data: where it is, what its classes are called.
+# Your data: the folder and the class names.
 data_root = '{{$NUCLEI_ROOT:data/nuclei256}}'
 metainfo = dict(classes=('nucleus',))
 
-# Your classes are counted in both heads. Windows that divide the maps (of 64, 32, 16 and 8 cells)
-# need no padding. Nuclei are small and many: anchors of 8 pixels and up, and light heads.
+# Both heads need the number of your classes. Windows that divide the feature maps (of 64, 32, 16
+# and 8 tokens) need no padding. Nuclei are small and many: anchors of 8 pixels and up, light heads.
 model = dict(
     backbone=dict(
         arch='xxtiny',

@@ -1,7 +1,7 @@
 """RetinaNet with GC ViT-T on COCO in 12 epochs, with multi-scale augmentation.
 
 Command: ``tools/dist_train.sh configs/retinanet_gcvit_tiny_coco.py 8``
-Takes: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images a step.
+Needs: COCO 2017 under ``data/coco``, the ImageNet weights; 16 images per step.
 Paper: no figure; the schedule is ours.
 """
 

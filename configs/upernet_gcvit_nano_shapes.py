@@ -2,7 +2,7 @@
 
 Command: ``tools/make_shapes.py data/shapes`` and then
 ``tools/train.py configs/upernet_gcvit_nano_shapes.py``
-Takes: 7 minutes on two CPU cores.
+Needs: 7 minutes on two CPU cores.
 Result: mIoU 81.5 on the 120 validation images (``docs/results.md``).
 """
 
@@ -23,8 +23,8 @@ dataset = dict(
     ),
 )
 norm = dict(type='BN')
-# 89 of 100 pixels are background. Counted in full they teach the backbone to tell objects from
-# background, and to lose what tells the classes apart.
+# 89 % of the pixels are background. At full weight they teach the backbone to separate objects from
+# background, and to lose the features that separate the classes.
 loss = dict(class_weight=[0.3, 1.0, 1.0, 1.0])
 
 model = dict(

@@ -1,9 +1,9 @@
-"""UPerNet with GC ViT-T on ADE20K, Swin's recipe: the paper's was never published as code.
+"""UPerNet with GC ViT-T on ADE20K, Swin's recipe: the paper's code was never published.
 
 Command: ``tools/dist_train.sh configs/upernet_gcvit_tiny_ade20k.py 8``
-Takes: ADE20K under ``data/ade/ADEChallengeData2016``, the ImageNet weights; 16 images a step.
+Needs: ADE20K under ``data/ade/ADEChallengeData2016``, the ImageNet weights; 16 images per step.
 Paper: mIoU 47.0 on the validation images (not measured here).
-Windows and drop path rate are ours: the paper does not give them.
+Windows and drop path rate are ours; the paper gives none.
 """
 
 _base_ = [

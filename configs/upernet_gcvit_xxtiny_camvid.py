@@ -1,10 +1,10 @@
 """Your own label maps, by example: street scenes of CamVid, 480 x 360 pixels, 11 classes.
 
-Copy this file and change what is marked. The maps are ADE20K's format: PNGs of class numbers, 0 for
-pixels that do not count.
+Copy this file and change the marked parts. The label maps are in ADE20K's format: PNGs of class
+numbers, 0 for ignored pixels.
 
 Command: ``CAMVID_ROOT=path/to/camvid tools/train.py configs/upernet_gcvit_xxtiny_camvid.py``
-Takes: the ImageNet weights, or from scratch with ``--cfg-options model.backbone.init_cfg=None``.
+Needs: the ImageNet weights, or from scratch with ``--cfg-options model.backbone.init_cfg=None``.
 """
 
 _base_ = [
@@ -15,8 +15,7 @@ _base_ = [
     './_base_/segmentation_runtime.py',
 ]
 
-# Your data: where it is, what its classes are called, how they are drawn, whether 0 is to be left
-# out and classes count from 1.
+# Your data: the folder, the class names and colours, whether 0 is ignored and classes count from 1.
 dataset = dict(
     data_root='{{$CAMVID_ROOT:data/camvid}}',
     metainfo=dict(
@@ -32,8 +31,8 @@ dataset = dict(
     reduce_zero_label=True,
 )  # fmt: skip
 
-# Your classes are counted in both heads. Windows that divide the maps of the crop (64, 32, 16 and 8
-# cells) need no padding.
+# Both heads need the number of your classes. Windows that divide the feature maps of the crop (64,
+# 32, 16 and 8 tokens) need no padding.
 norm = dict(type='BN')
 crop = (256, 256)
 model = dict(

@@ -1,4 +1,4 @@
-"""The official ImageNet schedule: 310 epochs, 20 of warm-up, cosine to 5e-6, moving average."""
+"""The official ImageNet schedule: 310 epochs, 20 for warm-up, cosine to 5e-6, moving average."""
 
 _base_ = './epoch_loop.py'
 

@@ -1,4 +1,4 @@
-"""ADE20K under ``data/ade/ADEChallengeData2016``; batches of 2 a process: 16 with 8 GPUs."""
+"""ADE20K under ``data/ade/ADEChallengeData2016``; batches of 2 per process: 16 with 8 GPUs."""
 
 _base_ = 'mmseg::_base_/datasets/ade20k.py'
 

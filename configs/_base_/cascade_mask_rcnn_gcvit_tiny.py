@@ -1,7 +1,7 @@
 """mmdet's Cascade Mask R-CNN with the paper's heads on GC ViT-T with windows of 24.
 
-The box heads have 4 convolutions with SyncBN and one linear layer; they regress each class's boxes
-by GIoU on decoded boxes.
+The box heads have 4 convolutions with SyncBN and one linear layer; they regress class-specific
+boxes with a GIoU loss on decoded boxes.
 """
 
 _base_ = 'mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py'

@@ -1,4 +1,4 @@
-"""What every classifier's config shares: registration, hooks, logging."""
+"""Settings of every classifier config: registration, hooks, logging."""
 
 _base_ = ['mmpretrain::_base_/default_runtime.py', './register.py', './hooks.py']
 

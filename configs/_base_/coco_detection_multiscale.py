@@ -1,4 +1,4 @@
-"""COCO 2017 as in ``coco_instance_multiscale.py``, boxes alone."""
+"""COCO 2017 as in ``coco_instance_multiscale.py``, boxes only."""
 
 _base_ = './coco_instance_multiscale.py'
 

@@ -1,8 +1,8 @@
 """COCO 2017 instances under ``data/coco``, with DETR's multi-scale augmentation.
 
-Batches of 2 an image process: 16 with 8 GPUs, the paper's total. Evaluation is faster-coco-eval's,
-with the COCO API's own limits of 1, 10 and 100 detections an image; the COCO API itself evaluates
-with ``val_evaluator.type=CocoMetric test_evaluator.type=CocoMetric``.
+Batches of 2 per process: 16 with 8 GPUs, the paper's total. faster-coco-eval evaluates, with the
+COCO API's limits of 1, 10 and 100 detections per image. To evaluate with the COCO API itself, set
+``val_evaluator.type=CocoMetric test_evaluator.type=CocoMetric``.
 """
 
 _base_ = 'mmdet::_base_/datasets/coco_instance.py'

@@ -1,4 +1,4 @@
-"""What every config of ours shares: registration, hooks, logging."""
+"""Settings of every config: registration, hooks, logging."""
 
 _base_ = ['mmdet::_base_/default_runtime.py', './register.py', './hooks.py']
 

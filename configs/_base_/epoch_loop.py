@@ -1,4 +1,4 @@
-"""Training by epochs that goes on exactly where it stopped; one validation an epoch."""
+"""Training by epochs that resumes exactly where it stopped; one validation per epoch."""
 
 train_cfg = dict(type='ExactEpochBasedTrainLoop', val_interval=1)
 val_cfg = dict(type='ValLoop')

@@ -1,4 +1,4 @@
-"""GC ViT-T with global average pooling and a linear head, as the official classifiers."""
+"""GC ViT-T with global average pooling and a linear head, as in the official classifiers."""
 
 model = dict(
     type='ImageClassifier',

@@ -1,4 +1,4 @@
-"""The hooks of every config of ours, in any tool that trains or tests it."""
+"""The hooks of every config, in all tools that train or test."""
 
 gcvit_hooks = dict(
     checkpoint=dict(type='SafeCheckpointHook', max_keep_ckpts=3),

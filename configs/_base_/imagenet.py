@@ -1,4 +1,4 @@
-"""ImageNet-1k under ``data/imagenet``, the official augmentation; 128 images a process."""
+"""ImageNet-1k under ``data/imagenet``, with the official augmentation; 128 images per process."""
 
 _base_ = 'mmpretrain::_base_/datasets/imagenet_bs64_swin_224.py'
 

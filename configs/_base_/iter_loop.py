@@ -1,4 +1,4 @@
-"""Training by iterations that goes on exactly where it stopped."""
+"""Training by iterations that resumes exactly where it stopped."""
 
 train_cfg = dict(type='ExactIterBasedTrainLoop')
 val_cfg = dict(type='ValLoop')

@@ -1,4 +1,4 @@
-"""mmdet's Mask R-CNN on GC ViT-T with windows of 24, as the paper's detectors have them."""
+"""mmdet's Mask R-CNN on GC ViT-T with windows of 24, as in the paper's detectors."""
 
 _base_ = 'mmdet::_base_/models/mask-rcnn_r50_fpn.py'
 

@@ -1,4 +1,4 @@
-"""The backbone of the demonstrations: small enough to train on a CPU, without published weights."""
+"""The backbone of the demos: small enough to train on a CPU, without published weights."""
 
 nano_arch = dict(
     dim=32,

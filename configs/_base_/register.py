@@ -1,3 +1,3 @@
-"""Registration of all that our configs name."""
+"""Registers everything that the configs name."""
 
 custom_imports = dict(imports=['gcvit_mm.register'], allow_failed_imports=False)

@@ -1,4 +1,4 @@
-"""mmdet's RetinaNet on the last three maps of GC ViT-T with windows of 24."""
+"""mmdet's RetinaNet on the last three feature maps of GC ViT-T with windows of 24."""
 
 _base_ = 'mmdet::_base_/models/retinanet_r50_fpn.py'
 

@@ -1,4 +1,4 @@
-"""What every segmenter's config shares: registration, hooks, logging; intervals are iterations."""
+"""Settings of every segmenter config: registration, hooks, logging; intervals are in iterations."""
 
 _base_ = ['mmseg::_base_/default_runtime.py', './register.py', './hooks.py']
 

@@ -1,4 +1,4 @@
-"""Instances in COCO's format on small images that all have one size: no resizing, all flips."""
+"""Instances in COCO format on small images of one size: no resizing, all flips."""
 
 train_pipeline = [
     dict(type='LoadWholeImage'),
@@ -36,7 +36,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(type='FasterCocoMetric', metric=['bbox', 'segm'], proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
 
-# Test-time augmentation: the flips of the training, at its size.
+# Test-time augmentation: the flips of the training, at its image size.
 tta_model = dict(type='InstanceTTAModel')
 tta_pipeline = [
     dict(type='LoadWholeImage'),

@@ -1,4 +1,4 @@
-"""Label maps of small data sets, laid out like ADE20K; images are tested at their own size."""
+"""Label maps of small data sets, laid out like ADE20K; tested at the original image size."""
 
 test_pipeline = [
     dict(type='LoadWholeImage'),

@@ -1,6 +1,6 @@
 """mmseg's UPerNet for ADE20K on GC ViT-T; windows and drop path rate are ours.
 
-Windows of 16, 16, 32 and 16 cells need no padding at a crop of 512 pixels.
+Windows of 16, 16, 32 and 16 tokens need no padding for a crop of 512 pixels.
 """
 
 _base_ = 'mmseg::_base_/models/upernet_r50.py'
