@@ -153,7 +153,7 @@ def test_a_photo_that_its_camera_turned_is_upright(detector, tmp_path):
     'array', [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((0, 9, 3), np.uint8)]
 )
 def test_arrays_that_are_no_images_are_refused(array, detector):
-    with pytest.raises(UserError, match='must be of uint8'):
+    with pytest.raises(UserError, match='pass uint8'):
         detector(array)
 
 
@@ -224,7 +224,7 @@ def wrong_models(trained, tmp_path):
         'does not exist': [NANO, tmp_path / 'absent.pth'],
         'is not of a model of mmdet': [tmp_path / 'none.py', trained.checkpoint],
         'device nonsense cannot be used': [NANO, trained.checkpoint, 'nonsense'],
-        'the overlap is from 1 to tile - 1': [NANO, trained.checkpoint, None, 64, 64],
+        'choose it from 1 to 63': [NANO, trained.checkpoint, None, 64, 64],
     }
 
 
@@ -280,7 +280,7 @@ def test_label_maps_of_windows_that_agree_are_put_together_unchanged(segmenter_f
 
 
 def test_a_classifier_takes_no_tiles(trained, tmp_path):
-    with pytest.raises(UserError, match='a classifier looks at an image as a whole'):
+    with pytest.raises(UserError, match='tile 64: .*classifier'):
         Predictor('gcvit_xxtiny_imagenet', trained.checkpoint, tile=64)
 
 
@@ -380,7 +380,7 @@ def test_a_folder_of_everything_is_predicted_and_what_is_no_image_is_listed(
     assert '4 of 9 were done before' in again
     assert (out / 'predictions.json').read_bytes() == before
     settings = json.loads((out / 'run.json').read_text())
-    with pytest.raises(UserError, match=r'results of another run \(score was 0.3, is 0.5\)'):
+    with pytest.raises(UserError, match=r'score was 0.3, is 0.5\): give another folder'):
         Results(out, {**settings, 'score': 0.5})
 
 
@@ -444,7 +444,7 @@ def test_inputs_are_found_once_whichever_way_they_are_named(mixed, tmp_path):
         assert root == mixed
         assert [one.path for one in found if one.path.name != 'cut.jpg'] == every
         assert len({one.name for one in found}) == len(found)
-    with pytest.raises(UserError, match='absent: there is no such image'):
+    with pytest.raises(UserError, match=r'absent: .*\.jpg'):
         find_inputs([str(tmp_path / 'absent')])
 
 
