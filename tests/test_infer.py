@@ -280,7 +280,7 @@ def test_label_maps_of_windows_that_agree_are_put_together_unchanged(segmenter_f
 
 
 def test_a_classifier_takes_no_tiles(trained, tmp_path):
-    with pytest.raises(UserError, match='tile 64: .*classifier'):
+    with pytest.raises(UserError, match=r'tile 64: .*classifier'):
         Predictor('gcvit_xxtiny_imagenet', trained.checkpoint, tile=64)
 
 

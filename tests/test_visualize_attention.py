@@ -141,7 +141,7 @@ def test_a_stage_of_one_block_has_no_global_attention():
 
 
 def test_a_point_beside_the_image_is_refused():
-    with pytest.raises(ArgumentError, match='point 64, 3 .* 64 x 32 pixels'):
+    with pytest.raises(ArgumentError, match=r'point 64, 3 .* 64 x 32 pixels'):
         attention_maps(windows_of(7), torch.randn(1, 3, 32, 64), (64, 3))
 
 
