@@ -169,7 +169,7 @@ def test_a_model_without_weights_is_refused(tmp_path):
 def test_photos_that_would_have_one_picture_are_refused(tmp_path):
     out = tmp_path / 'out'
     error = fail('visualize_attention.py', NANO, 'a/photo.png', 'b/photo.png', '--out', out)
-    assert f'2 of the images would have the picture {out}/photo.png' in error
+    assert f'2 images have the output file {out}/photo.png' in error
 
 
 @pytest.mark.slow
