@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,8 +112,9 @@ def plot_predictions(path: Path) -> None:
 
     truth = COCO(DATA / 'annotations' / 'instances_validation.json')
     predictions = truth.loadRes(str(WORK_DIR / 'validation.segm.json'))
-    pictures = []
-    for image in choose(truth):
+    images, pictures = truth.loadImgs(truth.getImgIds()), []
+    for i in np.linspace(0, len(images) - 1, ROWS * COLUMNS).astype(int):
+        image = images[i]
         pixels = cv2.imread(str(DATA / 'images' / 'validation' / image['file_name']))[..., ::-1]
         drawn = [ann for ann in predictions.imgToAnns[image['id']] if ann['score'] >= SCORE]
         pictures += [
@@ -123,15 +123,6 @@ def plot_predictions(path: Path) -> None:
         ]
     rows = map(np.hstack, np.array_split(pictures, ROWS))
     cv2.imwrite(str(path), np.vstack(list(rows))[..., ::-1])
-
-
-def choose(truth: COCO) -> Iterator[dict]:
-    """Yield validation images at equal intervals."""
-    import numpy as np
-
-    images = truth.loadImgs(truth.getImgIds())
-    for i in np.linspace(0, len(images) - 1, ROWS * COLUMNS).astype(int):
-        yield images[i]
 
 
 def draw(title: str, pixels: np.ndarray, coco: COCO, annotations: list[dict]) -> np.ndarray:

@@ -57,7 +57,7 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
 
     def change_model(result: Result | None, model: str, score: float) -> list[Any]:
         if result is not None:
-            result = predict(predictors[model], result.name, result.photo)
+            result = predict(predictors[model], result.name, result.image)
         slider = gr.Slider(visible=predictors[model].task == 'detection')
         return [slider, result, *show_first_tab(result, model, score)]
 
@@ -82,7 +82,7 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
             return [None, None]
         alt_text = f'Attention maps of {model} for {result.name}'
         try:
-            figure = attention_figure(predictors[model], result.photo, f'{result.name} by {model}')
+            figure = attention_figure(predictors[model], result.image, f'{result.name} by {model}')
         except UserError as error:
             raise gr.Error(str(error), print_exception=False) from error
         canvas = FigureCanvasAgg(figure)
@@ -98,7 +98,7 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                photo = _photo_field()
+                upload = _upload_field()
                 model = gr.Dropdown(names, value=names[0], label='Model')
                 score = gr.Slider(
                     LOWEST,
@@ -121,10 +121,10 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
         # Requests of all visitors are queued, so that models run one at a time.
         queued: dict[str, Any] = dict(concurrency_limit=1, concurrency_id='model', **HIDDEN)
         # Gradio must not open uploads (preprocess), which may not be images.
-        photo.input(
+        upload.input(
             open_photo,
-            [photo, model, score],
-            [photo, result, tabs, *outputs],
+            [upload, model, score],
+            [upload, result, tabs, *outputs],
             preprocess=False,
             show_progress_on=image,
             **queued,
@@ -153,7 +153,7 @@ def _picture_field() -> gr.Image:
     return gr.Image(show_label=False, interactive=False, format='png', buttons=BUTTONS)
 
 
-def _photo_field() -> gr.Image:
+def _upload_field() -> gr.Image:
     field = gr.Image(label='Image', type='filepath', height=320, buttons=[])
     move = field.async_move_resource_to_block_cache
 

@@ -29,13 +29,13 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
     """
     name = Path(path).name
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            image.draft(None, (LARGEST, LARGEST))  # a large JPEG is decoded at a reduced size
-            if image.mode == 'F':
+            file.draft(None, (LARGEST, LARGEST))  # a large JPEG is decoded at a reduced size
+            if file.mode == 'F':
                 raise ValueError('it has floating-point values, convert it to 8 or 16 bits')
-            photo = _to_rgb(ImageOps.exif_transpose(image))
+            image = _to_rgb(ImageOps.exif_transpose(file))
     except Image.DecompressionBombError as error:
         raise UserError(
             f'{name} has too many pixels: reduce it to {MAX_PIXELS // 10**6} million'
@@ -48,8 +48,8 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
         raise UserError(f'{name} was deleted: drop it again') from error
     except Exception as error:  # a damaged file may raise anything
         raise UserError(f'{name} cannot be read and may be damaged: {error}') from error
-    photo.thumbnail((LARGEST, LARGEST))
-    return photo
+    image.thumbnail((LARGEST, LARGEST))
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -29,22 +29,22 @@ class Result:
     """An image, its file name, and its prediction."""
 
     name: str
-    photo: Image.Image
+    image: Image.Image
     prediction: Prediction
 
 
-def predict(predictor: Predictor, name: str, photo: Image.Image) -> Result:
+def predict(predictor: Predictor, name: str, image: Image.Image) -> Result:
     """Predict on an image."""
-    (sample,) = predictor(photo)
-    return Result(name, photo, Prediction.of(sample))
+    (sample,) = predictor(image)
+    return Result(name, image, Prediction.of(sample))
 
 
 def picture(predictor: Predictor, result: Result, score: float) -> np.ndarray:
     """Draw the prediction on the image, (H, W, 3) of uint8 in RGB."""
     if predictor.task == 'classification':
-        return np.asarray(result.photo)
-    scale = max(1, PICTURE / max(result.photo.size))
-    return predictor.draw(result.photo, result.prediction, score, scale)
+        return np.asarray(result.image)
+    scale = max(1, PICTURE / max(result.image.size))
+    return predictor.draw(result.image, result.prediction, score, scale)
 
 
 def summary(predictor: Predictor, result: Result, score: float) -> str:

@@ -27,7 +27,6 @@ from ..fsdp_units import fsdp_units
 
 BACKWARD_SHARE = 2 / 3
 """Backward share of the time of a step: it has two matrix products for each forward one."""
-BYTES_OF_HALF = 2
 
 
 class Size(NamedTuple):
@@ -146,6 +145,7 @@ def read_training(
     activations = activation_bytes(model, batch, size) if size else 0
     of_units = [set(unit.parameters()) for unit in fsdp_units(model, units)]
     parameters = list(model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
     weights = _size(parameters)
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
@@ -155,7 +155,7 @@ def read_training(
         state = optimizer_state(model, cfg.optim_wrapper)
     views = (cfg.get('model_wrapper_cfg') or {}).get('gradient_as_bucket_view', False)
     return Training(
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=count,
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         batch=batch,
         accumulation=cfg.optim_wrapper.get('accumulative_counts', 1),
@@ -167,7 +167,7 @@ def read_training(
         optimizer_state=state,
         buckets=0 if views else weights.gradients,
         ema=weights.parameters + buffers if ema else 0,
-        half=BYTES_OF_HALF * sum(parameter.numel() for parameter in parameters) if amp else 0,
+        half=2 * count if amp else 0,
         activations=activations,
     )
 

@@ -1,7 +1,7 @@
 """Attention maps of GC ViT, computed from the queries, keys and biases of its blocks."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,14 +70,15 @@ def attention_maps(
         raise ArgumentError(f'point {x:g}, {y:g} is outside the image of {width} x {height} pixels')
     attentions = [_last_attentions(stage) for stage in backbone.stages]
     with _evaluating(backbone):
-        inputs = _inputs(backbone, images, [m for pair in attentions for m in pair if m])
+        with torch.no_grad():
+            calls = _calls(backbone, images, [m for pair in attentions for m in pair])
         reaches = _reaches(backbone, images)
     maps = []
     for stride, (local, global_), reach in zip(STRIDES, attentions, reaches, strict=False):
         query = int(y) // stride, int(x) // stride
         rows, columns = -(-height // stride), -(-width // stride)
-        of_query = _of_query(local, *inputs[local], query=query)[:, :rows, :columns]
-        received = _received(global_, *inputs[global_])[:, :rows, :columns] if global_ else None
+        of_query = _of_query(local, *calls[local][0], query=query)[:, :rows, :columns]
+        received = _received(global_, *calls[global_][0])[:, :rows, :columns] if global_ else None
         maps.append(StageMaps(stride, local.window_size, query, of_query, received, reach))
     return maps
 
@@ -134,21 +135,16 @@ def _evaluating(backbone: Any) -> Iterator[None]:
             stage.with_cp = with_cp
 
 
-@torch.no_grad()
-def _inputs(backbone: GCViT, images: Tensor, modules: list[WindowAttention]) -> dict[Any, tuple]:
-    """Record the inputs of modules in a forward pass."""
-    recorded: dict[Any, tuple] = {}
-
-    def record(module: nn.Module, inputs: tuple) -> None:
-        recorded[module] = inputs
-
-    handles = [module.register_forward_pre_hook(record) for module in modules]
-    try:
+def _calls(backbone: nn.Module, images: Tensor, modules: Iterable[Any]) -> dict[Any, tuple]:
+    """Record the inputs and the output of modules, except None, in a forward pass."""
+    calls: dict[Any, tuple] = {}
+    with ExitStack() as hooks:
+        for module in filter(None, modules):
+            hooks.enter_context(
+                module.register_forward_hook(lambda *call: calls.update({call[0]: call[1:]}))
+            )
         backbone(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return recorded
+    return calls
 
 
 @torch.no_grad()
@@ -165,11 +161,11 @@ def _of_query(
     rows, columns = (slice(i // window * window, (i // window + 1) * window) for i in query)
     weights = attention_probabilities(attention, x[:, rows, columns], index, q_global)
     row, column = (i % window for i in query)
-    own = weights[:, 0, :, row * window + column].mean(dim=1)  # over heads
-    own = own.unflatten(1, (window, window)) * window**2
+    weights = weights[:, 0, :, row * window + column].mean(dim=1)  # over heads
+    weights = weights.unflatten(1, (window, window)) * window**2
     out = x.new_full(x.shape[:3], torch.nan)
     target = out[:, rows, columns]
-    target.copy_(own[:, : target.shape[1], : target.shape[2]])
+    target.copy_(weights[:, : target.shape[1], : target.shape[2]])
     return out
 
 
@@ -195,25 +191,14 @@ def _reaches(backbone: Any, images: Tensor) -> list[Tensor | None]:
     The squared derivative of the query along a random direction has the sum of the squared
     derivatives of its elements as its mean.
     """
-    queries: list[Tensor | None] = [None] * len(backbone.stages)
-    handles = [
-        stage.global_query.register_forward_hook(
-            lambda _, __, query, i=i: queries.__setitem__(i, query)
-        )
-        for i, stage in enumerate(backbone.stages)
-        if stage.global_query is not None
-    ]
     pixels = images.detach().requires_grad_()
-    try:
-        backbone(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
-    passes = PROBES * sum(query is not None for query in queries)
+    modules = [stage.global_query for stage in backbone.stages]
+    calls = _calls(backbone, pixels, modules)
+    passes = PROBES * len(calls)
     with tqdm(total=passes, desc='reach', unit='pass', leave=False, disable=None) as bar:
         return [
-            None if query is None else _reach(query, pixels, stride, bar)
-            for query, stride in zip(queries, STRIDES, strict=False)
+            _reach(calls[module][1], pixels, stride, bar) if module else None
+            for module, stride in zip(modules, STRIDES, strict=False)
         ]
 
 

@@ -165,8 +165,8 @@ def _fit(array: np.ndarray, scale: np.ndarray, shape: Sequence[int], fill: int =
     if size != [*array.shape]:
         array = cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST)
     array = array[: shape[0], : shape[1]]
-    rest = [(0, side - own) for side, own in zip(shape, array.shape, strict=True)]
-    return np.pad(array, rest, constant_values=fill)
+    padding = [(0, side - length) for side, length in zip(shape, array.shape, strict=True)]
+    return np.pad(array, padding, constant_values=fill)
 
 
 def _nearest_free(

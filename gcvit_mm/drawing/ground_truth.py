@@ -41,8 +41,8 @@ def draw_truth(
     """
     zoom = max(1, -(-SHORT_SIDE // min(picture.shape[:2])))
     shape = sample.metainfo.get('img_shape', picture.shape)[:2]
-    own = shape if in_input else sample.metainfo.get('ori_shape', shape)[:2]
-    y, x = (zoom * new / old for new, old in zip(shape, own, strict=True))
+    annotated = shape if in_input else sample.metainfo.get('ori_shape', shape)[:2]
+    y, x = (zoom * new / old for new, old in zip(shape, annotated, strict=True))
     picture = _stripe(picture, *shape)
     picture = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
     none = len(classes)

@@ -58,8 +58,7 @@ class Line:
         size: Font size, in pixels.
 
     Attributes:
-        width: Width in pixels, with a margin.
-        height: Height in pixels, with a margin.
+        width, height: Size in pixels, with a margin.
     """
 
     def __init__(self, text: str, size: int) -> None:

@@ -80,8 +80,7 @@ class Picture:
     Attributes:
         name: Name of the file.
         verdict: Summary of the errors.
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
+        width, height: Size of the image in pixels.
         image: The reduced image, as a data URI.
         truth: Ground truth: instances, a label map as a data URI, or the name of a class.
         predicted: Prediction: instances, a label map, or names and scores of classes.

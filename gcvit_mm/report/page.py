@@ -55,7 +55,7 @@ def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: l
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters |= {'figure': figure, 'amount': amount}
+    environment.filters['figure'] = figure
     template = environment.from_string(_piece('page.html'))
     charts = charts_of(run)
     data = {
@@ -104,11 +104,6 @@ def _policy(style: str, script: str) -> str:
 def figure(value: float | None) -> str:
     """Format a percentage with one decimal."""
     return '–' if value is None else f'{value:.1f}'  # noqa: RUF001
-
-
-def amount(value: float) -> str:
-    """Format a number with thousands separators."""
-    return f'{value:,}'
 
 
 def label(name: str) -> str:

@@ -335,15 +335,12 @@ def place(mask: np.ndarray, corner: tuple[int, int], height: int, width: int) ->
 
 def weights(starts: Sequence[int], tile: int, length: int) -> list[np.ndarray]:
     """Compute the weights of windows along a side, by depth; the weights of a pixel sum to 1."""
-    ends = [min(start + tile, length) for start in starts]
-    depths = [depth(start, end, length) for start, end in zip(starts, ends, strict=True)]
+    spans = [slice(start, min(start + tile, length)) for start in starts]
+    depths = [depth(span.start, span.stop, length) for span in spans]
     total = np.zeros(length)
-    for start, end, own in zip(starts, ends, depths, strict=True):
-        total[start:end] += own
-    return [
-        (own / total[start:end]).astype(np.float32)
-        for start, end, own in zip(starts, ends, depths, strict=True)
-    ]
+    for span, own in zip(spans, depths, strict=True):
+        total[span] += own
+    return [(x / total[span]).astype(np.float32) for span, x in zip(spans, depths, strict=True)]
 
 
 def blend(
