@@ -224,7 +224,7 @@ def wrong_models(trained, tmp_path):
         'does not exist': [NANO, tmp_path / 'absent.pth'],
         'is not of a model of mmdet': [tmp_path / 'none.py', trained.checkpoint],
         'device nonsense cannot be used': [NANO, trained.checkpoint, 'nonsense'],
-        'choose it from 1 to 63': [NANO, trained.checkpoint, None, 64, 64],
+        'overlap 64 does not fit': [NANO, trained.checkpoint, None, 64, 64],
     }
 
 
@@ -280,7 +280,7 @@ def test_label_maps_of_windows_that_agree_are_put_together_unchanged(segmenter_f
 
 
 def test_a_classifier_takes_no_tiles(trained, tmp_path):
-    with pytest.raises(UserError, match=r'tile 64: .*classifier'):
+    with pytest.raises(UserError, match=r'tile 64 .*classifier'):
         Predictor('gcvit_xxtiny_imagenet', trained.checkpoint, tile=64)
 
 
@@ -444,7 +444,7 @@ def test_inputs_are_found_once_whichever_way_they_are_named(mixed, tmp_path):
         assert root == mixed
         assert [one.path for one in found if one.path.name != 'cut.jpg'] == every
         assert len({one.name for one in found}) == len(found)
-    with pytest.raises(UserError, match=r'absent: .*\.jpg'):
+    with pytest.raises(UserError, match=r'absent names no image.*\.jpg'):
         find_inputs([str(tmp_path / 'absent')])
 
 

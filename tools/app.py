@@ -60,7 +60,7 @@ def main() -> None:
         host, port = listening.getsockname()[:2]
         if not is_loopback(host):
             print(
-                f'warning: the page has no password, and everyone on the network who reaches '
+                'warning: the page has no password, and everyone on the network who reaches '
                 f'{host}, port {port}, can use it',
                 file=sys.stderr,
             )

@@ -98,7 +98,7 @@ def apply_options(args: argparse.Namespace) -> None:
 def formats_of(task: str, requested: list[str] | None) -> list[str]:
     invalid = [name for name in requested or () if name not in FORMATS[task]]
     if invalid:
-        raise UserError(f'--format {invalid[0]}: for {task}, choose of {", ".join(FORMATS[task])}')
+        raise UserError(f'--format {invalid[0]}: for {task}, choose {", ".join(FORMATS[task])}')
     return sorted(set(requested or FORMATS[task]))
 
 

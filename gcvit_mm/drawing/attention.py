@@ -188,8 +188,8 @@ def _received(
 def _reaches(backbone: Any, images: Tensor) -> list[Tensor | None]:
     """Estimate the influence of the pixels of each token on the global query of each stage.
 
-    The squared derivative of the query along a random direction has the sum of the squared
-    derivatives of its elements as its mean.
+    The mean of the squared derivative along random directions is the sum of the squared
+    derivatives of all elements of the query.
     """
     pixels = images.detach().requires_grad_()
     modules = [stage.global_query for stage in backbone.stages]

@@ -50,7 +50,7 @@ def find_inputs(arguments: Sequence[str]) -> tuple[Path, list[Input]]:
         folder, files = _search(argument)
         if not files:
             raise UserError(
-                f'{argument}: no image or video: give a file, a folder or a pattern of '
+                f'{argument} names no image or video: give a file, a folder or a pattern of '
                 f'{" ".join(IMAGES + VIDEOS)} files'
             )
         folders.append(folder)

@@ -171,10 +171,10 @@ def _checked(tile: int | None, overlap: int | None, task: str) -> tuple[int | No
     if tile is None:
         return None, None
     if task == 'classification':
-        raise UserError(f'tile {tile}: a classifier takes no tiles: omit tile')
+        raise UserError(f'tile {tile} is not for classifiers: omit it')
     overlap = tile // 4 if overlap is None else overlap
     if not 0 < overlap < tile:
-        raise UserError(f'overlap {overlap}: with tile {tile}, choose it from 1 to {tile - 1}')
+        raise UserError(f'overlap {overlap} does not fit tile {tile}: choose 1 to {tile - 1}')
     return tile, overlap
 
 
