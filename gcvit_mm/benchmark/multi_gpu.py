@@ -38,7 +38,7 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """Numbers and sizes of a process without sharding; all sizes are in bytes."""
+    """Counts and sizes of a training process without sharding; sizes are in bytes."""
 
     parameters: int
     trainable: int
@@ -125,7 +125,7 @@ def read_training(
     units: Sequence[str] = FSDP_UNITS,
     size: tuple[int, int] | None = None,
 ) -> Training:
-    """Compute the numbers and sizes of the training of a config.
+    """Compute the counts and sizes of the training of a config.
 
     Args:
         cfg: The config, which is not modified.
