@@ -1,4 +1,4 @@
-"""The checks of ``tools/doctor.py``: what runs in this environment, and what is broken."""
+"""The checks of the environment that ``tools/doctor.py`` runs."""
 
 import contextlib
 import importlib
@@ -15,18 +15,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Only the standard library is imported here: a check is called with the modules that it needs.
+# Only the standard library is imported here; each check gets the modules that it needs.
 from .compat.environment import ONEDL, OPENMMLAB, installed, loader_cves, problems
 from .compat.packages import PACKAGES
 
 GIB = 2**30
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent
-# A checkout may have metadata, but only an installation has a record of files.
+# A checkout may have metadata, but only an installation has the file RECORD.
 INSTALLED = any(known.read_text('RECORD') for known in Distribution.discover(name='gcvit_mm'))
 OK, ABSENT, WARNING, ERROR = 'ok', 'absent', 'warning', 'error'
 OPENCV = ('opencv-python', 'opencv-contrib-python')
-# The names on PyPI of modules that have another name there.
+# Names on PyPI of the modules that have another name there.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     'mmcv': ('mmcv-lite', 'mmcv', 'onedl-mmcv'),
     'mmengine': ('mmengine', 'onedl-mmengine'),
@@ -47,33 +47,33 @@ MORE_SHM = """docker run --shm-size=8g ...
 or, in each training: --cfg-options train_dataloader.num_workers=0 \
     train_dataloader.persistent_workers=False"""
 Check = tuple[str, tuple[str, ...], Callable]
-"""A title, modules that it needs, and a function that is called with them."""
+"""A title, the modules that the check needs, and a function that takes them."""
 
 
 class Finding(NamedTuple):
-    """A line of the report; a problem is a sentence, and its fix is commands, one on each line."""
+    """A line of the report; the problem is a sentence, and the fix has a command on each line."""
 
     found: str
     state: str = OK
     problem: str = ''
     fix: str = ''
-    name: str = ''  # the title of the check, unless the check names its findings
+    name: str = ''  # by default the title of the check
 
 
-class NotTried(Exception):
-    """What a check needs is missing or broken, which another check reports."""
+class Skipped(Exception):
+    """A check is skipped because something that it needs is broken, as another check reports."""
 
 
 def need(*modules: str) -> list[Any]:
-    found = []
+    imported = []
     for module in modules:
         if module in problems():
-            raise NotTried(module)
+            raise Skipped(module)
         try:
-            found.append(importlib.import_module(module))
-        except (Exception, SystemExit):  # which the check of the module reports
-            raise NotTried(module) from None
-    return found
+            imported.append(importlib.import_module(module))
+        except (Exception, SystemExit):  # the module's own check reports it
+            raise Skipped(module) from None
+    return imported
 
 
 def one_line(error: BaseException) -> str:
@@ -101,16 +101,16 @@ def memory() -> Finding:
     total, free = (gib(int(sizes[key]) * 1024) for key in ('MemTotal', 'MemAvailable'))
     limit = read('/sys/fs/cgroup/memory.max').strip()
     limited = f', limited to {gib(int(limit))}' if limit.isdigit() else ''
-    return Finding(f'{total}, {free} of it free{limited}')
+    return Finding(f'{total}, {free} free{limited}')
 
 
-def room(path: str, least: int, purpose: str, fix: str) -> Finding:
+def space(path: str, minimum: int, purpose: str, fix: str) -> Finding:
     if not os.path.isdir(path):
         return Finding(f'no {path}', ABSENT)
     size = shutil.disk_usage(path).free
     free = f'{gib(size)} free in {os.path.abspath(path)}'
     problem = f'There are only {free}, which may be too little for {purpose}.'
-    return Finding(free) if size >= least else Finding(free, WARNING, problem, fix)
+    return Finding(free) if size >= minimum else Finding(free, WARNING, problem, fix)
 
 
 def read(path: str) -> str:
@@ -122,14 +122,14 @@ def gib(size: float) -> str:
 
 
 def torch_itself() -> Finding:
-    found = version_of('torch')
+    version = version_of('torch')
     if 'torch' in problems():
-        return Finding(found or 'not installed', ERROR, *problems()['torch'])
-    cuda, cves = importlib.import_module('torch').version.cuda, loader_cves(found)
-    built = f'{found}, CUDA {cuda}' if cuda else f'{found}, without CUDA'
-    problem = f'torch {found} has known vulnerabilities in its loader: {", ".join(cves)}.'
+        return Finding(version or 'not installed', ERROR, *problems()['torch'])
+    cuda, cves = importlib.import_module('torch').version.cuda, loader_cves(version)
+    build = f'{version}, CUDA {cuda}' if cuda else f'{version}, without CUDA'
+    problem = f'torch {version} has known vulnerabilities in torch.load: {", ".join(cves)}.'
     fix = 'load only .pth files that you trust, or install torch 2.10 or later'
-    return Finding(built, WARNING, problem, fix) if cves else Finding(built)
+    return Finding(build, WARNING, problem, fix) if cves else Finding(build)
 
 
 def driver(_: Any, env: Any) -> Finding:
@@ -138,7 +138,7 @@ def driver(_: Any, env: Any) -> Finding:
         return Finding(f'{gpus}, driver {env.get_nvidia_driver_version(env.run)}')
     if shutil.which('nvidia-smi') is None:
         return Finding('none', ABSENT)
-    problem = f'The NVIDIA driver does not answer: {" ".join(env.run("nvidia-smi")[1:])}'
+    problem = f'The NVIDIA driver does not respond: {" ".join(env.run("nvidia-smi")[1:])}'
     return Finding('(broken)', WARNING, problem, 'restart the machine, or reinstall the driver')
 
 
@@ -148,27 +148,27 @@ def arrays(torch: Any) -> str:
 
 
 def gpus(torch: Any, env: Any) -> Iterator[Finding]:
-    for device, (gpu, failure) in (found := accelerators(torch)).items():
+    for device, (gpu, failure) in (known := accelerators(torch)).items():
         broken = ('(broken)', ERROR, f'{gpu} does not work: {failure}')
         name = device.replace('cuda:', 'GPU ').replace('mps', 'GPU')
         yield Finding(*(broken if failure else (gpu,)))._replace(name=name)
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
-    if not found and (hidden or not env.get_gpu_info(env.run)):
+    if not known and (hidden or not env.get_gpu_info(env.run)):
         yield Finding('none: everything runs on the CPU', ABSENT)
-    elif not found:
-        problem = f'torch {torch.__version__} does not find the GPU that the driver has'
+    elif not known:
+        problem = f'torch {torch.__version__} does not find the GPU of the driver'
         yield Finding('(broken)', ERROR, f'{problem}: {failure_of(torch, "cuda")}')
 
 
 def accelerators(torch: Any) -> dict[str, tuple[str, str]]:
-    """The GPUs that torch finds, by device, each with its description and how it fails."""
+    """Describe the GPUs that torch finds, by device, each with its failure or ''."""
     mps = torch.backends.mps.is_available()
-    found = {'mps': f'{platform.machine()}, Metal (MPS)'} if mps else {}
+    known = {'mps': f'{platform.machine()}, Metal (MPS)'} if mps else {}
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         capability = f'capability {gpu.major}.{gpu.minor}'
-        found[f'cuda:{index}'] = f'{gpu.name}, {gib(gpu.total_memory)}, {capability}'
-    return {device: (gpu, failure_of(torch, device)) for device, gpu in found.items()}
+        known[f'cuda:{index}'] = f'{gpu.name}, {gib(gpu.total_memory)}, {capability}'
+    return {device: (gpu, failure_of(torch, device)) for device, gpu in known.items()}
 
 
 def failure_of(torch: Any, device: str) -> str:
@@ -180,7 +180,7 @@ def failure_of(torch: Any, device: str) -> str:
 
 
 def devices(torch: Any) -> list[str]:
-    """The kinds of devices that work; the check of GPUs reports those that do not."""
+    """List the types of devices that work; the check of GPUs reports the others."""
     working = [device for device, (_, failure) in accelerators(torch).items() if not failure]
     return ['cpu', *dict.fromkeys(device.partition(':')[0] for device in working)]
 
@@ -191,7 +191,7 @@ def torchvision(torch: Any) -> str:
 
 
 def fused_adamw(torch: Any) -> Finding:
-    """The optimizer of the ready configs."""
+    """Check the optimizer of the ready configs."""
     device = devices(torch)[-1]
     parameter = torch.nn.Parameter(torch.ones(4, device=device))
     try:
@@ -205,28 +205,28 @@ def fused_adamw(torch: Any) -> Finding:
 
 
 def sdpa_kernels(torch: Any, attention: Any) -> str:
-    """Which of PyTorch's kernels take a bias; 'sdpa' runs on one of them."""
-    told = []
-    for device in (name for name in devices(torch) if name != 'mps'):  # which has one kernel
+    """List PyTorch's attention kernels that support a bias, which attn_impl='sdpa' needs."""
+    results = []
+    for device in (name for name in devices(torch) if name != 'mps'):  # MPS has only one kernel
         dtype = torch.float16 if device == 'cuda' else torch.float32
         q, bias = (torch.randn(1, 2, 16, n, device=device, dtype=dtype) for n in (32, 16))
-        run = []
+        kernels = []
         for name in ('FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'CUDNN_ATTENTION', 'MATH'):
-            # A kernel raises where it does not run, and torch where it has no such kernel.
+            # Kernels that this torch or device lacks raise an error.
             with contextlib.suppress(RuntimeError, AssertionError):
                 with attention.sdpa_kernel(getattr(attention.SDPBackend, name, None)):
                     torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=bias)
-                run.append(name.lower().partition('_')[0])
-        told.append(f'{", ".join(run)} on {device}')
-    return f'with a bias: {"; ".join(told)}'
+                kernels.append(name.lower().partition('_')[0])
+        results.append(f'{", ".join(kernels)} on {device}')
+    return f'with a bias: {"; ".join(results)}'
 
 
 def families() -> Finding:
-    """Which of the two families of mm packages is installed."""
+    """Check which of the two families of mm packages is installed."""
     both = {"OpenMMLab's": OPENMMLAB, 'onedl': ONEDL}
-    found = ' and '.join(name for name, members in both.items() if installed(members))
+    names = ' and '.join(name for name, members in both.items() if installed(members))
     problem = problems().get('mm')
-    return Finding(found or 'none', ERROR, *problem) if problem else Finding(found)
+    return Finding(names or 'none', ERROR, *problem) if problem else Finding(names)
 
 
 def opencv() -> Finding:
@@ -234,38 +234,38 @@ def opencv() -> Finding:
     if finding.state == OK:
         cv2, numpy = need('cv2', 'numpy')
         cv2.resize(numpy.zeros((4, 4, 3), 'uint8'), (2, 2))
-        kind = 'headless' if getattr(cv2.version, 'headless', False) else 'with windows'
-        return Finding(f'{cv2.__version__}, {kind}, of {", ".join(pins_of("cv2"))}')
+        kind = 'headless' if getattr(cv2.version, 'headless', False) else 'with GUI'
+        return Finding(f'{cv2.__version__}, {kind}, from {", ".join(pins_of("cv2"))}')
     return finding
 
 
 def coco_evaluation(module: str, *distributions: str) -> Finding:
-    """The onedl family's mmdet evaluates by faster_coco_eval, OpenMMLab's by pycocotools."""
+    """Check the COCO API of mmdet: faster_coco_eval for onedl, pycocotools for OpenMMLab."""
     if not installed(distributions):
-        raise NotTried(distributions[0])
+        raise Skipped(distributions[0])
     return library(module)
 
 
 def library(module: str, *needed: str) -> Finding:
-    """Whether a package is installed and can be imported."""
-    there = find_spec(module) is not None
-    if not there and module in OPTIONAL:
-        return Finding(f'not installed, for {OPTIONAL[module]}', ABSENT)
-    if not there and find_spec('mmengine') is None and module != 'safetensors':
+    """Check that a package is installed and can be imported."""
+    exists = find_spec(module) is not None
+    if not exists and module in OPTIONAL:
+        return Finding(f'not installed, optional for {OPTIONAL[module]}', ABSENT)
+    if not exists and find_spec('mmengine') is None and module != 'safetensors':
         return Finding('comes with the mm packages', ABSENT)
-    need(*(needed if there else ()))
+    need(*(needed if exists else ()))
     for name in (module, *PARTS.get(module, [])):
         importlib.import_module(name)
     return Finding(' '.join(pins_of(module)))
 
 
 def framework(module: str, *needed: str) -> Finding:
-    """One of the mm packages, of which the other family's uninstallation may take files."""
+    """Check an mm package, whose files are gone if the other family was uninstalled later."""
     if 'mm' in problems():
-        raise NotTried('one family of mm packages')
+        raise Skipped('one family of mm packages')
     for pin in pins_of(module):
         known = distribution(pin.partition('==')[0])
-        # `files` leaves out what is gone, from Python 3.12 on.
+        # From Python 3.12 on, ``Distribution.files`` omits missing files.
         files = re.findall(rf'^({module}/.*?\.py),', known.read_text('RECORD') or '', re.M)
         gone = [file for file in files if not Path(str(known.locate_file(file))).exists()]
         if gone:
@@ -276,13 +276,13 @@ def framework(module: str, *needed: str) -> Finding:
 
 
 def extras() -> Iterator[Finding]:
-    """The package's optional parts; the lists are its own."""
+    """Check the package's optional dependencies, which its metadata lists."""
     if not INSTALLED:
-        raise NotTried('gcvit_mm installed')
+        raise Skipped('gcvit_mm installed')
     line = re.compile(r'([\w-]+)[^;]*;.*extra == .(?!mm|test)(\w+)')
-    wanted = [match.groups() for match in map(line.match, requires('gcvit_mm') or []) if match]
-    for extra in dict.fromkeys(extra for _, extra in wanted):
-        names = tuple(name for name, of in wanted if of == extra)
+    optional = [match.groups() for match in map(line.match, requires('gcvit_mm') or []) if match]
+    for extra in dict.fromkeys(extra for _, extra in optional):
+        names = tuple(name for name, of in optional if of == extra)
         pins = installed(names)
         missing = ', '.join(sorted({*names} - {pin.split('==')[0] for pin in pins}))
         fix = f"pip install 'gcvit_mm[{extra}]'"
@@ -296,7 +296,7 @@ def package() -> Iterator[Finding]:
         problem = 'gcvit_mm is not installed for this Python.'
         yield Finding(f'only in {PACKAGE}', ERROR, problem, f"pip install -e '{ROOT}{extra}'")
     if problems():
-        raise NotTried('torch and one family of mm packages')
+        raise Skipped('torch and one family of mm packages')
     need('torch', 'cv2', 'mmengine', 'mmcv', 'safetensors', 'tqdm')
     for part in ('engine.setup', 'register'):
         importlib.import_module(f'gcvit_mm.{part}')
@@ -310,7 +310,7 @@ def operations(*modules: Any) -> str:
 
 
 def on_each_device(run: Callable[[Any, Any, str], bool]) -> Callable:
-    """Make a check of a function that says whether the result on a device is right."""
+    """Turn a test of the result on a device into a check of all devices."""
 
     def check(torch: Any, _: Any, ops: Any, *__: Any) -> str:
         for device in devices(torch):
@@ -352,47 +352,47 @@ def deformable_attention(torch: Any, ops: Any, device: str) -> bool:
 
 
 def attention(impl: str, torch: Any, models: Any) -> Finding:
-    """One of the backbone's implementations, compared with the readable one."""
+    """Compare an implementation of the backbone's attention with the reference, eager."""
 
     def run(impl: str, device: str) -> tuple[Any, Any]:
         torch.manual_seed(0)
         layer = models.attention.WindowAttention(64, 2, 4, False, impl).to(device)
-        x = torch.randn(2, 9, 10, 64).to(device).requires_grad_()  # windows do not divide it
+        x = torch.randn(2, 9, 10, 64).to(device).requires_grad_()  # needs padding
         out = layer(x, models.windows.relative_position_index(4).to(device), None)
         out.square().sum().backward()
         return out.detach(), x.grad
 
-    told = []
+    ran = []
     for device in (name for name in devices(torch) if impl != 'triton' or name == 'cuda'):
         pairs = zip(run('eager', device), run(impl, device), strict=True)
         error = max(((b - a).abs().max() / a.abs().max()).item() for a, b in pairs)
         if not error < 0.01:
-            raise RuntimeError(f'it differs from eager on {device}: by {error:.2g}')
-        told.append(device if impl == 'eager' else f'{device} (differs from eager by {error:.0e})')
-    return Finding(f'runs on {", ".join(told)}') if told else Finding('needs a CUDA GPU', ABSENT)
+            raise RuntimeError(f'it differs from eager by {error:.2g} on {device}')
+        ran.append(device if impl == 'eager' else f'{device} (differs from eager by {error:.0e})')
+    return Finding(f'runs on {", ".join(ran)}') if ran else Finding('needs a CUDA GPU', ABSENT)
 
 
 def zoo() -> Finding:
-    found = [*PACKAGE.glob('.mim/configs/*.py'), *ROOT.glob('configs/*.py')]
-    if found:
-        return Finding(f'{len(found)} configs in {found[0].parent}')
+    configs = [*PACKAGE.glob('.mim/configs/*.py'), *ROOT.glob('configs/*.py')]
+    if configs:
+        return Finding(f'{len(configs)} configs in {configs[0].parent}')
     problem = f'The package in {ROOT} has no configs.'
     return Finding('none', ERROR, problem, 'pip install --force-reinstall --no-deps gcvit_mm')
 
 
 def checkpoints(_: Any, hub: Any) -> str:
-    folder, known = hub.default_folder(), hub.published().values()
-    count = sum((folder / weights.file).is_file() for weights in known)
-    return f'{count} of {len(known)} published weights in {folder}'
+    folder, published = hub.default_folder(), hub.published().values()
+    count = sum((folder / weights.file).is_file() for weights in published)
+    return f'{count} of {len(published)} published weights in {folder}'
 
 
 def data(_: Any, config: Any, zoo: Any) -> Iterator[Finding]:
-    """Whether the data of the ready configs are there, by one config of each data set."""
+    """Check for the data of the ready configs, by one config of each data set."""
     for dataset, name in {name.rpartition('_')[2]: name for name in zoo.names()}.items():
         loader = config.read_config(name, import_modules=False).val_dataloader
         folder = os.path.normpath(config.datasets_of(loader)[0].data_root)
-        found = (folder, OK) if os.path.isdir(folder) else (f'not here: {folder}', ABSENT)
-        yield Finding(*found)._replace(name=f'data: {dataset}')
+        found, state = (folder, OK) if os.path.isdir(folder) else (f'missing: {folder}', ABSENT)
+        yield Finding(found, state, name=f'data: {dataset}')
 
 
 def libraries(*modules: str) -> Iterator[Check]:
@@ -405,7 +405,7 @@ SECTIONS: dict[str, list[Check]] = {
         ('system', (), platform.platform),
         ('CPU', (), processor),
         ('memory', (), memory),
-        ('shared memory', (), partial(room, '/dev/shm', GIB, 'data loader workers', MORE_SHM)),
+        ('shared memory', (), partial(space, '/dev/shm', GIB, 'data loader workers', MORE_SHM)),
     ],
     'PyTorch': [
         ('torch', (), torch_itself),
@@ -442,7 +442,7 @@ SECTIONS: dict[str, list[Check]] = {
     'Extras': [('extras', (), extras)],
     'Files': [
         ('zoo', (), zoo),
-        ('disk', (), partial(room, '.', 5 * GIB, 'checkpoints', 'free some, or use --work-dir')),
+        ('disk', (), partial(space, '.', 5 * GIB, 'checkpoints', 'free some, or use --work-dir')),
         ('checkpoints', ('gcvit_mm.models', 'gcvit_mm.weights.hub'), checkpoints),
         ('data', ('gcvit_mm.models', 'gcvit_mm.config', 'gcvit_mm.zoo'), data),
     ],

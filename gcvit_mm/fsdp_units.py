@@ -1,4 +1,4 @@
-"""What FSDP gathers piece by piece: one definition for trainings and for ``tools/scaling.py``."""
+"""The modules that FSDP shards separately, for training and for ``tools/scaling.py``."""
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -9,12 +9,12 @@ from .choices import FSDP_UNITS
 
 
 def fsdp_units(model: nn.Module, classes: Sequence[str] = FSDP_UNITS) -> Iterator[nn.Module]:
-    """The modules of a model that FSDP shards each by itself; none is within another.
+    """Yield the FSDP units of a model, which are not nested and do not include the model itself.
 
     Args:
-        model: The model, which is no unit itself.
-        classes: Names of the units' classes, with the wildcards of file names. Such modules must
-            be called as a whole, because a call is what gathers their parameters.
+        model: The model.
+        classes: Patterns of the names of the units' classes. FSDP gathers the parameters of a unit
+            when the unit is called, so its submodules must not be called from outside.
     """
     for child in model.children():
         if any(fnmatchcase(type(child).__name__, name) for name in classes):

@@ -103,16 +103,19 @@ def test_what_is_found_in_a_photo_is_drawn_and_listed(address, photos, visit):
     drawn = page.get_by_role('img', name=message)
     drawn.wait_for()
     assert drawn.evaluate('image => image.decode().then(() => image.naturalWidth)') == 800
-    assert page.get_by_role('grid', name='List').get_by_role('row').count() == count + 1
+    assert page.get_by_role('grid', name='Predictions').get_by_role('row').count() == count + 1
     assert all(url.startswith((f'{address}/', 'blob:')) for url in visited.requests)
 
 
 def test_another_threshold_shows_more_or_less(address, photos, visit):
     page = visit(address).page
     upload(page, photos / 'good.jpg')
-    score = page.get_by_label('number input for Least score')
-    for least, start in {'0.99': 'Nothing with a score of 0.99', '0.05': '100 objects'}.items():
-        score.fill(least)
+    score = page.get_by_label('number input for Minimum score')
+    for minimum, start in {
+        '0.99': 'No objects with a score of 0.99',
+        '0.05': '100 objects',
+    }.items():
+        score.fill(minimum)
         score.press('Tab')
         page.locator('.message', has_text=f'good.jpg: {start}').wait_for()
 
@@ -135,12 +138,12 @@ def test_attention_is_drawn_when_its_tab_is_opened(address, photos, visit):
     page = visit(address).page
     upload(page, photos / 'good.jpg')
     page.get_by_role('tab', name='Attention').click()
-    drawn = page.get_by_role('img', name='looks in good.jpg')
+    drawn = page.get_by_role('img', name='for good.jpg')
     drawn.wait_for()
     assert drawn.evaluate('image => image.decode().then(() => image.naturalWidth)') == 1600
     page.get_by_label('Remove Image').click()
-    page.locator('.message', has_text='Drop a photo').wait_for()
-    assert page.get_by_role('tab', selected=True).inner_text() == 'Found'
+    page.locator('.message', has_text='Drop an image').wait_for()
+    assert page.get_by_role('tab', selected=True).inner_text() == 'Prediction'
 
 
 # --- Over HTTP --------------------------------------------------------------------------------
@@ -227,14 +230,14 @@ def test_a_port_in_use_is_named(trained):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         error = fail('app.py', trained.work_dir, '--port', port)
-    assert f'the page cannot be at 127.0.0.1, port {port}' in error
+    assert f'127.0.0.1, port {port}' in error
     assert '--port' in error
 
 
 def test_one_checkpoint_for_two_models_is_refused(trained):
     two = (trained.work_dir, 'gcvit_tiny_imagenet')
     error = fail('app.py', *two, '--checkpoint', trained.checkpoint)
-    assert '--checkpoint goes with one MODEL' in error
+    assert '--checkpoint needs a single MODEL' in error
 
 
 # --- Photos and tables ------------------------------------------------------------------------

@@ -126,12 +126,12 @@ def test_a_class_has_one_color_in_overlays_reports_and_ground_truth(detection):
     (dataset,) = datasets_of(run.cfg.train_dataloader)
     assert class_colors(run.cfg, dataset, classes) == predictor.palette
     for picture in (*evaluation.worst, *evaluation.best):
-        for things in (picture.truth, picture.found):
-            for thing in things:  # the last of a class is the first that was coloured
-                color = predictor.palette[classes.index(thing.label)]
-                last = [other for other in things if other.label == thing.label][-1]
+        for objects in (picture.truth, picture.predicted):
+            for one in objects:  # the last of a class is the first that was coloured
+                color = predictor.palette[classes.index(one.label)]
+                last = [other for other in objects if other.label == one.label][-1]
                 assert last.color == as_hex(color)
-            of_class = [thing.color for thing in things if thing.label == classes[0]]
+            of_class = [one.color for one in objects if one.label == classes[0]]
             assert len(set(of_class)) == len(of_class)
 
 
@@ -179,15 +179,15 @@ def test_the_page_of_detections_works_in_a_browser(detection, visit, tmp_path):
     cells = page.locator('.matrix tbody tr').first.locator('td').all_inner_texts()
     assert sum(int(cell) for cell in cells[:-1]) == int(cells[-1])
 
-    marks = page.locator('.found .thing')
-    assert marks.count() > page.locator('.found .thing:visible').count() > 0
+    marks = page.locator('.predicted .object')
+    assert marks.count() > page.locator('.predicted .object:visible').count() > 0
     page.locator('#score').fill('0.05')
-    assert page.locator('.found .thing.below').count() == 0
+    assert page.locator('.predicted .object.below').count() == 0
     page.locator('#score').fill('1')
     scores = [float(mark.get_attribute('data-score')) for mark in marks.all()]
-    assert page.locator('.found .thing.below').count() == sum(score < 1 for score in scores)
+    assert page.locator('.predicted .object.below').count() == sum(score < 1 for score in scores)
     page.locator('#show-truth').uncheck()
-    assert not page.locator('.truth .thing').first.is_visible()
+    assert not page.locator('.truth .object').first.is_visible()
 
     light = page.evaluate('getComputedStyle(document.body).backgroundColor')
     page.locator('#theme').click()
@@ -211,7 +211,7 @@ def test_the_page_fits_a_telephone_in_the_dark_and_works_without_scripts(
     plain = visit(detection.page.as_uri(), java_script_enabled=False, **phone)
     assert plain.page.get_by_text('need JavaScript').is_visible()
     assert column(plain.page, 'bbox', 'objects')
-    assert plain.page.locator('.found .thing:visible').count() > 0
+    assert plain.page.locator('.predicted .object:visible').count() > 0
 
 
 def test_a_page_runs_no_script_but_its_own(detection, visit, tmp_path):
@@ -236,7 +236,7 @@ def test_predictions_take_objects_of_their_own_class_first():
     ]
     matches = match(objects, found)
     assert matches.pairs == [(0, 0), (1, 1)]
-    assert (matches.missed, matches.invented) == ([3], [3])
+    assert (matches.missed, matches.false_positives) == ([3], [3])
 
 
 def test_no_image_is_both_best_and_worst():
@@ -395,7 +395,7 @@ def test_without_data_the_page_says_what_is_missing(trained, tmp_path):
     (config,) = work_dir.glob('*.py')
     config.write_text(config.read_text().replace(str(trained.data), '/no such data'))
     output = succeed('report.py', work_dir, '--out', tmp_path / 'page.html')
-    note = 'There are no predictions, and none could be made: data folder /no such data'
+    note = 'There are no predictions, and the model cannot be evaluated: data folder /no such data'
     assert note in output
     page = (tmp_path / 'page.html').read_text()
     assert note in page
@@ -413,7 +413,7 @@ def test_without_data_the_page_says_what_is_missing(trained, tmp_path):
     [
         ('absent', None, 'there are no predictions .*absent.bbox.json: give the PREFIX'),
         ('cut', '[{', r'cut\.bbox\.json cannot be read as JSON'),
-        ('list', '{}', r'list\.bbox\.json is not of COCO'),
+        ('list', '{}', r'list\.bbox\.json .* COCO results: give the PREFIX'),
         ('other', '[{"image_id": 98765}]', r'1 images that are not in the annotations \(98765 '),
     ],
 )

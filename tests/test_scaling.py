@@ -343,7 +343,7 @@ def test_efficiency_counts_what_is_not_hidden_behind_backward_passes(traffic, pl
         ({'train_dataloader': None}, 'nano_shapes.py has no train_dataloader'),
         ({'optim_wrapper': dict(type='OptimWrapper')}, 'no optim_wrapper.optimizer'),
         ({'optim_wrapper.optimizer': dict(type='Nothing')}, 'there is no optimizer Nothing'),
-        ({'optim_wrapper.optimizer': dict(type='LBFGS')}, 'optimizer LBFGS .* cannot be counted'),
+        ({'optim_wrapper.optimizer': dict(type='LBFGS')}, 'optimizer LBFGS cannot be computed'),
     ],
 )
 def test_a_config_that_cannot_be_counted_is_an_error_of_the_user(change, message):
@@ -364,7 +364,7 @@ def test_the_table_of_dino_has_the_figures_done_by_hand():
     )
     rows = [line.split() for line in output.splitlines()]
     memory, traffic = ([row for row in rows if row[:2] == ['16', 'DDP']][i] for i in (0, 1))
-    assert '224,242,342 parameters, 224,242,342 of them trained by AdamW' in output
+    assert '224,242,342 parameters, 224,242,342 trainable, AdamW' in output
     # 4 bytes each: 896.97 MB; two moments; 2 x 15/16 of the gradients, at 25 MB/ms; 300 ms.
     assert memory[2:7] == ['32', '897.0', '897.0', '1793.9', '897.0']
     assert traffic[2:] == ['2', '1681.8', '200', '67.3', '0.82', '1.00']

@@ -1,4 +1,4 @@
-"""Show what the data pipeline of a config feeds its model, as pictures and a page of them."""
+"""Draw the model inputs of a config's data pipeline, with annotations, and list them on a page."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ FIGURE = """<figure>
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument('--split', choices=SPLITS, default='train', help='which data: %(default)s')
+    parser.add_argument('--split', choices=SPLITS, default='train', help='default: %(default)s')
     parser.add_argument(
-        '--out', metavar='DIR', help='folder for the pictures; work_dirs/browse/<config>_<split>'
+        '--out', metavar='DIR', help='output folder; default: work_dirs/browse/<config>_<split>'
     )
     parser.add_argument(
-        '-n', type=int, default=16, dest='count', help='how many pictures: %(default)s'
+        '-n', type=int, default=16, dest='count', help='number of pictures; default: %(default)s'
     )
     parser.add_argument(
         '--seed', type=int, help="seed of the training; default: the config's, or 0"
     )
     parser.add_argument(
-        '--epoch', type=int, default=1, help='which epoch of the training, from 1: %(default)s'
+        '--epoch', type=int, default=1, help='epoch of the training, from 1; default: %(default)s'
     )
     return parser.parse_args()
 
@@ -73,7 +73,7 @@ def main() -> None:
     loader = f'{args.split}_dataloader'
     cfg = load_config(args, (loader,))
     if not cfg.get(loader):
-        raise UserError(f'the config has no {loader}')
+        raise UserError(f'config {args.config} has no {loader}: choose another --split')
     import cv2
     from tqdm import tqdm
 
@@ -87,7 +87,7 @@ def main() -> None:
     seed = args.seed if args.seed is not None else cfg.get('randomness', {}).get('seed') or 0
     name = Path(args.config).stem
     folder = Path(args.out or f'work_dirs/browse/{name}_{args.split}')
-    with redirect_stdout(sys.stderr):  # the packages print while they read annotations
+    with redirect_stdout(sys.stderr):  # the mm packages print while they read annotations
         feed = Feed(cfg, args.split, seed, args.epoch)
     folder.mkdir(parents=True, exist_ok=True)
     classes, figures = list(feed.metainfo.get('classes') or ()), []
@@ -107,8 +107,8 @@ def main() -> None:
                 facts=facts,
             )
         )
-    which = f'epoch {args.epoch}, seed {seed}' if feed.trains else 'as it is evaluated'
-    about = f'{len(figures)} of {len(feed.loader.dataset)} samples, {which}'
+    source = f'epoch {args.epoch}, seed {seed}' if feed.trains else 'evaluation'
+    about = f'{len(figures)} of {len(feed.loader.dataset)} samples, {source}'
     title = html.escape(f'{name}: {args.split}')
     page = PAGE.format(title=title, about=about, figures='\n'.join(figures))
     (folder / 'index.html').write_text(page)
@@ -116,7 +116,7 @@ def main() -> None:
 
 
 def samples(feed: Feed) -> Iterator[tuple[Any, Any]]:
-    """Pictures of the inputs, each with its data sample."""
+    """Yield pictures of the inputs and their data samples."""
     from gcvit_mm.drawing.model_inputs import to_pictures
 
     for inputs, data_samples in feed:
@@ -124,25 +124,25 @@ def samples(feed: Feed) -> Iterator[tuple[Any, Any]]:
 
 
 def path_of(sample: Any) -> str:
-    """The file of a sample; data sets that are made up have none."""
+    """Return the file of a sample; samples of synthetic data sets may have none."""
     return sample.metainfo.get('img_path') or 'image'
 
 
 def describe(sample: Any, picture: Any, classes: Sequence[str]) -> list[str]:
-    """What was done to a sample, line by line."""
+    """Describe how the pipeline transformed a sample, as lines of text."""
     from gcvit_mm.drawing.ground_truth import describe_labels
 
-    known = sample.metainfo
-    (height, width), (padded_height, padded_width) = known['img_shape'][:2], picture.shape[:2]
+    meta = sample.metainfo
+    (height, width), (padded_height, padded_width) = meta['img_shape'][:2], picture.shape[:2]
     size = f'{width} x {height} px for the model'
     if (padded_height, padded_width) != (height, width):
         size += f', padded to {padded_width} x {padded_height}'
-    if known.get('ori_shape') is not None:
-        size = f'{known["ori_shape"][1]} x {known["ori_shape"][0]} px in the file, {size}'
+    if meta.get('ori_shape') is not None:
+        size = f'{meta["ori_shape"][1]} x {meta["ori_shape"][0]} px in the file, {size}'
     lines = [size]
-    if known.get('scale_factor') is not None:
-        lines.append('scale factor ' + ' x '.join(f'{by:.3g}' for by in known['scale_factor'][:2]))
-    lines.append(f'flip: {known["flip_direction"] if known.get("flip") else "none"}')
+    if meta.get('scale_factor') is not None:
+        lines.append('scale factor ' + ' x '.join(f'{x:.3g}' for x in meta['scale_factor'][:2]))
+    lines.append(f'flip: {meta["flip_direction"] if meta.get("flip") else "none"}')
     if 'gt_instances' in sample:
         lines.append(f'objects: {len(sample.gt_instances)}')
     elif 'gt_sem_seg' in sample:

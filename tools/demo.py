@@ -1,7 +1,7 @@
-"""The main job on generated data: train a small Mask R-CNN, evaluate it, and show what came out.
+"""Train and evaluate a small Mask R-CNN on generated images, and write a report.
 
-Everything goes to ``work_dirs/demo``: checkpoints and logs of ``tools/train.py``, results of
-``tools/test.py``, ``metrics.json``, ``curves.png``, ``predictions.png`` and ``report.html``.
+The work directory is ``work_dirs/demo``, with checkpoints and logs of ``tools/train.py``, results
+of ``tools/test.py``, ``metrics.json``, ``curves.png``, ``predictions.png`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +35,7 @@ COLUMNS, ROWS, ZOOM = 4, 3, 3
 def main() -> None:
     summary, _, details = __doc__.partition('\n\n')
     parser = argparse.ArgumentParser(description=summary, epilog=details)
-    parser.add_argument('--epochs', type=int, help='train for so many, to try it in less time')
+    parser.add_argument('--epochs', type=int, help='number of epochs, fewer for a quick trial')
     epochs = parser.parse_args().epochs
     import matplotlib
 
@@ -46,9 +45,8 @@ def main() -> None:
     start = time.time()
     make_shapes(DATA)
     shutil.rmtree(WORK_DIR, ignore_errors=True)
-    fewer = (f'train_cfg.max_epochs={epochs}', 'train_cfg.val_interval=1') if epochs else ()
-    options = ('--cfg-options', *fewer) if fewer else ()
-    call('train.py', CONFIG, '--work-dir', WORK_DIR, *options)
+    fewer = '--cfg-options', f'train_cfg.max_epochs={epochs}', 'train_cfg.val_interval=1'
+    call('train.py', CONFIG, '--work-dir', WORK_DIR, *fewer if epochs else ())
     checkpoint = WORK_DIR / (WORK_DIR / 'last_checkpoint').read_text()
     call('test.py', CONFIG, checkpoint, '--work-dir', WORK_DIR, '--out', WORK_DIR / 'validation')
     metrics = write_metrics(time.time() - start)
@@ -57,14 +55,13 @@ def main() -> None:
     call('report.py', WORK_DIR, '--predictions', WORK_DIR / 'validation')
     print(
         f'box AP50 {metrics["bbox_mAP_50"]:.3f}, mask AP50 {metrics["segm_mAP_50"]:.3f} in '
-        f'{metrics["minutes"]:.1f} minutes: {checkpoint}, '
-        + ', '.join(f'{WORK_DIR}/{name}' for name in ('metrics.json', 'curves.png'))
-        + f', {WORK_DIR}/predictions.png; all of it in {WORK_DIR}/report.html'
+        f'{metrics["minutes"]:.1f} minutes: {checkpoint}, {WORK_DIR}/metrics.json, '
+        f'{WORK_DIR}/curves.png, {WORK_DIR}/predictions.png; report: {WORK_DIR}/report.html'
     )
 
 
 def call(script: str, *arguments: object) -> None:
-    """Run another tool; its messages have been printed when it fails."""
+    """Run another tool, which prints its own messages."""
     command = [sys.executable, str(TOOLS / script), *map(str, arguments)]
     if subprocess.run(command, check=False).returncode:
         raise UserError(f'{script} failed, see above')
@@ -81,7 +78,7 @@ def write_metrics(seconds: float) -> dict[str, float]:
 def plot_curves(path: Path) -> None:
     import matplotlib.pyplot as plt
 
-    log = min(WORK_DIR.glob('*/vis_data/scalars.json')).read_text().splitlines()  # the training's
+    log = min(WORK_DIR.glob('*/vis_data/scalars.json')).read_text().splitlines()  # of the training
     entries = [json.loads(line) for line in log]
     steps = [entry for entry in entries if 'loss' in entry]
     evaluations = [entry for entry in entries if 'coco/bbox_mAP_50' in entry]
@@ -115,25 +112,17 @@ def plot_predictions(path: Path) -> None:
 
     truth = COCO(DATA / 'annotations' / 'instances_validation.json')
     predictions = truth.loadRes(str(WORK_DIR / 'validation.segm.json'))
-    pictures = []
-    for image in choose(truth):
+    images, pictures = truth.loadImgs(truth.getImgIds()), []
+    for i in np.linspace(0, len(images) - 1, ROWS * COLUMNS).astype(int):
+        image = images[i]
         pixels = cv2.imread(str(DATA / 'images' / 'validation' / image['file_name']))[..., ::-1]
-        sure = [ann for ann in predictions.imgToAnns[image['id']] if ann['score'] >= SCORE]
+        drawn = [ann for ann in predictions.imgToAnns[image['id']] if ann['score'] >= SCORE]
         pictures += [
             draw('ground truth', pixels, truth, truth.imgToAnns[image['id']]),
-            draw('prediction', pixels, truth, sure),
+            draw('prediction', pixels, truth, drawn),
         ]
     rows = map(np.hstack, np.array_split(pictures, ROWS))
     cv2.imwrite(str(path), np.vstack(list(rows))[..., ::-1])
-
-
-def choose(truth: COCO) -> Iterator[dict]:
-    """Validation images spread over the set."""
-    import numpy as np
-
-    images = truth.loadImgs(truth.getImgIds())
-    for i in np.linspace(0, len(images) - 1, ROWS * COLUMNS).astype(int):
-        yield images[i]
 
 
 def draw(title: str, pixels: np.ndarray, coco: COCO, annotations: list[dict]) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""Say what works in this environment, what is broken, and how to fix it."""
+"""Check this environment, and suggest fixes for what is broken."""
 
-# Only the standard library is imported here. Each section of checks runs in a process of its own,
-# which may crash, and imports there what may fail.
+# Only the standard library is imported here. Each section of checks runs in its own process, which
+# imports packages that may crash it.
 import argparse
 import json
 import os
@@ -24,7 +24,7 @@ from gcvit_mm.doctor import (
     SECTIONS,
     WARNING,
     Finding,
-    NotTried,
+    Skipped,
     need,
     one_line,
     pins_of,
@@ -32,45 +32,45 @@ from gcvit_mm.doctor import (
 )
 
 SECONDS = 300
-"""How long a section may take: the first kernel on a new GPU takes minutes."""
+"""Time limit of a section; the first kernel on a new GPU may take minutes."""
 MARKS = {OK: ('ok', 32), ABSENT: ('-', 2), WARNING: ('!', 33), ERROR: ('X', 31)}
-"""How the table shows a state, and the ANSI code of its colour."""
+"""Mark of each state in the table, and the ANSI code of its colour."""
 
 
 def main() -> None:
-    end = 'Exit status: 1 where something needed is broken, 0 otherwise.'
-    parser = argparse.ArgumentParser(description=__doc__, epilog=end)
+    epilog = 'Exit status: 1 if something required is broken, otherwise 0.'
+    parser = argparse.ArgumentParser(description=__doc__, epilog=epilog)
     parser.add_argument('--json', action='store_true', help='print JSON instead of a table')
     parser.add_argument('--section', help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.section:
         report_section(args.section)
         return
-    found = examine_all()
-    findings = [(section, finding) for section, lines in found.items() for finding in lines]
+    sections = examine_all()
+    findings = [(section, finding) for section, lines in sections.items() for finding in lines]
     failed = any(finding.state == ERROR for _, finding in findings)
     if args.json:
         lines = [{'section': section, 'name': '', **f._asdict()} for section, f in findings]
         print(json.dumps({'ok': not failed, 'findings': lines}, indent=1))
     else:
-        print_table(found)
+        print_table(sections)
         print_problems([finding for _, finding in findings])
     sys.exit(failed)
 
 
 def examine_all() -> dict[str, list[Finding]]:
-    found, shown = {}, sys.stderr.isatty()
+    findings, shown = {}, sys.stderr.isatty()
     with ThreadPoolExecutor(max_workers=3) as pool:
         results = pool.map(examine, SECTIONS)
         for section in SECTIONS:
             print(f'\r\033[Kchecking: {section}' * shown, end='', file=sys.stderr, flush=True)
-            found[section] = next(results)
+            findings[section] = next(results)
     print('\r\033[K' * shown, end='', file=sys.stderr)
-    return found
+    return findings
 
 
 def examine(section: str) -> list[Finding]:
-    """What the process of a section reports, and how it ended if it ended early."""
+    """Run the checks of a section in a process, and report how it ended if it ended early."""
     command = [sys.executable, __file__, '--section', section]
     try:
         run = subprocess.run(command, capture_output=True, timeout=SECONDS)
@@ -81,37 +81,37 @@ def examine(section: str) -> list[Finding]:
     lines = [json.loads(line) for line in (run.stdout or b'').splitlines()]
     findings = [Finding(*line) for line in lines if isinstance(line, list)]
     if None not in lines:
-        tried = [line for line in lines if isinstance(line, str)]
-        name = tried[-1] if tried else section
+        started = [line for line in lines if isinstance(line, str)]
+        name = started[-1] if started else section
         last = (run.stderr or b'').decode(errors='replace').strip().splitlines()[-1:]
-        problem = f'Python ended while {name} was tried ({": ".join([ended, *last])}).'
+        problem = f'Python ended during the check of {name} ({": ".join([ended, *last])}).'
         findings.append(broken(name, problem))
-        rest = [title for title, *_ in SECTIONS[section] if title not in tried]
-        findings += [Finding('not tried: Python ended before', ABSENT, name=name) for name in rest]
+        rest = [title for title, *_ in SECTIONS[section] if title not in started]
+        findings += [Finding('skipped: Python had ended', ABSENT, name=name) for name in rest]
     return findings
 
 
 def report_section(section: str) -> None:
-    """Print, as JSON, titles of checks before they are tried, their findings, and a last null."""
+    """Print, as lines of JSON, the title of each check and then its findings, and a final null."""
     channel = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # packages print when they are imported
-    for title, needs, check in SECTIONS[section]:
-        for line in chain([title], attempt(title, needs, check)):
+    os.dup2(2, 1)  # some packages print during their import
+    for title, modules, check in SECTIONS[section]:
+        for line in chain([title], attempt(title, modules, check)):
             print(json.dumps(line), file=channel, flush=True)
     print('null', file=channel, flush=True)
 
 
-def attempt(title: str, needs: tuple[str, ...], check: Callable) -> Iterator[Finding]:
-    """What a check reports, which is called with the modules that it needs."""
+def attempt(title: str, modules: tuple[str, ...], check: Callable) -> Iterator[Finding]:
+    """Run a check with the modules that it needs."""
     try:
-        findings = check(*need(*needs))
+        findings = check(*need(*modules))
         for finding in [findings] if isinstance(findings, (str, Finding)) else findings:
             finding = Finding(finding) if isinstance(finding, str) else finding
             if finding.state != OK and not finding.fix:
                 finding = finding._replace(fix=fix_of(title, finding.problem or finding.found))
             yield finding._replace(name=finding.name or title)
-    except NotTried as error:
-        yield Finding(f'not tried: needs {error}', ABSENT, name=title)
+    except Skipped as error:
+        yield Finding(f'skipped: needs {error}', ABSENT, name=title)
     except (Exception, SystemExit) as error:  # a broken package may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name == title:
             fix = fix_of(title, 'not installed')
@@ -126,16 +126,16 @@ def broken(title: str, problem: str) -> Finding:
 
 
 def fix_of(title: str, reason: str) -> str:
-    """The fix of a known failure."""
+    """Look up the fix of a known failure, or ''."""
     old = release(version_of('torch') or '9.9') < (2, 3)
     again, headless = 'pip install --force-reinstall --no-deps', 'opencv-python-headless'
     opencv = [f'{again} {headless}=={pin.partition("==")[2]}' for pin in pins_of('cv2')]
     missing = re.search(r"No module named '(\w+)|^(\w+) not installed", f'{title} {reason}')
     module = (missing[1] or missing[2]) if missing else ''
     family = -1 if installed(ONEDL) else 0
-    # Pure Python in place of what was compiled for another torch; ours stands in for it.
-    number = version_of('mmcv') or version_of('mmcv-lite')
-    lite = f'pip uninstall -y mmcv\npip install mmcv-lite=={number}'
+    # mmcv without operations replaces one compiled for another torch; gcvit_mm provides them.
+    mmcv = version_of('mmcv') or version_of('mmcv-lite')
+    lite = f'pip uninstall -y mmcv\npip install mmcv-lite=={mmcv}'
     if onedl := version_of('onedl-mmcv'):
         lite = f'MMCV_WITH_OPS=0 {again} --no-cache-dir onedl-mmcv=={onedl}'
     driver = 'install a driver for the CUDA of this torch, or a torch for an older CUDA: '
@@ -151,8 +151,8 @@ def fix_of(title: str, reason: str) -> str:
         r'MMCV==\S+ is used but incompatible.*install mmcv>=(\S+), <(\S+?)\.?$': (
             r"pip uninstall -y mmcv mmcv-lite\npip install 'mmcv-lite>=\1,<\2'"
         ),
-        r'^mmcv\.ops .*(work|tried)|mmcv.*_ext\b.*(undefined symbol|shared object)': lite,
-        r"^torchvision .*(work|tried|install)|No module named 'torchvision": install_torch(),
+        r'^mmcv\.ops .*(work|during)|mmcv.*_ext\b.*(undefined symbol|shared object)': lite,
+        r"^torchvision .*(work|during|install)|No module named 'torchvision": install_torch(),
         r"^cv2 not|No module named 'cv2": f"pip install '{headless}{'<4.12' * old}'",
         r"^\w+ not installed|No module named '\w": (
             f'pip install {DISTRIBUTIONS.get(module, (module,))[family]}'
@@ -164,24 +164,25 @@ def fix_of(title: str, reason: str) -> str:
 
 
 def install_torch(index: str = '') -> str:
-    """The command for this release of torch, and a torchvision for it.
+    """Return the command that installs this release of torch and a matching torchvision.
 
-    Releases went together, torch 2.1 with torchvision 0.16 for example, until torchvision 0.29,
-    which is built for the stable ABI: it runs on torch 2.14 and all later ones.
+    Each release of torch needs its own torchvision, 2.1 needs 0.16 for example, until torchvision
+    0.29, which uses the stable ABI and runs on torch 2.14 and later.
     """
-    found, force = version_of('torch'), '--force-reinstall ' if index else ''
-    major, minor = release(found)
+    version, force = version_of('torch'), '--force-reinstall ' if index else ''
+    major, minor = release(version)
     torchvision = '>=0.29' if (major, minor) >= (2, 14) else f'==0.{minor + 15}.*'
-    if '+' in found and not index:
-        index = f'https://download.pytorch.org/whl/{found.partition("+")[2]}'
+    if '+' in version and not index:
+        index = f'https://download.pytorch.org/whl/{version.partition("+")[2]}'
     pins = f"'torch=={major}.{minor}.*' 'torchvision{torchvision}'"
     return f'pip install {force}{pins}' + (f' --index-url {index}' if index else '')
 
 
-def print_table(found: dict[str, list[Finding]]) -> None:
-    widths = [max(map(len, found)), max(len(f.name) for lines in found.values() for f in lines)]
+def print_table(sections: dict[str, list[Finding]]) -> None:
+    names = [finding.name for findings in sections.values() for finding in findings]
+    widths = [max(map(len, column)) for column in (sections, names)]
     colours = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
-    for section, findings in found.items():
+    for section, findings in sections.items():
         for finding in findings:
             mark, colour = MARKS[finding.state]
             mark = f'\033[{colour}m{mark:<2}\033[0m' if colours else f'{mark:<2}'
@@ -191,7 +192,7 @@ def print_table(found: dict[str, list[Finding]]) -> None:
 
 
 def print_problems(findings: list[Finding]) -> None:
-    """Problems, those with one fix together above it."""
+    """Print the problems, grouped by their fix."""
     for state in (ERROR, WARNING):
         by_fix: dict[str, list[str]] = {}
         for finding in findings:

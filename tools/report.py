@@ -1,4 +1,4 @@
-"""Write a page about a training: its curves, what it gets right and wrong, and its settings."""
+"""Write an HTML report of a training: its curves, metrics, best and worst images, and settings."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ TEST = Path(__file__).with_name('test.py')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dir', help='the --work-dir of a training')
+    parser.add_argument('work_dir', help='work directory of a training')
     parser.add_argument('--out', metavar='FILE.html', help='default: WORK_DIR/report.html')
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
         '--predictions',
         metavar='PREFIX',
-        help='what tools/test.py --out was given; default: the newest in WORK_DIR',
+        help='PREFIX of tools/test.py --out; default: the newest predictions in WORK_DIR',
     )
     source.add_argument(
         '--checkpoint',
-        help='evaluate this one by tools/test.py; without predictions in WORK_DIR, the best one '
-        'there or else the newest is evaluated',
+        help='checkpoint to evaluate by tools/test.py; default, if WORK_DIR has no predictions: '
+        'its best checkpoint, or else its newest',
     )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    with redirect_stdout(sys.stderr):  # the packages print at import; stdout is for the result
+    with redirect_stdout(sys.stderr):  # the mm packages print; stdout is for the result
         out, notes = report(args)
     for note in notes:
         print(f'note: {note}')
@@ -67,7 +67,7 @@ def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
             check_data(run.cfg, ('test_dataloader',))
             checkpoint = find_model(run.folder)[1]
         except UserError as error:
-            notes.append(f'There are no predictions, and none could be made: {error}')
+            notes.append(f'There are no predictions, and the model cannot be evaluated: {error}')
         else:
             prefix = predict(run, checkpoint)
     out = Path(args.out or run.folder / 'report.html')
@@ -75,21 +75,21 @@ def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
 
 
 def outdated(run: Run, prefix: str | None) -> list[str]:
-    """A note where the training has gone on since its predictions were made."""
+    """Return a note if a checkpoint is newer than the predictions."""
     checkpoints = sorted(run.folder.glob('*.pth'), key=os.path.getmtime)
     if prefix is None or not checkpoints:
         return []
-    made = max(path.stat().st_mtime for path in Path(prefix).parent.glob(f'{Path(prefix).name}.*'))
-    if checkpoints[-1].stat().st_mtime <= made:
+    time = max(path.stat().st_mtime for path in Path(prefix).parent.glob(f'{Path(prefix).name}.*'))
+    if checkpoints[-1].stat().st_mtime <= time:
         return []
     return [
-        f'The predictions {prefix}.* are older than {checkpoints[-1]}: to have that evaluated, '
-        'pass it by --checkpoint'
+        f'The predictions {prefix}.* are older than {checkpoints[-1]}: give --checkpoint to '
+        'evaluate it'
     ]
 
 
 def predict(run: Run, checkpoint: str) -> str:
-    """Evaluate a checkpoint by ``tools/test.py``; give the PREFIX of what it wrote."""
+    """Evaluate a checkpoint by ``tools/test.py``, and return the PREFIX of its predictions."""
     prefix = str(run.folder / 'predictions')
     print(f'evaluating {checkpoint}')
     command = [str(run.config_file), checkpoint, '--work-dir', str(run.folder), '--out', prefix]

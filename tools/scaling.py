@@ -1,6 +1,6 @@
-"""Say how much memory and communication a training step of a config takes on several GPUs.
+"""Compute the memory and communication of a training step of a config on several GPUs.
 
-Nothing runs: the figures are computed (docs/scaling.md says how). MB are 10^6 bytes.
+No training runs; docs/scaling.md describes the computation. 1 MB is 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Rows = list[list[str]]
 WRAPPERS = {'DDP': False, 'FSDP': True}
-"""What spreads a training over GPUs, and whether it shards."""
+"""Parallel wrappers of the model, and whether they shard it."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,10 +35,10 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--gpus-per-node', type=int, default=8, metavar='N')
     speeds = {
-        '--link-gbps': 'speed of every link, in Gbit/s, one way',
-        '--intra-link-gbps': 'of a GPU to others of its node',
-        '--node-link-gbps': 'of a node to another, all cards together',
-        '--step-ms': 'measured time of a forward and a backward pass on one GPU: adds efficiencies',
+        '--link-gbps': 'bandwidth of all links, in Gbit/s per direction',
+        '--intra-link-gbps': 'bandwidth between GPUs of a node',
+        '--node-link-gbps': 'bandwidth between nodes, of all network cards of a node together',
+        '--step-ms': 'measured time of a forward and a backward pass on one GPU; adds efficiencies',
     }
     for option, text in speeds.items():
         parser.add_argument(option, type=float, metavar='X', help=text)
@@ -46,15 +46,15 @@ def parse_args() -> argparse.Namespace:
         '--size',
         type=size,
         metavar='HxW',
-        help='of the images: adds activations of backbone and neck, which takes about a minute',
+        help='size of the images; adds activations of backbone and neck, which takes a minute',
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision, as of tools/train.py')
+    parser.add_argument('--amp', action='store_true', help='mixed precision, as in tools/train.py')
     parser.add_argument(
         '--fsdp-units',
         nargs='+',
         default=FSDP_UNITS,
         metavar='CLASS',
-        help=f'classes that FSDP shards each by itself (default: {" ".join(FSDP_UNITS)})',
+        help=f'classes of modules that FSDP shards separately; default: {" ".join(FSDP_UNITS)}',
     )
     return parser.parse_args()
 
@@ -66,12 +66,12 @@ def main() -> None:
     between = args.link_gbps if args.node_link_gbps is None else args.node_link_gbps
     if within is None or between is None:
         raise UserError(
-            'the speed of the links is missing: give --link-gbps, or both --intra-link-gbps and '
-            '--node-link-gbps'
+            'the bandwidth of the links is missing: give --link-gbps, or both --intra-link-gbps '
+            'and --node-link-gbps'
         )
     from gcvit_mm.run_config import load_config
 
-    with redirect_stdout(sys.stderr):  # the packages print; stdout is for the tables
+    with redirect_stdout(sys.stderr):  # the mm packages print; stdout is for the tables
         cfg = load_config(args)
         from mmengine.logging import MMLogger
 
@@ -80,13 +80,13 @@ def main() -> None:
         MMLogger.get_current_instance().setLevel('WARNING')
         training = read_training(cfg, amp=args.amp, units=args.fsdp_units, size=args.size)
     print(
-        f'{training.parameters:,} parameters, {training.trainable:,} of them trained by '
-        f'{training.optimizer}; {training.batch} images a GPU, {training.accumulation} accumulated'
+        f'{training.parameters:,} parameters, {training.trainable:,} trainable, '
+        f'{training.optimizer}; batch size {training.batch} per GPU, gradient accumulation over '
+        f'{training.accumulation} batch{"es" * (training.accumulation != 1)}'
     )
-    counted = 'with' if args.size else 'without'
-    print(f'\nMemory of each GPU {counted} activations, MB\n')
+    print(f'\nMemory of each GPU {"with" if args.size else "without"} activations, MB\n')
     print_table(memory_table(training, args.gpus), left=(1,))
-    print('\nSent by each GPU in a step\n')
+    print('\nCommunication of each GPU per optimizer step\n')
     links = Links(within, between, args.gpus_per_node)
     print_table(traffic_table(training, args.gpus, links, args.step_ms), left=(1,))
     print(f'\n{advice(args, training)}')
@@ -94,14 +94,14 @@ def main() -> None:
 
 def check_positive(args: argparse.Namespace) -> None:
     names = 'gpus_per_node', 'link_gbps', 'intra_link_gbps', 'node_link_gbps', 'step_ms'
-    given = [('gpus', gpus) for gpus in args.gpus] + [(name, getattr(args, name)) for name in names]
-    for name, value in given:
+    options = [('gpus', n) for n in args.gpus] + [(name, getattr(args, name)) for name in names]
+    for name, value in options:
         if value is not None and not 0 < value < float('inf'):
             raise UserError(f'--{name.replace("_", "-")} {value}: it must be above 0')
 
 
 def memory_table(training: Training, numbers: list[int]) -> Rows:
-    """A row of titles, and two for each number of GPUs; parts that are zero are left out."""
+    """Build a header and two rows for each number of GPUs, without columns of zeros."""
     rows = [
         (gpus, name, training.memory(gpus, sharded=sharded))
         for gpus in numbers
@@ -121,7 +121,7 @@ def memory_table(training: Training, numbers: list[int]) -> Rows:
 def traffic_table(
     training: Training, numbers: list[int], links: Links, step_ms: float | None
 ) -> Rows:
-    """A row of titles, and two for each number of GPUs; efficiency where the time is known."""
+    """Build a header and two rows for each number of GPUs, with efficiencies given ``step_ms``."""
     from gcvit_mm.benchmark.multi_gpu import efficiency
 
     titles = ['GPUs', '', 'nodes', 'MB', 'Gbit/s', 'ms']
@@ -140,14 +140,14 @@ def traffic_table(
 
 
 def advice(args: argparse.Namespace, training: Training) -> str:
-    """What is to be measured, and how."""
+    """Describe what to measure, and how."""
     changes = ((k, v) for k, v in args.cfg_options.items() if k.startswith('model.'))
     model = args.config + ''.join(f':{key}={value}'.replace(' ', '') for key, value in changes)
     dtype = ' --dtype bfloat16' if training.half else ''
     size = 'x'.join(map(str, args.size)) if args.size else 'HxW'
     return (
-        f'Activations{" of heads" * bool(args.size)} are measured, not computed: add optimizer, '
-        'buckets and EMA to the peak MB of\n'
+        f'Activations{" of heads" * bool(args.size)} are not computed: add optimizer, buckets and '
+        'EMA to the peak MB of\n'
         f'python tools/benchmark.py {shlex.quote(model)} --mode training '
         f'--batch {training.batch} --size {size}{dtype}'
     )

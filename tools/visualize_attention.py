@@ -1,4 +1,4 @@
-"""Show where each stage of a model looks in photos: windows, local and global attention."""
+"""Draw the windows and the attention maps of each stage of a model for images."""
 
 import argparse
 from collections import Counter
@@ -18,14 +18,14 @@ def parse_args() -> argparse.Namespace:
         '--out',
         metavar='DIR',
         default='work_dirs/attention',
-        help='folder for the pictures; %(default)s',
+        help='output folder; default: %(default)s',
     )
     parser.add_argument(
         '--point',
         type=_point,
         metavar='X,Y',
-        help='the place whose local attention is shown, in pixels as the axes of the picture '
-        'count them; default: the middle',
+        help='query of the local attention, in pixels of the prepared image, as on the axes of '
+        'the picture; default: the centre',
     )
     parser.add_argument('--device', help='cpu, cuda:1 and so on; default: a GPU if there is one')
     return parser.parse_args()
@@ -58,11 +58,11 @@ def main() -> None:
 
 
 def _files(images: list[str], folder: Path) -> dict[str, Path]:
-    """The picture of each image."""
+    """Choose the output file of each image."""
     files = {image: folder / f'{Path(image).stem}.png' for image in images}
-    for file, times in Counter(files.values()).items():
-        if times > 1:
-            raise UserError(f'{times} of the images would have the picture {file}: rename them')
+    for file, count in Counter(files.values()).items():
+        if count > 1:
+            raise UserError(f'{count} images have the output file {file}: rename them')
     return files
 
 

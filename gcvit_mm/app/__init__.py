@@ -1,1 +1,1 @@
-"""The page of ``tools/app.py``; ``page`` and ``server`` need the extra ``app``."""
+"""The web page of ``tools/app.py``; ``page`` and ``server`` need the extra ``app``."""

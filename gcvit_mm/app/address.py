@@ -1,4 +1,4 @@
-"""Where a page is: an address of this machine, and a port."""
+"""Network addresses of the page."""
 
 import ipaddress
 import socket
@@ -7,26 +7,26 @@ from ..errors import UserError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Take a port.
+    """Open a listening socket.
 
     Args:
-        host: A name or address of this machine, or the one that stands for all of them, 0.0.0.0.
-        port: The port, 0 for any that is free.
+        host: Name or address of this machine; 0.0.0.0 stands for all its addresses.
+        port: The port; 0 chooses a free one.
 
     Raises:
-        UserError: It is taken, or there is no such address.
+        UserError: The port is in use, or this machine does not have the address.
     """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
         raise UserError(
-            f'the page cannot be at {host}, port {port} ({error}): take another --host or --port'
+            f'cannot listen at {host}, port {port} ({error}): choose another --host or --port'
         ) from error
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name is of this machine alone."""
+    """Test whether an address or name is reachable from this machine only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

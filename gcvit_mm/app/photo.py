@@ -1,4 +1,4 @@
-"""Photos as people upload them."""
+"""Reads uploaded images."""
 
 import os
 from pathlib import Path
@@ -8,54 +8,52 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import UserError
 
-# Pillow reads more, by decoders that few people use and that few have looked at.
+# Pillow's decoders of other formats are rarely used and less tested against malicious files.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'TIFF', 'GIF')
 LARGEST = 1600
-"""Longest side that a model is given, in pixels: masks and label maps have the photo's size."""
-MOST_PIXELS = 80_000_000
+"""Maximum side of an image in pixels, which limits the memory of masks and label maps."""
+MAX_PIXELS = 80_000_000
 
 
 def read_photo(path: str | os.PathLike) -> Image.Image:
-    """Read an upload, made smaller where a side of it is longer than ``LARGEST``.
+    """Read an uploaded image, and reduce it if a side is longer than ``LARGEST``.
 
     Args:
-        path: The file; its name appears in messages, what it ends in does not matter.
+        path: The file; its suffix is ignored.
 
     Returns:
-        The image in RGB, the right way up; of an animation its first frame.
+        The image in RGB, rotated by its EXIF orientation; the first frame of an animation.
 
     Raises:
-        UserError: It is no image, is damaged, or has more than ``MOST_PIXELS``.
+        UserError: The file is not an image, is damaged, or has more than ``MAX_PIXELS``.
     """
     name = Path(path).name
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
+        with Image.open(path, formats=FORMATS) as file:
+            if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            image.draft(None, (LARGEST, LARGEST))  # lets JPEGs be decoded at a part of their size
-            if image.mode == 'F':
-                raise ValueError('floating-point numbers: save it as 8 or 16 bits')
-            photo = _to_rgb(ImageOps.exif_transpose(image))
+            file.draft(None, (LARGEST, LARGEST))  # a large JPEG is decoded at a reduced size
+            if file.mode == 'F':
+                raise ValueError('it has floating-point values, convert it to 8 or 16 bits')
+            image = _to_rgb(ImageOps.exif_transpose(file))
     except Image.DecompressionBombError as error:
         raise UserError(
-            f'{name} has too many pixels: at most {MOST_PIXELS // 10**6} million are read'
+            f'{name} has too many pixels: reduce it to {MAX_PIXELS // 10**6} million'
         ) from error
     except UnidentifiedImageError as error:
         raise UserError(
-            f'{name} is not an image that can be read here: take a JPEG, PNG, WebP, BMP, TIFF '
-            'or GIF file'
+            f'{name} cannot be read: drop an image of the type {", ".join(FORMATS)}'
         ) from error
     except FileNotFoundError as error:
-        raise UserError(f'{name} is no longer here: drop it again') from error
-    # What a damaged file raises depends on the byte that is hit.
-    except Exception as error:
-        raise UserError(f'{name} cannot be read, is it damaged? ({error})') from error
-    photo.thumbnail((LARGEST, LARGEST))
-    return photo
+        raise UserError(f'{name} was deleted: drop it again') from error
+    except Exception as error:  # a damaged file may raise anything
+        raise UserError(f'{name} cannot be read and may be damaged: {error}') from error
+    image.thumbnail((LARGEST, LARGEST))
+    return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith('I'):  # 16 bits a pixel, which Pillow would cut off at 255
+    if image.mode.startswith('I'):  # 16 bits per pixel, which Pillow would clip at 255
         high = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
         return Image.fromarray(high).convert('RGB')
     return image.convert('RGB')

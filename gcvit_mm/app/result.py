@@ -1,4 +1,4 @@
-"""A photo and what a model predicts for it, as the page shows them: picture, summary and table."""
+"""The picture, summary and table of a prediction on the page."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,68 +12,61 @@ from ..inference import Predictor
 from ..inference.prediction import Prediction
 
 LOWEST = 0.05
-"""The lowest score from which objects can be shown."""
+"""Lower limit of the minimum score."""
 TOP = 5
 PICTURE = 800
-"""Least length of a picture's longer side, in pixels: captions are legible then."""
-
+"""Minimum length of a picture's longer side in pixels, for legible captions."""
 COLUMNS: dict[str, dict[str, Any]] = {
     'detection': {'colour': 'html', 'class': 'str', 'score': 'number', 'box, pixels': 'str'},
     'segmentation': {'colour': 'html', 'class': 'str', 'share, %': 'number'},
     'classification': {'class': 'str', 'probability, %': 'number'},
 }
-"""Names and Gradio's types of the columns of each task's table."""
+"""Names and Gradio types of the columns of each task's table."""
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """A photo and what was predicted for it.
-
-    Attributes:
-        name: The photo's file name.
-        photo: The photo, in RGB.
-        prediction: The prediction.
-    """
+    """An image, its file name, and its prediction."""
 
     name: str
-    photo: Image.Image
+    image: Image.Image
     prediction: Prediction
 
 
-def predict(predictor: Predictor, name: str, photo: Image.Image) -> Result:
-    """Predict on a photo."""
-    (sample,) = predictor(photo)
-    return Result(name, photo, Prediction.of(sample))
+def predict(predictor: Predictor, name: str, image: Image.Image) -> Result:
+    """Predict on an image."""
+    (sample,) = predictor(image)
+    return Result(name, image, Prediction.of(sample))
 
 
 def picture(predictor: Predictor, result: Result, score: float) -> np.ndarray:
-    """The photo with the prediction drawn on it, (H, W, 3) of uint8 in RGB."""
+    """Draw the prediction on the image, (H, W, 3) of uint8 in RGB."""
     if predictor.task == 'classification':
-        return np.asarray(result.photo)
-    scale = max(1, PICTURE / max(result.photo.size))
-    return predictor.draw(result.photo, result.prediction, score, scale)
+        return np.asarray(result.image)
+    scale = max(1, PICTURE / max(result.image.size))
+    return predictor.draw(result.image, result.prediction, score, scale)
 
 
 def summary(predictor: Predictor, result: Result, score: float) -> str:
-    """A sentence on the prediction; plain text."""
+    """Summarise the prediction in a sentence."""
     table = rows(predictor, result, score)
     if predictor.task == 'classification':
-        return f'Most likely {table[0][0]}, {table[0][1]} %.'
+        return f'Most likely class: {table[0][0]}, {table[0][1]} %.'
     if predictor.task == 'segmentation':
         _, name, share = table[0]
         return f'{len(table)} of {len(predictor.classes)} classes; {share} % is {name}.'
     if not table:
-        weaker = len(result.prediction.at_least(LOWEST))
-        return f'Nothing with a score of {score:.2f} or more' + (
-            f', {_count(weaker)} with less: lower the score to see more.' if weaker else '.'
+        hidden = len(result.prediction.at_least(LOWEST))
+        return f'No objects with a score of {score:.2f} or more' + (
+            f', {_count(hidden)} with less: lower the minimum score.' if hidden else '.'
         )
-    kinds = Counter(name for _, name, *_ in table)
-    counts = ', '.join(f'{count} {name}' for name, count in kinds.most_common())
+    names = Counter(name for _, name, *_ in table)
+    counts = ', '.join(f'{count} {name}' for name, count in names.most_common())
     return f'{_count(len(table))} with a score of {score:.2f} or more: {counts}.'
 
 
 def rows(predictor: Predictor, result: Result, score: float) -> list[list[Any]]:
-    """The rows of the table, in the columns of ``COLUMNS``; the most certain or largest first."""
+    """List the rows of the table by descending score or share, with the columns of ``COLUMNS``."""
     prediction = result.prediction
     if predictor.task == 'classification':
         return [

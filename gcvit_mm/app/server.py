@@ -1,4 +1,4 @@
-"""The server of the page, which reads uploads and nothing else."""
+"""The server of the page, which reads no files but uploads."""
 
 import logging
 import re
@@ -17,18 +17,18 @@ from .address import is_loopback
 from .page import STYLE
 
 FETCHING = re.compile(r'/gradio_api/(proxy=|file[=/]\w+:/)')
-"""Addresses by which Gradio's server fetches from others."""
-PATIENCE = 2
-"""Seconds that running answers are given when the server ends."""
+"""Paths that make Gradio's server fetch from other hosts."""
+SHUTDOWN_SECONDS = 2
+"""Maximum time for running requests when the server stops."""
 
 
 def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:
-    """Serve a page until a signal ends it; print its address when it answers.
+    """Serve a page until a signal stops it, and print its address when it is ready.
 
     Args:
         page: The page.
-        listening: Of ``listen``.
-        max_upload: Size that an upload may have, in bytes.
+        listening: The socket, from ``listen``.
+        max_upload: Maximum size of an upload, in bytes.
     """
     host, port = listening.getsockname()[:2]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -50,16 +50,16 @@ def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:
         ),
         css=STYLE,
     )
-    # Else Gradio reads any file of this machine that a request names, and not only uploads.
+    # Otherwise Gradio reads any file of this machine that a request names.
     page.has_launched = True
-    config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=PATIENCE)
+    config = uvicorn.Config(app, log_level='warning', timeout_graceful_shutdown=SHUTDOWN_SECONDS)
     mounted: Any = app.routes[-1]
     shown = f'[{host}]' if ':' in host else host
     _Server(config, mounted.app, f'http://{shown}:{port}').run(sockets=[listening])
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's, which tells Gradio of the end: some of its answers last for ever."""
+    """A uvicorn server that tells Gradio to end its endless responses on shutdown."""
 
     def __init__(self, config: uvicorn.Config, gradio: Any, address: str) -> None:
         super().__init__(config)
@@ -68,26 +68,26 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        # From here on it heeds signals. Before, Python may lose one: what a handler raises within
-        # a destructor is ignored.
-        print(f'{self.address}  (Ctrl-C ends it)', flush=True)
+        # Only now does the server handle signals. Before, one may be lost, because Python ignores
+        # what a signal handler raises within a destructor.
+        print(f'{self.address}  (press Ctrl-C to stop)', flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.gradio.stop_event.set()
-        # An answer that is cut off now is no error.
+        # Responses that the shutdown cuts off are no errors.
         logging.getLogger('uvicorn.error').setLevel(logging.CRITICAL)
         await super().shutdown(sockets)
 
 
 class OwnPageOnly:
-    """Refuses what other pages that are open in a browser may ask a local server for.
+    """ASGI middleware that refuses requests of other sites that are open in the browser.
 
-    A page of another site may send requests here, and by a name of its own that leads here (DNS
-    rebinding) also read the answers.
+    Pages of other sites may send requests to a local server, and read the responses if a domain
+    name of theirs resolves to this machine (DNS rebinding).
 
     Args:
-        app: What is guarded.
-        loopback: Whether only names of this machine are right.
+        app: The guarded application.
+        loopback: Whether the Host header must be a loopback address or localhost.
     """
 
     def __init__(self, app: ASGIApp, loopback: bool) -> None:
@@ -95,7 +95,7 @@ class OwnPageOnly:
         self.loopback = loopback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer 403."""
+        """Forward a request, or respond with status 403."""
         refused = self._refuse(scope) if scope['type'] == 'http' else ''
         answer = PlainTextResponse(refused, 403) if refused else self.app
         await answer(scope, receive, send)
@@ -104,9 +104,9 @@ class OwnPageOnly:
         headers = Headers(scope=scope)
         host, origin = headers.get('host', ''), headers.get('origin')
         if self.loopback and not is_loopback(urlsplit(f'//{host}').hostname or ''):
-            return f'this page is not at {host}'
+            return f'{host} is not an address of this page'
         if origin and urlsplit(origin).netloc != host:
-            return f'{origin} may not ask this page'
+            return f'{origin} must not send requests to this page'
         if FETCHING.match(scope['path']):
-            return 'nothing is fetched from other machines'
+            return 'this server does not fetch from other hosts'
         return ''

@@ -1,7 +1,7 @@
 """Memory and communication of a training step on several GPUs, computed from a config.
 
-Nothing is trained and no weights are read: the model is built on PyTorch's meta device, which has
-no values, and the rest is arithmetic.
+Nothing is trained, and no weights are read: the model is built on PyTorch's meta device, whose
+tensors have no data.
 """
 
 import copy
@@ -26,12 +26,11 @@ from ..errors import UserError
 from ..fsdp_units import fsdp_units
 
 BACKWARD_SHARE = 2 / 3
-"""Of the time of a forward and a backward pass: two products for each one of the forward pass."""
-BYTES_OF_HALF = 2
+"""Backward share of the time of a step: it has two matrix products for each forward one."""
 
 
 class Size(NamedTuple):
-    """Bytes of some parameters, and of the gradients of those that are trained."""
+    """Bytes of parameters, and of the gradients of the trainable ones among them."""
 
     parameters: int
     gradients: int
@@ -39,25 +38,25 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class Training:
-    """What a process holds before anything is sharded: sizes in bytes, after four numbers."""
+    """Counts and sizes of a training process without sharding; sizes are in bytes."""
 
     parameters: int
     trainable: int
-    batch: int  # images of a forward pass
-    accumulation: int  # forward and backward passes of a step of the optimizer
+    batch: int  # images per forward pass
+    accumulation: int  # forward and backward passes per optimizer step
     optimizer: str
-    weights: Size  # all of them
-    root: Size  # those in none of FSDP's units, which stay gathered during a step
-    unit: Size  # FSDP's largest unit
+    weights: Size  # of all parameters
+    root: Size  # of the parameters outside FSDP's units, which stay gathered during a step
+    unit: Size  # of FSDP's largest unit
     buffers: int
     optimizer_state: int
-    buckets: int  # copies of the gradients, in which DDP reduces them
+    buckets: int  # DDP's copies of the gradients, for all-reduce
     ema: int
-    half: int  # 16-bit copies of the weights, at most
+    half: int  # 16-bit copies of the weights in mixed precision, at most
     activations: int
 
     def memory(self, gpus: int, *, sharded: bool) -> dict[str, int]:
-        """The bytes that each GPU holds, by DDP or sharded by FSDP; a single GPU is not wrapped."""
+        """Compute the memory of each GPU with DDP or FSDP; a single GPU uses neither."""
         sharded = sharded and gpus > 1
         parts = {**self.weights._asdict(), 'optimizer': self.optimizer_state}
         if sharded:
@@ -73,21 +72,21 @@ class Training:
         return parts | {'total': sum(parts.values())}
 
     def traffic(self, gpus: int, *, sharded: bool) -> 'Traffic':
-        """What each GPU of a ring sends in a step of the optimizer.
+        """Compute the bytes that each GPU of a ring sends in an optimizer step.
 
         DDP reduces accumulated gradients once. FSDP gathers parameters in each forward pass and,
-        except the root's, again in each backward pass, which also reduces and scatters gradients.
+        except for the root, again in each backward pass, which also reduces and scatters gradients.
         """
         ring = (gpus - 1) / gpus
         if not sharded:
             return Traffic(0.0, 0.0, 2 * ring * self.weights.gradients, self.accumulation)
-        again = self.weights.parameters - self.root.parameters
-        backward = ring * (again + self.weights.gradients)
+        regathered = self.weights.parameters - self.root.parameters
+        backward = ring * (regathered + self.weights.gradients)
         return Traffic(ring * self.weights.parameters, backward, 0.0, self.accumulation)
 
 
 class Traffic(NamedTuple):
-    """Bytes sent in each forward and each backward pass, and besides in the last backward pass."""
+    """Bytes sent per forward and per backward pass, and additionally in the last backward pass."""
 
     forward: float
     backward: float
@@ -96,12 +95,12 @@ class Traffic(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The bytes of a step."""
+        """Bytes sent in an optimizer step."""
         return self.passes * (self.forward + self.backward) + self.last
 
 
 class Links(NamedTuple):
-    """How fast GPUs send: Gbit/s of a GPU within its node, and of a node to another."""
+    """Bandwidths in Gbit/s, of a GPU within its node and of a node to other nodes."""
 
     within: float
     between: float
@@ -111,11 +110,11 @@ class Links(NamedTuple):
         return -(-gpus // self.gpus_per_node)
 
     def slowest(self, gpus: int) -> float:
-        """Gbit/s of the slowest link of a ring."""
+        """Return the bandwidth of the slowest link of a ring."""
         return min(self.within, self.between) if self.nodes(gpus) > 1 else self.within
 
     def seconds(self, sent: float, gpus: int) -> float:
-        """The time in which each GPU of a ring sends so many bytes."""
+        """Compute the time in which each GPU of a ring sends a number of bytes."""
         return sent * 8 / (self.slowest(gpus) * 1e9)
 
 
@@ -126,13 +125,13 @@ def read_training(
     units: Sequence[str] = FSDP_UNITS,
     size: tuple[int, int] | None = None,
 ) -> Training:
-    """Count what a config trains.
+    """Compute the counts and sizes of the training of a config.
 
     Args:
-        cfg: The config; it is not changed.
-        amp: Mixed precision, also where the config does not ask for it.
-        units: The classes of FSDP's units, as of ``FSDP_UNITS``.
-        size: Height and width of the images; None leaves out activations, which take long.
+        cfg: The config, which is not modified.
+        amp: Assume mixed precision even if the config does not use it.
+        units: Patterns of the classes of FSDP's units, like ``FSDP_UNITS``.
+        size: Height and width of the images; None skips the activations, which take long.
 
     Raises:
         UserError: The config has no training, or its model or optimizer cannot be built.
@@ -140,12 +139,13 @@ def read_training(
     for key in ('model', 'train_dataloader.batch_size', 'optim_wrapper.optimizer'):
         section, _, name = key.partition('.')
         if not cfg.get(section) or (name and name not in cfg[section]):
-            raise UserError(f'config {cfg.filename} has no {key}, which a training needs')
+            raise UserError(f'config {cfg.filename} has no {key}: give a config with a training')
     model = build_model(cfg, meta=True)
     batch = cfg.train_dataloader.batch_size
     activations = activation_bytes(model, batch, size) if size else 0
-    found = [set(unit.parameters()) for unit in fsdp_units(model, units)]
+    of_units = [set(unit.parameters()) for unit in fsdp_units(model, units)]
     parameters = list(model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
     weights = _size(parameters)
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
@@ -155,19 +155,19 @@ def read_training(
         state = optimizer_state(model, cfg.optim_wrapper)
     views = (cfg.get('model_wrapper_cfg') or {}).get('gradient_as_bucket_view', False)
     return Training(
-        parameters=sum(parameter.numel() for parameter in parameters),
+        parameters=count,
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         batch=batch,
         accumulation=cfg.optim_wrapper.get('accumulative_counts', 1),
         optimizer=_name(cfg.optim_wrapper.optimizer.get('type')),
         weights=weights,
-        root=_size(set(parameters).difference(*found)),
-        unit=max(map(_size, found), default=Size(0, 0)),
+        root=_size(set(parameters).difference(*of_units)),
+        unit=max(map(_size, of_units), default=Size(0, 0)),
         buffers=buffers,
         optimizer_state=state,
         buckets=0 if views else weights.gradients,
         ema=weights.parameters + buffers if ema else 0,
-        half=BYTES_OF_HALF * sum(parameter.numel() for parameter in parameters) if amp else 0,
+        half=2 * count if amp else 0,
         activations=activations,
     )
 
@@ -177,9 +177,9 @@ def _size(parameters: Iterable[nn.Parameter]) -> Size:
     return Size(sum(size for size, _ in sizes), sum(size for size, trained in sizes if trained))
 
 
-def _is_kind(registry: Registry, cfg: ConfigDict, of: type) -> bool:
-    found = find_class(registry, cfg.get('type'))
-    return inspect.isclass(found) and issubclass(found, of)
+def _is_kind(registry: Registry, cfg: ConfigDict, base: type) -> bool:
+    cls = find_class(registry, cfg.get('type'))
+    return inspect.isclass(cls) and issubclass(cls, base)
 
 
 def _name(kind: Any) -> str:
@@ -191,22 +191,22 @@ def _line(error: Exception) -> str:
 
 
 def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
-    """The bytes that an optimizer keeps from step to step, known by a step without values.
+    """Compute the bytes of an optimizer's state, by a step on the meta device.
 
     Args:
-        model: The model, on the meta device; its gradients are zeros afterwards.
-        optim_wrapper: The section of the config, whose names are of the current scope.
+        model: The model, on the meta device; the function sets its gradients.
+        optim_wrapper: The ``optim_wrapper`` of the config, with names of the current scope.
 
     Raises:
-        UserError: The optimizer cannot be built, or cannot take a step without values.
+        UserError: The optimizer cannot be built, or cannot take a step on the meta device.
     """
     name = _name(optim_wrapper.optimizer.get('type'))
     if find_class(OPTIMIZERS, optim_wrapper.optimizer.get('type')) is None:
         raise UserError(f'optim_wrapper.optimizer.type: there is no optimizer {name}')
-    # Without what wraps the optimizer: mixed precision would ask for a GPU.
-    wanted = ('optimizer', 'constructor', 'paramwise_cfg')
-    cfg = copy.deepcopy(ConfigDict({k: v for k, v in optim_wrapper.items() if k in wanted}))
-    cfg.optimizer.pop('fused', None)  # there are no kernels for the meta device
+    # Without the type of the wrapper, because mixed precision requires a GPU.
+    keys = ('optimizer', 'constructor', 'paramwise_cfg')
+    cfg = copy.deepcopy(ConfigDict({k: v for k, v in optim_wrapper.items() if k in keys}))
+    cfg.optimizer.pop('fused', None)  # the meta device has no fused kernels
     _add_gradients(model)
     try:
         optimizer = build_optim_wrapper(model, cfg).optimizer
@@ -215,7 +215,7 @@ def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
         raise
     except Exception as error:  # a config may name any class
         raise UserError(
-            f'the state of optimizer {name} (optim_wrapper) cannot be counted: {_line(error)}'
+            f'optim_wrapper: the state of optimizer {name} cannot be computed: {_line(error)}'
         ) from error
     leaves = tree_leaves(dict(optimizer.state))
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
@@ -230,23 +230,23 @@ def _add_gradients(model: nn.Module) -> None:
 def _fused_attention(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **_: Any
 ) -> Tensor:
-    """Attention as of GPUs' kernels, which keep no scores; the meta device would keep them."""
+    """Compute attention like the fused GPU kernels, which do not store the scores."""
     mask = None if attn_mask is None else attn_mask.expand(*query.shape[:3], key.shape[2])
     efficient = torch.ops.aten._scaled_dot_product_efficient_attention
     return efficient(query, key, value, mask, compute_log_sumexp=True)[0]
 
 
 def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
-    """The most that a step of backbone and neck holds besides parameters, gradients and buffers.
+    """Compute the peak memory of backbone and neck without parameters, gradients and buffers.
 
-    Heads are left out: they look at values, which the meta device does not have.
+    Heads are skipped, because they depend on values, which the meta device does not have.
 
     Raises:
-        UserError: Backbone or neck look at values too.
+        UserError: The backbone or the neck depends on values.
     """
     from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
-    _add_gradients(model)  # they are counted apart: the peak is then that of everything else
+    _add_gradients(model)  # counted as gradients, not in the peak of activations
     tracker = MemTracker()
     tracker.track_external(model.train())
     try:
@@ -255,7 +255,7 @@ def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
             torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
     except Exception as error:  # a config may name any class
         raise UserError(
-            f'--size: the activations of {type(model).__name__} cannot be counted, leave it out: '
+            f'the activations of {type(model).__name__} cannot be computed, omit --size: '
             f'{_line(error)}'
         ) from error
     peak = tracker.get_tracker_snapshot('peak')[torch.device('meta')]
@@ -265,21 +265,21 @@ def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
 def efficiency(
     traffic: Traffic, links: Links, gpus: int, pass_seconds: float, *, overlap: bool
 ) -> float:
-    """A GPU's speed among others over its speed alone, between 0 and 1.
+    """Compute the scaling efficiency, the speed of a GPU relative to a single-GPU training.
 
     Args:
-        traffic: What it sends in a step.
-        links: What it sends it over.
-        gpus: How many GPUs there are.
+        traffic: Bytes that a GPU sends in a step.
+        links: Bandwidths of the links.
+        gpus: Number of GPUs.
         pass_seconds: Time of a forward and a backward pass on one GPU.
-        overlap: Whether a GPU sends during backward passes; it waits for what is left after.
+        overlap: Whether communication overlaps with backward passes.
     """
     hidden = BACKWARD_SHARE * pass_seconds if overlap else 0.0
     forward, backward, last = (
         links.seconds(sent, gpus)
         for sent in (traffic.forward, traffic.backward, traffic.backward + traffic.last)
     )
-    before = (traffic.passes - 1) * max(0.0, backward - hidden)
-    waiting = traffic.passes * forward + before + max(0.0, last - hidden)
-    alone = traffic.passes * pass_seconds
-    return alone / (alone + waiting)
+    waiting = traffic.passes * forward + max(0.0, last - hidden)
+    waiting += (traffic.passes - 1) * max(0.0, backward - hidden)
+    computing = traffic.passes * pass_seconds
+    return computing / (computing + waiting)

@@ -1,1 +1,1 @@
-"""Pictures: predictions, ground truth, what a model is given, where its backbone looks."""
+"""Drawings of predictions, ground truth, model inputs and attention maps."""

@@ -1,7 +1,7 @@
-"""Attention of GC ViT as maps over the image, from the modules' own queries, keys and biases."""
+"""Attention maps of GC ViT, computed from the queries, keys and biases of its blocks."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,26 +18,26 @@ from ..models.position_bias import PositionBias
 from ..models.windows import partition, unpartition
 
 PROBES = 4
-"""Random directions that the reach is estimated from; each costs a backward pass."""
+"""Random directions for the estimate of the reach; each takes a backward pass."""
 
 
 @dataclass(frozen=True)
 class StageMaps:
-    """What the last local and the last global attention of a stage look at.
+    """Maps of the last local and the last global attention of a stage.
 
-    Weights of attention are means over heads, in multiples of even attention: 1 is what each cell
-    of a window would have if all had the same.
+    Attention weights are means over heads, as multiples of uniform attention: 1 is the weight of
+    each token of a window if all tokens have equal weights.
 
     Attributes:
-        stride: Pixels of the image to a cell.
-        window: Side of a window, in cells.
-        query: Row and column of the cell that ``local_attention`` is of.
-        local_attention: Weights that this cell has for those of its window, (B, H, W) in cells;
-            NaN outside of the window.
-        global_attention: Weights that each cell is given by the global query, the mean over the
-            query's cells, (B, H, W); None where the stage has no global attention.
-        reach: Root mean square of what a change of the cell's pixels changes in the global
-            query, divided by its mean over the image, (B, H, W); None like the one above.
+        stride: Side of a token, in pixels of the image.
+        window: Side of a window, in tokens.
+        query: Row and column of the query token of ``local_attention``.
+        local_attention: The query token's weights for the tokens of its window, (B, H, W); NaN
+            outside the window.
+        global_attention: The global query's weight for each token, averaged over the tokens of
+            the query, (B, H, W); None without global attention.
+        reach: Root mean square of the global query's derivative by the pixels of each token,
+            divided by its mean over the image, (B, H, W); None without global attention.
     """
 
     stride: int
@@ -51,34 +51,34 @@ class StageMaps:
 def attention_maps(
     backbone: GCViT, images: Tensor, point: tuple[float, float] | None = None
 ) -> list[StageMaps]:
-    """Compute where each stage of a backbone looks in images.
+    """Compute the attention maps of each stage of a backbone.
 
     Args:
-        backbone: The backbone, which is left as it is.
-        images: What it takes, (B, channels, height, width), normalised.
-        point: Column and row, in pixels, of the place whose local attention is wanted; the
-            middle by default.
+        backbone: The backbone; its mode and settings are restored afterwards.
+        images: Normalised images, (B, channels, height, width).
+        point: x and y, in pixels, of the query of the local attention; None is the centre.
 
     Returns:
-        The maps of each stage, on the images' device.
+        The maps of each stage, on the device of ``images``.
 
     Raises:
-        ArgumentError: The point is not in the images.
+        ArgumentError: The point is outside the images.
     """
     height, width = images.shape[2:]
     x, y = (width / 2, height / 2) if point is None else point
     if not (0 <= x < width and 0 <= y < height):
-        raise ArgumentError(f'the point {x:g}, {y:g} is not in the image of {width} x {height}')
-    attentions = [_last_attentions(stage) for stage in _stages(backbone)]
+        raise ArgumentError(f'point {x:g}, {y:g} is outside the image of {width} x {height} pixels')
+    attentions = [_last_attentions(stage) for stage in backbone.stages]
     with _evaluating(backbone):
-        seen = _inputs(backbone, images, [m for pair in attentions for m in pair if m])
+        with torch.no_grad():
+            calls = _calls(backbone, images, [m for pair in attentions for m in pair])
         reaches = _reaches(backbone, images)
     maps = []
     for stride, (local, global_), reach in zip(STRIDES, attentions, reaches, strict=False):
         query = int(y) // stride, int(x) // stride
         rows, columns = -(-height // stride), -(-width // stride)
-        of_query = _of_query(local, *seen[local], query=query)[:, :rows, :columns]
-        received = _received(global_, *seen[global_])[:, :rows, :columns] if global_ else None
+        of_query = _of_query(local, *calls[local][0], query=query)[:, :rows, :columns]
+        received = _received(global_, *calls[global_][0])[:, :rows, :columns] if global_ else None
         maps.append(StageMaps(stride, local.window_size, query, of_query, received, reach))
     return maps
 
@@ -86,74 +86,65 @@ def attention_maps(
 def attention_probabilities(
     attention: WindowAttention, x: Tensor, index: Tensor, q_global: Tensor | None
 ) -> Tensor:
-    """What the softmax in a module gives for its input.
+    """Compute the softmax of a module's attention scores.
 
     Args:
         attention: The module.
-        x: Map of shape (B, H, W, C), as the module takes it.
+        x: Feature map that the module takes, (B, H, W, C).
         index: ``relative_position_index`` of the window.
-        q_global: The image's query, (B, heads, N, C / heads); None where the module has its own.
+        q_global: The global query, (B, heads, N, C / heads); None for local attention.
 
     Returns:
-        (B, nW, heads, N, N): windows row by row, each with N queries and for each of them the
-        weights of N keys, which sum to one. Cells of padding, right and at the bottom, included.
+        (B, nW, heads, N, N): for each window, row by row, and each of its N queries, the weights
+        of N keys, which sum to one. Padded tokens at the right and the bottom are included.
     """
     window = attention.window_size
     height, width = x.shape[1:3]
     padded = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
     bias = PositionBias(attention.relative_position_bias_table, index, window)
-    cells = partition(attention.qkv(padded), window, window)
-    parts = cells.unflatten(-1, (3 if q_global is None else 2, bias.heads, -1))
+    tokens = partition(attention.qkv(padded), window, window)
+    parts = tokens.unflatten(-1, (3 if q_global is None else 2, bias.heads, -1))
     *own, k, _ = parts.permute(3, 0, 1, 4, 2, 5).unbind()  # (B, nW, heads, N, d)
     q = own[0] if q_global is None else q_global[:, None]
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.whole()
     return scores.softmax(dim=-1)
 
 
-def _stages(backbone: GCViT) -> list[Any]:
-    return list(backbone.stages)
-
-
 def _last_attentions(stage: Any) -> tuple[WindowAttention, WindowAttention | None]:
-    """The last local and the last global attention of a stage."""
+    """Find the last local and the last global attention of a stage."""
     modules = [block.attn for block in stage.blocks]
     return modules[0::2][-1], (modules[1::2] or [None])[-1]
 
 
 @contextmanager
-def _evaluating(backbone: GCViT) -> Iterator[None]:
-    """Without drop path and compiled code, and recomputing activations rather than keeping them."""
-    # Hooks are not called from within compiled code; PyTorch before 2.6 cannot pause it.
+def _evaluating(backbone: Any) -> Iterator[None]:
+    """Use evaluation mode, eager code and activation checkpointing within the context."""
+    # Compiled code calls no hooks; PyTorch before 2.6 cannot switch it off.
     stance = getattr(torch.compiler, 'set_stance', None)
     training = backbone.training
-    recomputing = [stage.with_cp for stage in _stages(backbone)]
+    recomputing = [stage.with_cp for stage in backbone.stages]
     backbone.eval()
-    for stage in _stages(backbone):
+    for stage in backbone.stages:
         stage.with_cp = True
     try:
         with stance('force_eager') if stance else nullcontext():
             yield
     finally:
         backbone.train(training)
-        for stage, with_cp in zip(_stages(backbone), recomputing, strict=True):
+        for stage, with_cp in zip(backbone.stages, recomputing, strict=True):
             stage.with_cp = with_cp
 
 
-@torch.no_grad()
-def _inputs(backbone: GCViT, images: Tensor, modules: list[WindowAttention]) -> dict[Any, tuple]:
-    """What each of some modules is called with."""
-    seen: dict[Any, tuple] = {}
-
-    def note(module: nn.Module, inputs: tuple) -> None:
-        seen[module] = inputs
-
-    handles = [module.register_forward_pre_hook(note) for module in modules]
-    try:
+def _calls(backbone: nn.Module, images: Tensor, modules: Iterable[Any]) -> dict[Any, tuple]:
+    """Record the inputs and the output of modules, except None, in a forward pass."""
+    calls: dict[Any, tuple] = {}
+    with ExitStack() as hooks:
+        for module in filter(None, modules):
+            hooks.enter_context(
+                module.register_forward_hook(lambda *call: calls.update({call[0]: call[1:]}))
+            )
         backbone(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
+    return calls
 
 
 @torch.no_grad()
@@ -165,18 +156,16 @@ def _of_query(
     *,
     query: tuple[int, int],
 ) -> Tensor:
-    """The weights that one cell gives to those of its window, (B, H, W); NaN elsewhere."""
+    """Compute the weights of one query token, (B, H, W); NaN outside its window."""
     window = attention.window_size
-    rows, columns = (
-        slice(cell // window * window, (cell // window + 1) * window) for cell in query
-    )
+    rows, columns = (slice(i // window * window, (i // window + 1) * window) for i in query)
     weights = attention_probabilities(attention, x[:, rows, columns], index, q_global)
-    row, column = (cell % window for cell in query)
-    own = weights[:, 0, :, row * window + column].mean(dim=1)  # heads
-    own = own.unflatten(1, (window, window)) * window**2
+    row, column = (i % window for i in query)
+    weights = weights[:, 0, :, row * window + column].mean(dim=1)  # over heads
+    weights = weights.unflatten(1, (window, window)) * window**2
     out = x.new_full(x.shape[:3], torch.nan)
-    there = out[:, rows, columns]
-    there.copy_(own[:, : there.shape[1], : there.shape[2]])
+    target = out[:, rows, columns]
+    target.copy_(weights[:, : target.shape[1], : target.shape[2]])
     return out
 
 
@@ -184,11 +173,11 @@ def _of_query(
 def _received(
     attention: WindowAttention, x: Tensor, index: Tensor, q_global: Tensor | None
 ) -> Tensor:
-    """The weights that each cell is given, the mean over heads and queries, (B, H, W)."""
+    """Compute the weight of each token, averaged over heads and queries, (B, H, W)."""
     window = attention.window_size
     columns = -(-x.shape[2] // window)
     bands = []
-    for band in x.split(window, dim=1):  # all windows at once may be gigabytes
+    for band in x.split(window, dim=1):  # all windows at once may need gigabytes
         weights = attention_probabilities(attention, band, index, q_global)
         received = weights.mean(dim=(2, 3))[..., None] * window**2
         bands.append(unpartition(received, window, window, columns)[..., 0])
@@ -196,31 +185,20 @@ def _received(
 
 
 @torch.enable_grad()
-def _reaches(backbone: GCViT, images: Tensor) -> list[Tensor | None]:
-    """How strongly the cells' pixels influence the global query of each stage.
+def _reaches(backbone: Any, images: Tensor) -> list[Tensor | None]:
+    """Estimate the influence of the pixels of each token on the global query of each stage.
 
-    The squared derivative along a random direction is, on average, the sum of squares over all
-    of the query's numbers.
+    The mean of the squared derivative along random directions is the sum of the squared
+    derivatives of all elements of the query.
     """
-    queries: list[Tensor | None] = [None] * len(backbone.stages)
-    handles = [
-        stage.global_query.register_forward_hook(
-            lambda _, __, query, i=i: queries.__setitem__(i, query)
-        )
-        for i, stage in enumerate(_stages(backbone))
-        if stage.global_query is not None
-    ]
     pixels = images.detach().requires_grad_()
-    try:
-        backbone(pixels)
-    finally:
-        for handle in handles:
-            handle.remove()
-    passes = PROBES * sum(query is not None for query in queries)
+    modules = [stage.global_query for stage in backbone.stages]
+    calls = _calls(backbone, pixels, modules)
+    passes = PROBES * len(calls)
     with tqdm(total=passes, desc='reach', unit='pass', leave=False, disable=None) as bar:
         return [
-            None if query is None else _reach(query, pixels, stride, bar)
-            for query, stride in zip(queries, STRIDES, strict=False)
+            _reach(calls[module][1], pixels, stride, bar) if module else None
+            for module, stride in zip(modules, STRIDES, strict=False)
         ]
 
 
@@ -232,5 +210,5 @@ def _reach(query: Tensor, pixels: Tensor, stride: int, bar: tqdm) -> Tensor:
         (slope,) = torch.autograd.grad(query, pixels, direction, retain_graph=True)
         squares += slope.square().sum(dim=1)
         bar.update()
-    cells = F.avg_pool2d(squares[:, None], stride, ceil_mode=True)[:, 0].sqrt()
-    return cells / cells.mean(dim=(1, 2), keepdim=True)
+    reach = F.avg_pool2d(squares[:, None], stride, ceil_mode=True)[:, 0].sqrt()
+    return reach / reach.mean(dim=(1, 2), keepdim=True)

@@ -1,4 +1,4 @@
-"""A picture to draw objects, label maps and captions on."""
+"""A canvas for objects, label maps and captions on an image."""
 
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
@@ -13,24 +13,22 @@ from .text import Line, class_name, printable
 
 OPACITY = 0.5
 DARK = (40, 40, 40)
-LETTERS = (12, 40)
-"""Least and largest size of captions, in pixels."""
-SMALLEST = 5
-"""Of captions that would be wider than the picture otherwise."""
+FONT_SIZES = (12, 40)
+"""Minimum and maximum font size of captions, in pixels."""
+MINIMUM = 5
+"""Minimum font size of captions that are shrunk to the width of the picture."""
 REACH = 2
-"""How far from its place a caption may be, in its own heights, for want of room."""
+"""Maximum distance of a caption from its position, in multiples of its height."""
 
 
 class Canvas:
-    """An image that is drawn on.
-
-    Places and sizes are given in pixels of what is drawn, whose corner is the picture's.
+    """A picture that annotations and predictions are drawn on.
 
     Args:
-        picture: (H, W, 3) of uint8 in RGB; it is drawn on itself.
-        classes: Names of the classes; labels without one are written as numbers.
+        picture: (H, W, 3) of uint8 in RGB; it is modified in place.
+        classes: Names of the classes; a label without a name is drawn as a number.
         palette: Colours of the classes.
-        scale: Pixels of the picture for one, along x and y.
+        scale: Factors, along x and y, from coordinates of annotations to pixels of the picture.
     """
 
     def __init__(
@@ -44,7 +42,7 @@ class Canvas:
         self._classes, self._palette = classes, palette
         side = np.prod(picture.shape[:2]) ** 0.5
         self._line = max(1, round(side / 340))
-        self._size = min(max(int(side / 50), LETTERS[0]), LETTERS[1])
+        self._size = min(max(int(side / 50), FONT_SIZES[0]), FONT_SIZES[1])
         self._captions: list[tuple[str, tuple[int, int], Color, bool]] = []
 
     def objects(
@@ -54,19 +52,19 @@ class Canvas:
         masks: Sequence[np.ndarray | dict] = (),
         scores: Iterable[float] = (),
     ) -> None:
-        """Draw objects, the first on top; where captions have no room, the last are left out.
+        """Draw objects, the first one on top; it also has priority for a caption.
 
         Args:
-            boxes: x1, y1, x2, y2 of each.
-            labels: Their classes.
-            masks: (h, w) of each, or COCO's run-length encoding of it, if they have any.
-            scores: What is written after their classes, if they have any.
+            boxes: x1, y1, x2, y2 of each object.
+            labels: Class of each object.
+            masks: Mask (h, w) of each object or its COCO run-length encoding; empty without masks.
+            scores: Score of each object, for its caption; empty without scores.
         """
         colors = instance_colors(labels, self._palette)
         for mask, color in reversed(list(zip(masks, colors, strict=False))):
-            # One after the other: those of a large image take gigabytes.
+            # Decoded one by one, because all masks of a large image may need gigabytes.
             dense = coco.decode(mask) if isinstance(mask, dict) else mask
-            # Transposed, for COCO's masks are stored column by column, and copies take long.
+            # COCO stores masks column by column: transposed views avoid slow copies.
             fitted = _fit(dense.T, self._scale, self._pixels.shape[1::-1])
             y, x, height, width = cv2.boundingRect(fitted)
             if not width:
@@ -88,7 +86,7 @@ class Canvas:
             self.caption(text, self._corners(box)[0], color)
 
     def dashed_box(self, box: Sequence[float], label: int) -> None:
-        """Draw a box that is not of an object, in the colour of a class."""
+        """Draw the box of an ignored region, dashed and in the colour of a class."""
         corners, color = self._corners(box), color_of(self._palette, label)
         dash = 6 * self._line
         dashes: list[np.ndarray] = []
@@ -100,48 +98,48 @@ class Canvas:
         self.caption(class_name(self._classes, label), corners[0], color)
 
     def label_map(self, labels: np.ndarray) -> None:
-        """Tint the picture by a label map, (h, w), with lines and captions."""
+        """Tint the picture by a label map, (h, w), and draw its borders and class names."""
         fitted = _fit(labels.astype(np.int32), self._scale[::-1], self._pixels.shape[:2], fill=-1)
         table = [color_of(self._palette, label) for label in range(int(fitted.max()) + 1)]
-        coarse = fitted[:: self._line, :: self._line]  # a region without a pixel has no room either
+        coarse = fitted[:: self._line, :: self._line]  # has all regions that fit a caption
         for label in np.unique(coarse[coarse >= 0]).tolist():
             x, y = _middle(coarse == label)
-            place = self._line * x, self._line * y
-            self.caption(class_name(self._classes, label), place, table[label], centred=True)
+            centre = self._line * x, self._line * y
+            self.caption(class_name(self._classes, label), centre, table[label], centred=True)
         border = np.zeros(fitted.shape, bool)
         border[:, 1:] |= fitted[:, 1:] != fitted[:, :-1]
         border[1:] |= fitted[1:] != fitted[:-1]
-        opaque = np.array([*table, (0, 0, 0)], np.uint8)[fitted]  # -1 takes the last
+        opaque = np.array([*table, (0, 0, 0)], np.uint8)[fitted]  # -1 selects the last row
         tinted = cv2.addWeighted(self._pixels, 1 - OPACITY, opaque, OPACITY, 0)
         np.copyto(tinted, opaque, where=border[..., None])
         np.copyto(self._pixels, tinted, where=(fitted >= 0)[..., None])
 
     def caption(
-        self, text: str, place: Sequence[float], color: Color, centred: bool = False
+        self, text: str, point: Sequence[float], color: Color, centred: bool = False
     ) -> None:
-        """Write a line above a place of the picture, or around it, on a colour.
+        """Add a caption on a background colour, above a point of the picture or centred on it.
 
-        It stays inside the picture and off other captions; where there is no room, it is left out.
+        Captions are moved inside the picture and off other captions, and dropped if none fits.
         """
-        x, y = map(round, place)
+        x, y = map(round, point)
         self._captions.append((printable(text), (x, y), color, centred))
 
     def lines(self, texts: Iterable[str]) -> None:
-        """Write lines below each other in the upper left corner."""
+        """Add lines of text in the upper left corner."""
         for row, text in enumerate(texts, start=1):
             self.caption(text, (4, 4 + 1.5 * row * self._size), DARK)
 
     def finish(self) -> np.ndarray:
-        """Write the captions, and give the picture, (H, W, 3) of uint8 in RGB."""
+        """Draw the captions and return the picture, (H, W, 3) of uint8 in RGB."""
         height, width = self._pixels.shape[:2]
         picture = Image.fromarray(self._pixels)
         taken = np.zeros((height, width), np.uint8)
         for text, (x, y), color, centred in self._captions:
             line = Line(text, self._size)
             if line.width > width:
-                line = Line(text, max(SMALLEST, self._size * width // line.width))
-            place = x - line.width // 2 * centred, y - line.height // (1 + centred)
-            free = _nearest_free(taken, *place, line.width, line.height)
+                line = Line(text, max(MINIMUM, self._size * width // line.width))
+            corner = x - line.width // 2 * centred, y - line.height // (1 + centred)
+            free = _nearest_free(taken, *corner, line.width, line.height)
             if free:
                 x, y = free
                 taken[y : y + line.height, x : x + line.width] = 1
@@ -149,34 +147,34 @@ class Canvas:
         return np.array(picture)
 
     def _corners(self, box: Sequence[float]) -> np.ndarray:
-        """The corners (4, 2) of a box in the picture."""
+        """Compute the corners (4, 2) of a box in pixels of the picture."""
         last = np.array(self._pixels.shape[1::-1]) - 1
         edges = (np.reshape(box, (2, 2)) * self._scale).round().clip(0, last).astype(np.int32)
         (x1, y1), (x2, y2) = edges
         return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
 
     def _stroke(self, lines: Sequence[np.ndarray], color: Color) -> None:
-        """Draw closed lines with a rim, to be seen on what is dark and what is light."""
+        """Draw closed lines with a contrasting rim, visible on dark and on light images."""
         for tone, width in ((contrast(color), self._line + 2), (color, self._line)):
             cv2.polylines(self._pixels, lines, True, tone, width)
 
 
 def _fit(array: np.ndarray, scale: np.ndarray, shape: Sequence[int], fill: int = 0) -> np.ndarray:
-    """Resize a mask or label map without blending, and cut or fill it to a shape."""
+    """Resize a mask or label map by nearest neighbour, and crop or pad it to a shape."""
     size = np.multiply(array.shape, scale).round().astype(int).tolist()
     if size != [*array.shape]:
         array = cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST)
     array = array[: shape[0], : shape[1]]
-    rest = [(0, side - own) for side, own in zip(shape, array.shape, strict=True)]
-    return np.pad(array, rest, constant_values=fill)
+    padding = [(0, side - length) for side, length in zip(shape, array.shape, strict=True)]
+    return np.pad(array, padding, constant_values=fill)
 
 
 def _nearest_free(
     taken: np.ndarray, x: int, y: int, width: int, height: int
 ) -> tuple[int, int] | None:
-    """The place nearest to x and y where a rectangle is on nothing taken, None where there is none.
+    """Find the free rectangle nearest to x and y, or None.
 
-    Only the surroundings are searched: far from its object a caption misleads.
+    Only the neighbourhood is searched, because a caption far from its object misleads.
     """
     last_y, last_x = taken.shape[0] - height, taken.shape[1] - width
     if last_x < 0 or last_y < 0:
@@ -193,7 +191,7 @@ def _nearest_free(
 
 
 def _middle(region: np.ndarray) -> tuple[int, int]:
-    """The point (x, y) of a region, (h, w), that is farthest from its border."""
+    """Find the point (x, y) of a region, (h, w), that is farthest from its border."""
     distance = cv2.distanceTransform(np.pad(region.astype(np.uint8), 1), cv2.DIST_L2, 3)
     y, x = np.unravel_index(distance[1:-1, 1:-1].argmax(), region.shape)
     return int(x), int(y)

@@ -1,4 +1,4 @@
-"""The annotations that a model is given, drawn on its input."""
+"""Drawings of annotations on the inputs of a model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from .palette import Color
 from .text import class_name
 
 SHORT_SIDE = 480
-"""Pixels that the shorter side of a picture has at least: captions do not fit on less."""
+"""Minimum length of a picture's shorter side in pixels, for legible captions."""
 STRIPE = 6
 IGNORED, IGNORED_COLOR = 'ignored', (255, 0, 0)
 
@@ -23,26 +23,26 @@ def draw_truth(
     palette: Sequence[Color],
     in_input: bool,
 ) -> np.ndarray:
-    """Draw an image's annotations.
+    """Draw the annotations of an image.
 
-    Boxes, masks and label maps are drawn as they are, what a loss ignores in red, padding
-    striped. The picture of a small image is enlarged by a whole number.
+    Annotations that the loss ignores are red, and padding is striped. A small image is enlarged
+    by an integer factor.
 
     Args:
         picture: The input with its normalisation undone, (H, W, 3) of uint8 in RGB.
-        sample: Its data sample.
-        classes: Names of the classes; labels without one are drawn as numbers.
+        sample: The input's data sample.
+        classes: Names of the classes; a label without a name is drawn as a number.
         palette: (R, G, B) of each class.
-        in_input: Whether annotations are where the input has them, as in a training; else they
-            are where the file has them, as the packages evaluate.
+        in_input: Whether coordinates of annotations refer to the input, as in training; in
+            evaluation, they refer to the image file.
 
     Returns:
         The picture, (H, W, 3) of uint8 in RGB.
     """
     zoom = max(1, -(-SHORT_SIDE // min(picture.shape[:2])))
     shape = sample.metainfo.get('img_shape', picture.shape)[:2]
-    own = shape if in_input else sample.metainfo.get('ori_shape', shape)[:2]
-    y, x = (zoom * new / old for new, old in zip(shape, own, strict=True))
+    annotated = shape if in_input else sample.metainfo.get('ori_shape', shape)[:2]
+    y, x = (zoom * new / old for new, old in zip(shape, annotated, strict=True))
     picture = _stripe(picture, *shape)
     picture = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
     none = len(classes)
@@ -64,20 +64,20 @@ def draw_truth(
 
 
 def _stripe(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Mark what is not of the image."""
+    """Draw stripes on the padding."""
     y, x = np.indices(picture.shape[:2])
-    light = np.where((x + y) // STRIPE % 2, 90, 50).astype(np.uint8)
+    stripes = np.where((x + y) // STRIPE % 2, 90, 50).astype(np.uint8)
     inside = np.logical_and(y < height, x < width)
-    return np.where(inside[..., None], picture, light[..., None])
+    return np.where(inside[..., None], picture, stripes[..., None])
 
 
 def _corners(objects: Any) -> list[list[float]]:
-    """The boxes of mmdet's objects, which are a tensor or hold one."""
+    """Convert the boxes of mmdet's objects, a tensor or ``BaseBoxes``, to lists."""
     return getattr(objects.bboxes, 'tensor', objects.bboxes).tolist()
 
 
 def describe_labels(sample: Any, classes: Sequence[str]) -> list[str]:
-    """The classes of a classifier's data sample, each with its share where it has several."""
+    """List the classes of a classification data sample, with weights if there are several."""
     score = sample.get('gt_score')
     labels = sample.gt_label if score is None else score.nonzero()[:, 0]
     lines = [str(classes[label] if classes else label) for label in labels.tolist()]

@@ -1,4 +1,4 @@
-"""What a training or an evaluation gives its model, batch by batch."""
+"""The batches that a model gets in training or evaluation."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,19 +15,19 @@ from ..engine.randomness import seed_generators
 
 
 class Feed:
-    """The batches of a data loader as its model gets them, augmented, normalised and padded.
+    """The batches of a data loader after augmentation, normalisation and padding.
 
-    Those of a training are what the loops of ``gcvit_mm`` have in one process with this seed: the
-    same images in the same order, and the same random numbers.
+    Training batches equal those of the loops of ``gcvit_mm`` in one process with this seed, in
+    their images, order and random numbers.
 
     Args:
         cfg: The config.
-        split: 'train', 'val' or 'test'; the config has this loader.
-        seed: Of the training.
-        epoch: Which time the data of 'train' are gone through, from 1.
+        split: 'train', 'val' or 'test'; the config must have its data loader.
+        seed: Seed of the training.
+        epoch: Epoch of the training, from 1; other splits ignore it.
 
     Attributes:
-        metainfo: What the data set says of its classes.
+        metainfo: The metainfo of the data set.
         preprocessor: The model's ``data_preprocessor``.
     """
 
@@ -40,25 +40,24 @@ class Feed:
             settings.pop(name, None)
         with default_scope(cfg):
             self.loader = Runner.build_dataloader(seeded(settings, seed), seed)
-        # By the whole model, for some have settings of it elsewhere: CutMix and Mixup.
+        # The whole model is built, because it may change its preprocessor (CutMix, Mixup).
         self.preprocessor: Any = build_model(cfg).data_preprocessor
         self.metainfo: dict[str, Any] = self.loader.dataset.metainfo  # type: ignore[attr-defined]
 
     def __iter__(self) -> Iterator[tuple[Tensor, list[Any]]]:
-        """Inputs, (B, C, H, W), and their data samples, batch by batch."""
+        """Yield the inputs, (B, C, H, W), and the data samples of each batch."""
         batches: Any = self.loader.batch_sampler
-        before = self.epoch - 1 if self.trains else 0
-        iteration = 0
+        epochs = self.epoch - 1 if self.trains else 0
         if isinstance(batches.sampler, InfiniteSampler):
-            batches.go_to(self.seed, 0, before * len(self.loader.dataset))  # type: ignore[arg-type]
-            iteration = batches.first
+            batches.go_to(self.seed, 0, epochs * len(self.loader.dataset))  # type: ignore[arg-type]
+            first = batches.first
         else:
-            batches.go_to(self.seed, before, 0)
-            iteration = before * len(batches)
-        for number, data in enumerate(self.loader, iteration):
-            seed_generators(self.seed, number, 0)  # as before a step
-            given = self.preprocessor(data, self.trains)
-            yield given['inputs'], given['data_samples']
+            batches.go_to(self.seed, epochs, 0)
+            first = epochs * len(batches)
+        for iteration, data in enumerate(self.loader, first):
+            seed_generators(self.seed, iteration, 0)  # as the training loops do before a step
+            batch = self.preprocessor(data, self.trains)
+            yield batch['inputs'], batch['data_samples']
 
 
 def to_pictures(preprocessor: Any, inputs: Tensor) -> np.ndarray:
@@ -66,13 +65,13 @@ def to_pictures(preprocessor: Any, inputs: Tensor) -> np.ndarray:
 
     Args:
         preprocessor: The model's ``data_preprocessor``.
-        inputs: What it made of images, (B, 3, H, W).
+        inputs: Preprocessed images, (B, 3, H, W).
 
     Returns:
-        (B, H, W, 3) of uint8 in RGB. Padding has the colour that normalised zeros stand for.
+        (B, H, W, 3) of uint8 in RGB; padding has the colour of normalised zeros.
     """
     pixels = inputs * getattr(preprocessor, 'std', 1) + getattr(preprocessor, 'mean', 0)
-    # Images are loaded in BGR. mmpretrain has a name of its own for turning them.
+    # Images are loaded in BGR; mmpretrain and the other packages name the conversion differently.
     is_rgb = getattr(preprocessor, 'to_rgb', None) or getattr(
         preprocessor, '_channel_conversion', False
     )

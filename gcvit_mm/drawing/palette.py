@@ -1,4 +1,4 @@
-"""The colour of a class, in all pictures, and its shades for the instances of the class."""
+"""Colours of classes, and their shades for instances."""
 
 import colorsys
 from collections import Counter
@@ -13,30 +13,30 @@ Color: TypeAlias = tuple[int, int, int]
 """(R, G, B), from 0 to 255."""
 GOLDEN = 0.618034
 DARKEST, LIGHTEST = 0.3, 0.8
-"""Lightness of the shades of a colour."""
+"""Range of the lightness of shades."""
 
 
 def class_colors(cfg: Config, dataset: ConfigDict, classes: Sequence[str]) -> list[Color]:
     """Choose a colour for each class.
 
-    Colours are those that the config or the data set's class gives, where there is one for each
-    class. Those that come with other classes do not count: the first of many look alike.
+    The palette of the config or the data set's class is used if it has a colour for each class. A
+    palette of other classes is not, because its first colours may look alike.
 
     Args:
         cfg: The config.
         dataset: The config of the data set.
         classes: Names of the classes.
     """
-    given, known = metainfo_of(cfg, dataset), metainfo_of(cfg, ConfigDict(type=dataset.type))
-    own, names = given.get('palette') or (), list(classes)
-    inherited = own == known.get('palette') and names != list(known.get('classes') or ())
-    if inherited or isinstance(own, str) or len(own) < len(names):
-        own = ()
-    return [color_of(own, label) for label in range(len(names))]
+    meta, defaults = metainfo_of(cfg, dataset), metainfo_of(cfg, ConfigDict(type=dataset.type))
+    palette, names = meta.get('palette') or (), list(classes)
+    inherited = palette == defaults.get('palette') and names != list(defaults.get('classes') or ())
+    if inherited or isinstance(palette, str) or len(palette) < len(names):
+        palette = ()
+    return [color_of(palette, label) for label in range(len(names))]
 
 
 def color_of(palette: Sequence[Iterable[int]], label: int) -> Color:
-    """The colour of a class; one by the golden angle, far from its neighbours', if it has none."""
+    """Return the colour of a class, or one of a sequence of distinct hues if it has none."""
     if label < len(palette):
         red, green, blue = map(int, palette[label])
         return red, green, blue
@@ -44,7 +44,7 @@ def color_of(palette: Sequence[Iterable[int]], label: int) -> Color:
 
 
 def instance_colors(labels: Iterable[int], palette: Sequence[Iterable[int]]) -> list[Color]:
-    """Colours of objects: the first of a class has the colour of the class, others its shades."""
+    """Choose a colour for each object: that of its class for the first one, then shades of it."""
     before: Counter = Counter()
     colors = []
     for label in labels:
@@ -61,7 +61,7 @@ def instance_colors(labels: Iterable[int], palette: Sequence[Iterable[int]]) -> 
 
 
 def contrast(color: Color) -> Color:
-    """Black or white, whichever is easier to read on a colour."""
+    """Choose black or white text for a background colour."""
     red, green, blue = color
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else (255, 255, 255)
 

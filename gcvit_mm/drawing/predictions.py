@@ -1,4 +1,4 @@
-"""Predictions on their image, in fixed colours."""
+"""Drawings of predictions on their image."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from .canvas import Canvas
 from .palette import Color
 from .text import class_name
 
-LARGEST = 4096
-"""Longest side of a picture, in pixels."""
+LONGEST = 4096
+"""Maximum length of a picture's longer side, in pixels."""
 TOP = 5
 
 
@@ -23,24 +23,24 @@ def draw_prediction(
     score: float,
     scale: float = 1,
 ) -> np.ndarray:
-    """Draw what was predicted.
+    """Draw a prediction on its image.
 
     Args:
-        image: (H, W, 3) in RGB.
-        prediction: What was predicted for it.
-        classes: Names of the classes; labels without one are drawn as numbers.
+        image: The image, (H, W, 3) in RGB.
+        prediction: The prediction.
+        classes: Names of the classes; a label without a name is drawn as a number.
         palette: (R, G, B) of each class.
-        score: Objects are drawn from this score up.
-        scale: Size of the picture, in that of the image; less where it exceeds ``LARGEST``.
+        score: Minimum score of the objects that are drawn.
+        scale: Scale of the picture; it is reduced for pictures larger than ``LONGEST``.
 
     Returns:
         The picture, (H, W, 3) of uint8 in RGB.
     """
-    scale = min(scale, LARGEST / max(image.shape[:2]))
+    scale = min(scale, LONGEST / max(image.shape[:2]))
     picture: np.ndarray = np.array(image, np.uint8)  # a copy
     if scale != 1:
-        smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
-        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=smooth)
+        interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=interpolation)
     canvas = Canvas(picture, classes, palette, (scale, scale))
     if prediction.objects is not None:
         objects = prediction.at_least(score)

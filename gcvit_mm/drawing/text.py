@@ -1,4 +1,4 @@
-"""Text of any script, in the installed fonts that cover it."""
+"""Text of any script, drawn with the installed fonts that cover it."""
 
 import logging
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from PIL import Image, ImageDraw, ImageFont
 from .palette import Color, contrast
 
 FIRST = Path(mpl.get_data_path(), 'fonts/ttf/DejaVuSans.ttf')
-"""Matplotlib brings it; it covers Latin, Greek, Cyrillic, Hebrew and Arabic."""
+"""The preferred font, of matplotlib, which covers Latin, Greek, Cyrillic, Hebrew and Arabic."""
 STYLES = ('bold', 'black', 'heavy', 'italic', 'light', 'mono', 'oblique', 'serif', 'thin')
 PLACEHOLDERS = ('lastresort', 'blank')
-"""Fonts that have a box, or nothing, for every character."""
+"""Parts of the names of fonts that draw a box, or nothing, for every character."""
 LONGEST = 32
-"""Characters of a name; what is longer is cut off."""
+"""Maximum length of a name, in characters; longer names are truncated."""
 JOINERS = '\u200c\u200d'
-"""Invisible, but Persian, Hindi and others are misspelt without them."""
+"""Invisible characters that the spelling of Persian, Hindi and other languages needs."""
 
 
 def printable(text: str) -> str:
-    """Text with control characters escaped."""
-    return ''.join(one if one.isprintable() or one in JOINERS else _escaped(one) for one in text)
+    """Escape the control characters of a text."""
+    return ''.join(c if c.isprintable() or c in JOINERS else _escaped(c) for c in text)
 
 
 def class_name(classes: Sequence[str], label: int) -> str:
-    """The name of a class as fonts can show it: escaped, after its number, if none covers it."""
+    """Return the name of a class; if no font covers it, its number and the escaped name."""
     return _legible(str(classes[label]), label) if label < len(classes) else str(label)
 
 
@@ -46,20 +46,19 @@ def _legible(name: str, label: int) -> str:
 
 @cache
 def font_of(character: str) -> Path | None:
-    """The first installed font that has a glyph for a character, None without one."""
+    """Find the first installed font that has a glyph for a character, or None."""
     return next((font for font in _fonts() if ord(character) in _characters(font)), None)
 
 
 class Line:
-    """A line of text, measured.
+    """A measured line of text.
 
     Args:
-        text: What ``printable`` or ``class_name`` gave.
-        size: Height of the letters, in pixels.
+        text: Text from ``printable`` or ``class_name``.
+        size: Font size, in pixels.
 
     Attributes:
-        width: In pixels, as ``height``, with a margin on all sides.
-        height: See ``width``.
+        width, height: Size in pixels, with a margin.
     """
 
     def __init__(self, text: str, size: int) -> None:
@@ -74,7 +73,7 @@ class Line:
         self.width = round(sum(font.getlength(run) for font, run in self._runs)) + 2 * self._margin
 
     def draw(self, picture: Image.Image, x: int, y: int, color: Color) -> None:
-        """Draw the line on a background of a colour; x and y are its upper left corner."""
+        """Draw the line on a background colour; x and y are its upper left corner."""
         canvas = ImageDraw.Draw(picture)
         canvas.rectangle((x, y, x + self.width - 1, y + self.height - 1), fill=color)
         start, baseline = float(x + self._margin), y + self._margin + self._ascent
@@ -85,10 +84,10 @@ class Line:
 
 @cache
 def _fonts() -> list[Path]:
-    """The installed fonts; upright ones of normal weight, without serifs, come first."""
-    found = [Path(file) for file in findSystemFonts()]
-    named = sorted((any(style in font.stem.lower() for style in STYLES), font) for font in found)
-    return [FIRST, *(font for _, font in named)]
+    """List the installed fonts; upright sans-serif fonts of normal weight come first."""
+    fonts = [Path(file) for file in findSystemFonts()]
+    ranked = sorted((any(style in font.stem.lower() for style in STYLES), font) for font in fonts)
+    return [FIRST, *(font for _, font in ranked)]
 
 
 @cache
@@ -97,9 +96,9 @@ def _characters(font: Path) -> frozenset[int]:
         return frozenset()
     try:
         face = FT2Font(str(font))
-    except (OSError, RuntimeError):  # damaged, or of a format that FreeType does not read
+    except (OSError, RuntimeError):  # damaged, or of a format that FreeType cannot read
         return frozenset()
-    # Bitmaps, as of coloured emoji, come in a few sizes only.
+    # Bitmap fonts, such as coloured emoji, have only a few sizes.
     return frozenset(face.get_charmap() if face.scalable else ())
 
 
@@ -111,8 +110,8 @@ def _load(font: Path, size: int) -> ImageFont.FreeTypeFont:
 @cache
 def _warn() -> None:
     print_log(
-        'no installed font covers the names of all classes: captions show the number and the '
-        'escaped name of those; install a font of their script, for example Noto Sans CJK',
+        'no installed font covers the names of some classes, captions show their numbers and '
+        'escaped names: install a font for their script, for example Noto Sans CJK',
         logger='current',
         level=logging.WARNING,
     )

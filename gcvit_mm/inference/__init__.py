@@ -1,4 +1,4 @@
-"""Predictions for images: ``Predictor``, from Python and behind ``tools/infer.py``."""
+"""Inference on images: ``Predictor``, which ``tools/infer.py`` also uses."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,6 @@ __all__ = ['Predictor']
 def __getattr__(name: str) -> Any:
     if name != 'Predictor':
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from .predictor import Predictor  # at its first use: the tools find their inputs before
+    from .predictor import Predictor  # on first use: tools check their inputs before
 
     return Predictor

@@ -1,4 +1,4 @@
-"""Images from wherever they come, as a config's test pipeline has them."""
+"""Images from files, arrays and Pillow, and the test pipeline that prepares them."""
 
 import os
 from typing import Any, TypeAlias
@@ -22,17 +22,17 @@ class Pipeline:
     """The test pipeline of a config, for images without annotations.
 
     Args:
-        steps: The pipeline's config; build it within ``default_scope``.
+        steps: The pipeline's config; its transforms are built in the current ``default_scope``.
 
     Raises:
-        UserError: It does not begin by loading an image.
+        UserError: The pipeline does not begin by loading an image.
     """
 
     def __init__(self, steps: list[ConfigDict]) -> None:
         load = str(steps[0].type).split('.')[-1]
         if load not in LOADERS:
             raise UserError(
-                f'the test pipeline of the config begins by {load}: it must load images by '
+                f'the test pipeline of the config begins with {load}: begin it with '
                 f'{" or ".join(LOADERS)}'
             )
         self._to_float32 = steps[0].get('to_float32', False)
@@ -41,23 +41,23 @@ class Pipeline:
         self._prepare = Compose([TRANSFORMS.build(step) for step in kept])
 
     def read(self, image: ImageLike) -> np.ndarray:
-        """The pixels of an image; those of a file as the config's data set reads them.
+        """Read an image; a file is read like the images of the config's data set.
 
         Args:
-            image: A file, an array (H, W, 3) of uint8 in BGR as ``cv2.imread`` gives it, or an
-                image of Pillow's in any mode.
+            image: A file, an array (H, W, 3) of uint8 in BGR like those of ``cv2.imread``, or a
+                Pillow image of any mode.
 
         Returns:
-            The same array, or a new one, (H, W, 3) of uint8 in BGR.
+            (H, W, 3) of uint8 in BGR; an array is returned without a copy.
 
         Raises:
-            UserError: The file cannot be read, or the array is of another kind.
+            UserError: The file cannot be read, or the array has another type or shape.
         """
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
                 raise UserError(
-                    f'an image is an array of {image.dtype} and of shape {image.shape}: it must be '
-                    'of uint8 and (height, width, 3), in BGR'
+                    f'an image is an array of {image.dtype} with shape {image.shape}: pass uint8 '
+                    'with shape (height, width, 3), in BGR'
                 )
             return image
         if isinstance(image, Image.Image):
@@ -65,19 +65,18 @@ class Pipeline:
         path = os.fspath(image)
         try:
             pixels = self._load(dict(img_path=path))['img']
-        # What a damaged file raises depends on the byte that is hit.
-        except Exception as error:
+        except Exception as error:  # a damaged file may raise anything
             reason: object = error.__cause__ if isinstance(error, UserError) else error
             if isinstance(reason, UnidentifiedImageError):
-                reason = 'it is of no known format'
+                reason = 'its format is unknown'
             raise UserError(f'image {path} cannot be read ({reason})') from error
         return np.ascontiguousarray(pixels)
 
     def prepare(self, image: np.ndarray) -> dict[str, Any]:
-        """What a model takes of an image: ``inputs`` and ``data_samples``.
+        """Prepare an image for a model, as ``inputs`` and ``data_samples``.
 
         Raises:
-            UserError: Resizing would leave nothing of it.
+            UserError: The image is so narrow that resizing leaves no pixel.
         """
         shape = image.shape[:2]
         if self._to_float32:

@@ -1,4 +1,4 @@
-"""The images and videos that a command line names."""
+"""The images and videos that command-line arguments name."""
 
 import glob
 import os
@@ -15,12 +15,12 @@ VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 
 @dataclass(frozen=True)
 class Input:
-    """A file to predict on.
+    """An input file.
 
     Attributes:
-        path: Where it is.
-        file: Its path in the folder that all inputs have in common; two have never the same.
-        name: Of what is made of it: ``file``, without its suffix where that is unique.
+        path: Absolute path.
+        file: Path relative to the common folder of all inputs, which identifies the input.
+        name: Name of its results: ``file``, without its suffix if that is unique.
     """
 
     path: Path
@@ -29,48 +29,48 @@ class Input:
 
     @property
     def is_video(self) -> bool:
-        """Whether it has frames."""
+        """Whether the file is a video."""
         return self.path.suffix.lower() in VIDEOS
 
 
 def find_inputs(arguments: Sequence[str]) -> tuple[Path, list[Input]]:
-    """Find what is to be predicted on.
+    """Find the images and videos that arguments name.
 
     Args:
-        arguments: Files, folders with all that is in them, and patterns (``*``, ``?``, ``**``).
+        arguments: Files, folders (searched recursively) and patterns (``*``, ``?``, ``**``).
 
     Returns:
-        The folder that all have in common, and the inputs, each once, by path.
+        The common folder of all inputs, and the inputs without duplicates, sorted by path.
 
     Raises:
-        UserError: An argument names nothing.
+        UserError: An argument names no image or video.
     """
     folders, paths = [], set()
     for argument in arguments:
-        folder, found = _look(argument)
-        if not found:
+        folder, files = _search(argument)
+        if not files:
             raise UserError(
-                f'{argument}: there is no such image, video or pattern, or no image in the folder '
-                f'({" ".join(IMAGES + VIDEOS)})'
+                f'{argument} names no image or video: give a file, a folder or a pattern of '
+                f'{" ".join(IMAGES + VIDEOS)} files'
             )
         folders.append(folder)
-        paths.update(found)
+        paths.update(files)
     root = Path(os.path.commonpath(folders))
     return root, _named(sorted(paths), root)
 
 
-def _look(argument: str) -> tuple[Path, list[Path]]:
-    """The folder that an argument is about, and the files in it."""
+def _search(argument: str) -> tuple[Path, list[Path]]:
+    """Find the folder that an argument names, and the inputs in it."""
     path = Path(os.path.abspath(argument))
     if path.is_dir():
         return path, [file for file in path.rglob('*') if _is_input(file)]
     if path.is_file():
         return path.parent, [path]
-    fixed = path
-    while glob.has_magic(str(fixed)):
-        fixed = fixed.parent
-    found = map(Path, glob.glob(str(path), recursive=True)) if fixed != path else ()
-    return fixed, [file for file in found if _is_input(file)]
+    folder = path
+    while glob.has_magic(str(folder)):
+        folder = folder.parent
+    files = map(Path, glob.glob(str(path), recursive=True)) if folder != path else ()
+    return folder, [file for file in files if _is_input(file)]
 
 
 def _is_input(path: Path) -> bool:
@@ -82,7 +82,7 @@ def _named(paths: Iterable[Path], root: Path) -> list[Input]:
     stems = Counter(file.with_suffix('') for _, file in inputs)
 
     def name(file: Path) -> Path:
-        # The frames of clip.mp4 may also lie beside it, as images in a folder clip.
+        # Results of clip.mp4 must not collide with those of images in a folder clip.
         keeps_suffix = file.suffix.lower() in VIDEOS or stems[file.with_suffix('')] > 1
         return file if keeps_suffix else file.with_suffix('')
 

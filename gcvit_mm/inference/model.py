@@ -1,4 +1,4 @@
-"""A model of any task with its weights, ready to predict, and what its classes are called."""
+"""Loads a model of any task with its weights and the names of its classes."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,22 +19,22 @@ from ..weights.load import mismatches
 
 
 def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tuple[nn.Module, dict]:
-    """Build a model and load its weights; nothing that the file holds is executed.
+    """Build a model and load its weights, without executing code from the checkpoint.
 
-    Of a training with a moving average (EMA) that average is taken, as ``tools/test.py`` does. A
-    classifier also takes official files, and timm's.
+    EMA weights have priority, as in ``tools/test.py``. A classifier also takes checkpoints of the
+    official code and of timm.
 
     Args:
         cfg: The config.
-        checkpoint: The file.
-        device: Where the model is to be.
+        checkpoint: The checkpoint file.
+        device: Device of the model.
 
     Returns:
-        The model, in evaluation mode, and what is known of its classes: ``classes`` are their
-        names, if they have any, and ``palette`` a colour (R, G, B) for each.
+        The model in evaluation mode, and the metainfo of its classes: ``classes``, their names,
+        if they have any, and ``palette``, a colour (R, G, B) for each.
 
     Raises:
-        UserError: The file cannot be read, or does not fit the model.
+        UserError: The checkpoint cannot be read, or does not fit the model.
     """
     content = read_checkpoint(checkpoint)
     with _quietly():
@@ -46,12 +46,12 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
             state = convert(state, 'classification').tensors
     except UserError as error:
         raise UserError(f'checkpoint {checkpoint}: {error}') from error
-    unfit = mismatches(model, state)
-    if unfit:
+    mismatched = mismatches(model, state)
+    if mismatched:
         raise UserError(
-            f'checkpoint {checkpoint} does not fit the model: {len(unfit)} of '
-            f'{len(model.state_dict())} tensors are missing or of another shape '
-            f'({", ".join(unfit[:3])}, ...). Use the config it was trained with'
+            f'checkpoint {checkpoint} does not fit the model: {len(mismatched)} of '
+            f'{len(model.state_dict())} tensors are missing or have another shape '
+            f'({", ".join(mismatched[:3])}, ...). Use the config of its training'
         )
     model.load_state_dict(state, strict=False)
     saved = content.get('meta') if isinstance(content, Mapping) else None
@@ -63,7 +63,7 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the packages print at import, and warn of their own defaults."""
+    """Silence what the mm packages print at import, and their warnings of their own defaults."""
     with redirect_stdout(StringIO()), warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='mm(cv|engine|det|seg|pretrain)')
         yield

@@ -1,4 +1,4 @@
-"""What a model of any task predicts for an image, as plain data."""
+"""Predictions of any task as plain data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,10 +12,10 @@ class Object:
     """A detected object.
 
     Attributes:
-        label: The class.
+        label: Index of the class.
         score: From 0 to 1.
         box: x1, y1, x2, y2 in pixels of the image.
-        mask: COCO's run-length encoding; None if the detector has no masks.
+        mask: COCO run-length encoding; None if the detector has no masks.
     """
 
     label: int
@@ -26,12 +26,12 @@ class Object:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A prediction; what the task does not have is None.
+    """The prediction for an image; attributes of other tasks are None.
 
     Attributes:
-        objects: The objects of a detector, best first.
-        label_map: The classes of a segmenter, (H, W) of uint16.
-        class_scores: The scores of a classifier, (classes,).
+        objects: Objects of a detector, by descending score.
+        label_map: Label map of a segmenter, (H, W) of uint16.
+        class_scores: Scores of a classifier, (classes,).
     """
 
     objects: tuple[Object, ...] | None = None
@@ -40,13 +40,13 @@ class Prediction:
 
     @classmethod
     def of(cls, sample: Any) -> 'Prediction':
-        """Read a data sample of mmdet, mmseg or mmpretrain; a prediction is returned as it is."""
+        """Convert a data sample of mmdet, mmseg or mmpretrain; predictions are returned as is."""
         if isinstance(sample, cls):
             return sample
         if 'pred_instances' in sample:
-            found = sample.pred_instances.cpu()
-            masks = found.masks if 'masks' in found else [None] * len(found)
-            values = (found[name].tolist() for name in ('labels', 'scores', 'bboxes'))
+            instances = sample.pred_instances.cpu()
+            masks = instances.masks if 'masks' in instances else [None] * len(instances)
+            values = (instances[name].tolist() for name in ('labels', 'scores', 'bboxes'))
             objects = (
                 Object(label, score, tuple(box), _encoded(mask))
                 for label, score, box, mask in zip(*values, masks, strict=True)
@@ -57,17 +57,17 @@ class Prediction:
         return cls(class_scores=sample.pred_score.cpu().numpy())
 
     def at_least(self, score: float) -> list[Object]:
-        """The objects from a score up."""
+        """Return the objects with a minimum score."""
         return [one for one in self.objects or () if one.score >= score]
 
     def shares(self) -> list[tuple[int, float]]:
-        """The classes of the label map, and the share of the pixels that each has."""
+        """Return the classes of the label map, and their shares of the pixels."""
         assert self.label_map is not None
         labels, counts = np.unique(self.label_map, return_counts=True)
         return list(zip(labels.tolist(), (counts / counts.sum()).tolist(), strict=True))
 
     def top(self, count: int) -> list[tuple[int, float]]:
-        """The classes with the highest scores, and their scores."""
+        """Return the classes with the highest scores, and their scores."""
         assert self.class_scores is not None
         best = np.argsort(-self.class_scores, kind='stable')[:count]
         return list(zip(best.tolist(), self.class_scores[best].tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""Predictions for images, from Python."""
+"""Inference on images."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,32 +26,30 @@ from .tiling.tiles import windows
 
 
 class Predictor:
-    """A model that predicts on images: a detector, segmenter or classifier.
+    """Runs a detector, segmenter or classifier on images.
 
-    It prepares images by the test pipeline of the model's config, and predicts what
-    ``tools/test.py`` does. Threads may share it: they take turns.
+    The test pipeline of the model's config prepares images, so that predictions equal those of
+    ``tools/test.py``. Threads may share a predictor; a lock serialises their calls.
 
     Args:
-        model: A name of the zoo's, a config file, or the work folder of a training.
-        checkpoint: A file or ``gcvit://NAME``. By default, of a work folder the best checkpoint,
-            or else the newest whole one; of the zoo's classifiers of ImageNet the published
-            weights.
+        model: Name of a zoo model, config file, or work directory of a training.
+        checkpoint: A file or ``gcvit://NAME``. By default, the best checkpoint of a work directory
+            or else its newest complete one, and the published weights of an ImageNet classifier.
         device: 'cpu', 'cuda:1' and so on; by default a GPU if there is one.
-        tile: Side in pixels of the windows in which larger images are looked at; None looks at
-            every image as a whole.
-        overlap: How many pixels neighbouring windows share at least; by default a quarter.
+        tile: Side in pixels of the tiles that larger images are split into; None disables tiles.
+        overlap: Minimum overlap of neighbouring tiles, in pixels; by default a quarter of a tile.
 
     Attributes:
         task: 'detection', 'segmentation' or 'classification'.
-        classes: The names of the classes; empty where they have none.
-        palette: A colour (R, G, B) for each of them.
-        has_masks: Whether what it detects has masks.
+        classes: Names of the classes; empty if the model has none.
+        palette: A colour (R, G, B) for each class.
+        has_masks: Whether predictions have instance masks.
         model: The ``nn.Module``.
         cfg: The config.
-        checkpoint: The file that the weights are from.
+        checkpoint: The file of the weights.
 
     Raises:
-        UserError: The model or its checkpoint cannot be read, or they do not fit each other.
+        UserError: The model or its checkpoint cannot be read, or the two do not match.
     """
 
     def __init__(
@@ -75,19 +73,19 @@ class Predictor:
         self._lock = RLock()
 
     def __call__(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 1) -> list[Any]:
-        """Predict.
+        """Predict on images.
 
         Args:
-            images: One or several, each a path, an array (H, W, 3) of uint8 in BGR as
-                ``cv2.imread`` gives it, or an image of Pillow's in any mode.
-            batch_size: How many the model takes at once, if they follow each other and have one
-                size. Images are never padded to a common size: predictions do not depend on it.
+            images: One or several images, each a path, an array (H, W, 3) of uint8 in BGR like
+                those of ``cv2.imread``, or a Pillow image of any mode.
+            batch_size: Maximum number of successive images of equal size in a batch. Images are
+                not padded to a common size, so predictions do not depend on the batch size.
 
         Returns:
             A data sample of the model's package for each image, on the CPU. It has
-            ``pred_instances`` with ``bboxes`` (x1, y1, x2, y2), ``scores``, ``labels`` and perhaps
-            ``masks`` (n, H, W), of an image in tiles a list in COCO's run-length encoding; or
-            ``pred_sem_seg.data`` (1, H, W); or ``pred_score``.
+            ``pred_instances`` with ``bboxes`` (x1, y1, x2, y2), ``scores``, ``labels`` and, for
+            models with masks, ``masks``, which are (n, H, W) or, for an image in tiles, a list of
+            COCO run-length encodings; or ``pred_sem_seg.data`` (1, H, W); or ``pred_score``.
 
         Raises:
             UserError: An image cannot be read.
@@ -95,24 +93,20 @@ class Predictor:
         if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
             images = [images]
         samples = []
-        for some in chunks(images, batch_size):
-            pixels = [self.read(image) for image in some]
-            for image, sample in zip(some, self.predict(pixels, batch_size), strict=True):
+        for batch in chunks(images, batch_size):
+            pixels = [self.read(image) for image in batch]
+            for image, sample in zip(batch, self.predict(pixels, batch_size), strict=True):
                 if isinstance(image, str | os.PathLike):
                     sample.set_metainfo(dict(img_path=os.fspath(image)))
                 samples.append(sample)
         return samples
 
     def read(self, image: ImageLike) -> np.ndarray:
-        """The pixels of an image, (H, W, 3) in BGR, as the config's data set reads them.
-
-        Raises:
-            UserError: It cannot be read.
-        """
+        """Read an image, (H, W, 3) of uint8 in BGR; see ``Pipeline.read``."""
         return self.pipeline.read(image)
 
     def predict(self, pixels: Sequence[np.ndarray], batch_size: int = 1) -> Iterator[Any]:
-        """Predict on what ``read`` gave; as calling this object does."""
+        """Predict on arrays of ``read``, and yield a data sample for each image."""
         whole: list[np.ndarray] = []
         for image in pixels:
             if self.tile and max(image.shape[:2]) > self.tile:
@@ -124,21 +118,21 @@ class Predictor:
         yield from self._predict_whole(whole, batch_size)
 
     def _predict_whole(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[Any]:
-        for some in chunks(images, batch_size):
-            data = [self.pipeline.prepare(image) for image in some]
-            for _, same in groupby(data, lambda item: item['inputs'].shape):
+        for chunk in chunks(images, batch_size):
+            data = [self.pipeline.prepare(image) for image in chunk]
+            for _, batch in groupby(data, lambda item: item['inputs'].shape):
                 with self._lock, torch.no_grad():
-                    found = self.model.test_step(pseudo_collate(list(same)))
-                yield from (sample.cpu() for sample in found)
+                    samples = self.model.test_step(pseudo_collate(list(batch)))
+                yield from (sample.cpu() for sample in samples)
 
     def _predict_tiled(self, image: np.ndarray, batch_size: int) -> Any:
         assert self.tile and self.overlap
         height, width = image.shape[:2]
         grid = windows(height, width, self.tile, self.overlap)
         flat = [window for row in grid for window in row]
-        bar = tqdm(flat, unit='window', leave=False, disable=None)  # None: not into files
-        views = (window.of(image) for window in bar)
-        samples = self._predict_whole(views, batch_size)
+        bar = tqdm(flat, unit='tile', leave=False, disable=None)  # None: only on a terminal
+        crops = (window.of(image) for window in bar)
+        samples = self._predict_whole(crops, batch_size)
         if self.task == 'detection':
             return merge_objects(samples, grid, (height, width))
         return blend_labels(samples, grid, (height, width), self.model)
@@ -149,12 +143,11 @@ class Predictor:
         """Draw a prediction on its image.
 
         Args:
-            image: As it was predicted on.
-            sample: The prediction: a data sample, or a ``Prediction`` made of one.
-            score: Objects are drawn from this score up.
-            scale: Size of the picture, in that of the image; less where a side of it would be
-                longer than 4096 pixels. Captions do not grow with it: more is legible on small
-                images.
+            image: The image.
+            sample: The prediction, as a data sample or a ``Prediction``.
+            score: Minimum score of the objects that are drawn.
+            scale: Scale of the picture, whose sides are limited to 4096 pixels. The font size
+                does not depend on it, so enlarged small images have more room for captions.
 
         Returns:
             The picture, (H, W, 3) of uint8 in RGB.
@@ -178,10 +171,10 @@ def _checked(tile: int | None, overlap: int | None, task: str) -> tuple[int | No
     if tile is None:
         return None, None
     if task == 'classification':
-        raise UserError('tile: a classifier looks at an image as a whole')
+        raise UserError(f'tile {tile} is not for classifiers: omit it')
     overlap = tile // 4 if overlap is None else overlap
     if not 0 < overlap < tile:
-        raise UserError(f'tile {tile}, overlap {overlap}: the overlap is from 1 to tile - 1 pixels')
+        raise UserError(f'overlap {overlap} does not fit tile {tile}: choose 1 to {tile - 1}')
     return tile, overlap
 
 

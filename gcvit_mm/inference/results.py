@@ -1,4 +1,4 @@
-"""What is predicted for many images, in a folder, so that a run that was cut off can go on."""
+"""A folder of predictions for many images, which an interrupted run resumes from."""
 
 import csv
 import io
@@ -26,21 +26,21 @@ COLUMNS = {
 
 
 class Results:
-    """The results of a run, a line of JSON for each image, in ``results.jsonl``.
+    """The results of a run in ``results.jsonl``, with a line of JSON for each image or frame.
 
-    A line is appended when all else of its image is written: an image with a line is done. The
-    frames of a video are done when the line that follows them says so.
+    The line of an image is appended after its other files are written, and marks the image as
+    done. A video is done when a further line after its frames says so.
 
     Args:
-        folder: Is made if it is not there; one of an earlier run with the same settings is gone on
-            with.
-        settings: What the results depend on, as plain data.
+        folder: The folder, created if necessary. Results of an interrupted run with equal settings
+            are resumed.
+        settings: Settings that the results depend on, as plain data.
 
     Attributes:
-        done: The inputs that are done, by ``Input.file``.
+        done: ``Input.file`` of the inputs that are done.
 
     Raises:
-        UserError: The folder holds results of other settings, or cannot be made.
+        UserError: The folder cannot be created, or has results of other settings.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]) -> None:
@@ -49,10 +49,10 @@ class Results:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f'folder {folder} cannot be made: {error}') from error
+            raise UserError(f'folder {folder} cannot be created: {error}') from error
         self._check(dict(settings))
         self.done: set[str] = set()
-        self._drop_what_is_not_whole()
+        self._drop_incomplete()
 
     def _check(self, settings: dict[str, Any]) -> None:
         file = self.folder / 'run.json'
@@ -63,43 +63,43 @@ class Results:
             before = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f'{file} is damaged: give another folder ({error})') from error
-        other = [
+        changes = [
             f'{name} was {before.get(name)}, is {settings.get(name)}'
             for name in {**before, **settings}
             if before.get(name) != settings.get(name)
         ]
-        if other:
+        if changes:
             raise UserError(
-                f'{self.folder} holds results of another run ({"; ".join(other)}): give another '
-                'folder, or go on with the same settings'
+                f'{self.folder} has results of other settings ({"; ".join(changes)}): give another '
+                'folder, or the former settings'
             )
 
-    def _drop_what_is_not_whole(self) -> None:
-        whole = position = 0
+    def _drop_incomplete(self) -> None:
+        complete = position = 0
         with open(self._lines, 'ab+') as file:
             file.seek(0)
             for line in file:
                 position += len(line)
                 try:
                     entry = json.loads(line)
-                except ValueError:  # cut off within the line
+                except ValueError:  # a truncated line
                     break
                 if entry['done']:
                     self.done.add(entry['file'])
-                    whole = position
-            file.truncate(whole)
+                    complete = position
+            file.truncate(complete)
 
     def add(self, entry: Mapping[str, Any], done: bool = True) -> None:
-        """Append the results of an image or a frame; ``done`` ends its file."""
+        """Append the results of an image or a frame; ``done`` marks the end of its file."""
         with open(self._lines, 'a') as file:
             file.write(json.dumps({**entry, 'done': done}) + '\n')
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """The entries of all images and frames."""
+        """Yield the entries of all images and frames."""
         with open(self._lines) as file:
             for line in file:
                 entry = json.loads(line)
-                if 'width' in entry:  # not only the end of a video
+                if 'width' in entry:  # the end of a video has none
                     yield entry
 
 
@@ -107,15 +107,15 @@ class Results:
 
 
 def entry_of(prediction: Prediction, shape: Sequence[int]) -> dict[str, Any]:
-    """A prediction as JSON.
+    """Convert a prediction to plain data for JSON.
 
     Args:
         prediction: The prediction.
         shape: Height and width of the image.
 
     Returns:
-        ``height`` and ``width``, and either ``objects``, as annotations of COCO without ids, or
-        ``shares`` of the image that classes have, or ``top``, classes and their scores.
+        ``height``, ``width`` and either ``objects``, as COCO annotations without ids, ``shares``,
+        classes and their shares of the image, or ``top``, classes and their scores.
     """
     size = dict(height=int(shape[0]), width=int(shape[1]))
     if prediction.objects is not None:
@@ -127,7 +127,7 @@ def entry_of(prediction: Prediction, shape: Sequence[int]) -> dict[str, Any]:
 
 def _plain(one: Object) -> dict[str, Any]:
     x1, y1, x2, y2 = one.box
-    # As mmdet's CocoMetric writes them.
+    # In the format of mmdet's CocoMetric.
     plain = dict(label=one.label, score=one.score, bbox=[x1, y1, x2 - x1, y2 - y1])
     if one.mask:
         plain['segmentation'] = dict(
@@ -140,19 +140,19 @@ def _plain(one: Object) -> dict[str, Any]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file, with the folder that it is in."""
+    """Write a file, and create its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write an image (H, W, 3) of uint8 in RGB, as its suffix says."""
+    """Write an image (H, W, 3) of uint8 in RGB, in the format of the suffix."""
     _, content = cv2.imencode(path.suffix, picture[..., ::-1])
     write(path, content.tobytes())
 
 
 def write_labels(path: Path, labels: np.ndarray, palette: Sequence[tuple]) -> None:
-    """Write a label map (H, W) as a PNG whose values are the labels, shown in their colours."""
+    """Write a label map (H, W) as a PNG with labels as values and the palette of the classes."""
     if labels.max() > 255:
         image = Image.fromarray(labels.astype(np.uint16))
     else:
@@ -164,7 +164,7 @@ def write_labels(path: Path, labels: np.ndarray, palette: Sequence[tuple]) -> No
 
 
 def write_coco(path: Path, entries: Iterable[Mapping[str, Any]], classes: Sequence[str]) -> None:
-    """Write detections as annotations in COCO's format, with scores."""
+    """Write detections as COCO annotations with scores."""
     images: list[dict] = []
     number = 0
     with atomic_write(path) as file:
@@ -206,7 +206,7 @@ def write_csv(
     classes: Sequence[str],
     score: float,
 ) -> None:
-    """Write a table, a line for each object from a score up, class of a label map, or class."""
+    """Write a table with a row for each object with a minimum score, or for each class."""
     text = io.StringIO()
     table = csv.writer(text)
     table.writerow(COLUMNS[task])
@@ -219,12 +219,12 @@ def write_csv(
             text.truncate()
 
 
-def _rows(entry: Mapping[str, Any], classes: Sequence[str], least: float) -> Iterator[tuple]:
+def _rows(entry: Mapping[str, Any], classes: Sequence[str], minimum: float) -> Iterator[tuple]:
     def name(label: int) -> str:
         return classes[label] if label < len(classes) else str(label)
 
     for one in entry.get('objects', ()):
-        if one['score'] >= least:
+        if one['score'] >= minimum:
             x, y, width, height = one['bbox']
             box = (f'{value:.1f}' for value in (x, y, x + width, y + height))
             yield name(one['label']), f'{one["score"]:.4f}', *box

@@ -1,4 +1,4 @@
-"""Prediction on many images and videos, behind ``tools/infer.py``."""
+"""Inference on many images and videos, for ``tools/infer.py``."""
 
 from collections.abc import Iterator
 from itertools import groupby
@@ -15,11 +15,11 @@ from .predictor import Predictor, chunks
 from .results import Results, entry_of, write_coco, write_csv, write_labels, write_picture
 
 LEGIBLE = 640
-"""Smaller images are drawn enlarged to about this many pixels, for the captions."""
+"""Smaller images are enlarged to about this many pixels, for legible captions."""
 
 
 class Run:
-    """Prediction on many inputs, each as it is done put into the results."""
+    """Predicts on inputs, and saves the results of each one."""
 
     def __init__(
         self,
@@ -37,50 +37,50 @@ class Run:
         self.failed: list[str] = []
 
     def do(self, inputs: list[Input]) -> list[str]:
-        """Predict; give a line for each input that could not be read."""
-        total = sum(frame_count(one.path) if one.is_video else 1 for one in inputs)
+        """Predict on inputs, and return an error message for each unreadable one."""
+        total = sum(frame_count(item.path) if item.is_video else 1 for item in inputs)
         with tqdm(total=total, unit='image', disable=not inputs) as bar:
-            for is_video, some in groupby(inputs, lambda one: one.is_video):
+            for is_video, group in groupby(inputs, lambda item: item.is_video):
                 if is_video:
-                    for video in some:
+                    for video in group:
                         self.video(video, bar)
                 else:
-                    for batch in chunks(some, self.batch_size):
+                    for batch in chunks(group, self.batch_size):
                         self.images(batch)
                         bar.update(len(batch))
         return self.failed
 
     def images(self, batch: list[Input]) -> None:
         pixels = {}
-        for one in batch:
+        for item in batch:
             try:
-                pixels[one] = self.predictor.read(one.path)
+                pixels[item] = self.predictor.read(item.path)
             except UserError as error:
                 self.failed.append(str(error))
         try:
             samples = list(self.predictor.predict(list(pixels.values()), self.batch_size))
-        except UserError as error:  # one of them is too small for the model
+        except UserError as error:  # an image of the batch is too small for the model
             if len(batch) == 1:
                 self.failed.append(f'{batch[0].path}: {error}')
             else:
-                for one in pixels:
-                    self.images([one])
+                for item in pixels:
+                    self.images([item])
             return
-        for (one, image), sample in zip(pixels.items(), samples, strict=True):
+        for (item, image), sample in zip(pixels.items(), samples, strict=True):
             prediction = Prediction.of(sample)
             if 'overlay' in self.formats:
                 picture = self.draw(image, prediction)
-                write_picture(self.place('overlays', one.name, '.jpg'), picture)
-            self.labels(one.name, prediction)
+                write_picture(self.place('overlays', item.name, '.jpg'), picture)
+            self.labels(item.name, prediction)
             entry = entry_of(prediction, image.shape)
-            self.results.add(dict(file=one.file, frame=None, **entry))
+            self.results.add(dict(file=item.file, frame=None, **entry))
 
-    def video(self, one: Input, bar: tqdm) -> None:
-        """Frame by frame; a video that was cut off starts anew."""
+    def video(self, item: Input, bar: tqdm) -> None:
+        """Predict on the frames of a video; an interrupted video starts from its first frame."""
         writer = None
         number = 0
-        partial = self.place('overlays', one.name, '.partial.mp4')
-        capture = cv2.VideoCapture(str(one.path))
+        partial = self.place('overlays', item.name, '.partial.mp4')
+        capture = cv2.VideoCapture(str(item.path))
         for frames in chunks(frames_of(capture), self.batch_size):
             for frame, sample in zip(
                 frames, self.predictor.predict(frames, self.batch_size), strict=True
@@ -90,18 +90,18 @@ class Run:
                     picture = self.draw(frame, prediction)
                     writer = writer or open_writer(partial, capture, picture.shape)
                     writer.write(picture[..., ::-1])
-                self.labels(f'{one.name}/{number:06d}', prediction)
+                self.labels(f'{item.name}/{number:06d}', prediction)
                 entry = entry_of(prediction, frame.shape)
-                self.results.add(dict(file=one.file, frame=number, **entry), done=False)
+                self.results.add(dict(file=item.file, frame=number, **entry), done=False)
                 number += 1
                 bar.update()
         if writer:
             writer.release()
-            partial.replace(self.place('overlays', one.name.removesuffix('.mp4'), '.mp4'))
+            partial.replace(self.place('overlays', item.name.removesuffix('.mp4'), '.mp4'))
         if number:
-            self.results.add(dict(file=one.file))
+            self.results.add(dict(file=item.file))
         else:
-            self.failed.append(f'video {one.path} has no frame that can be read')
+            self.failed.append(f'video {item.path} has no readable frame')
 
     def draw(self, image: np.ndarray, prediction: Prediction) -> np.ndarray:
         scale = max(1, LEGIBLE // max(image.shape[:2]))
@@ -122,10 +122,7 @@ def frame_count(path: Path) -> int:
 
 
 def frames_of(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
-    while True:
-        there, frame = capture.read()
-        if not there:
-            return
+    while (frame := capture.read()[1]) is not None:
         yield frame
 
 
@@ -135,21 +132,24 @@ def open_writer(path: Path, capture: cv2.VideoCapture, shape: tuple) -> cv2.Vide
     code = cv2.VideoWriter.fourcc(*'mp4v')
     writer = cv2.VideoWriter(str(path), code, rate, shape[1::-1])
     if not writer.isOpened():
-        raise UserError(f'{path} cannot be written: this OpenCV has no encoder for videos')
+        raise UserError(
+            f'{path} cannot be written, because this OpenCV has no encoder for videos: give '
+            '--format without overlay'
+        )
     return writer
 
 
 def finish(
     results: Results, predictor: Predictor, formats: list[str], score: float, failed: list[str]
 ) -> None:
-    """Write what is about all inputs."""
+    """Write the files that cover all inputs."""
     if 'coco' in formats:
         write_coco(results.folder / 'predictions.json', results, predictor.classes)
     if 'csv' in formats:
         file = results.folder / 'predictions.csv'
         write_csv(file, results, predictor.task, predictor.classes, score)
-    listed = results.folder / 'failed.txt'
+    failures = results.folder / 'failed.txt'
     if failed:
-        listed.write_text('\n'.join(failed) + '\n')
+        failures.write_text('\n'.join(failed) + '\n')
     else:
-        listed.unlink(missing_ok=True)
+        failures.unlink(missing_ok=True)

@@ -1,1 +1,1 @@
-"""One page about a training: what it did, how good it is, and where it fails."""
+"""An HTML report of a training: its curves, its accuracy and its worst predictions."""

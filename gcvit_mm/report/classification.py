@@ -1,4 +1,4 @@
-"""Figures and pictures of a table of classes."""
+"""Evaluates the predictions of a classifier for a report."""
 
 import csv
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..errors import UserError
-from ..evaluation.classification_csv import COLUMNS as OF_FILE
+from ..evaluation.classification_csv import COLUMNS as FILE_COLUMNS
 from .evaluation import (
     Column,
     Confusion,
@@ -24,21 +24,21 @@ from .pictures import as_photo, image_reader
 COLUMNS = [
     Column('class', 'text'),
     Column('images', 'count', 'of the class'),
-    Column('top-1', 'percent', 'share of its images that got the class'),
-    Column('top-5', 'percent', 'share of its images with the class among the best five'),
-    Column('precision', 'percent', 'share of the images that got the class which are of it'),
+    Column('top-1', 'percent', 'share of images of the class that are predicted as the class'),
+    Column('top-5', 'percent', 'share of images with the class among the five best predictions'),
+    Column('precision', 'percent', 'share of images predicted as the class that are of the class'),
 ]
 
 
 def evaluate_classification(cfg: Config, prefix: str) -> Evaluation:
-    """Evaluate PREFIX.csv, which holds the truth as well.
+    """Evaluate PREFIX.csv, which has predictions and the ground truth.
 
     Args:
         cfg: The config.
         prefix: The PREFIX of ``tools/test.py --out``.
 
     Raises:
-        UserError: The file is not one of ``tools/test.py``, or an image cannot be read.
+        UserError: ``tools/test.py`` did not write the file, or an image cannot be read.
     """
     rows = _read(Path(f'{prefix}.csv'))
     evaluation = Evaluation('classification', len(rows))
@@ -47,16 +47,16 @@ def evaluate_classification(cfg: Config, prefix: str) -> Evaluation:
         return evaluation
     names = _names(rows)
     true = np.array([int(row['true_label']) for row in rows])
-    guesses = [list(map(int, row['top5'].split())) for row in rows]
-    found = np.array([best[0] for best in guesses])
-    among = np.array([t in best for t, best in zip(true, guesses, strict=True)])
+    top5 = [list(map(int, row['top5'].split())) for row in rows]
+    predicted = np.array([labels[0] for labels in top5])
+    in_top5 = np.array([t in labels for t, labels in zip(true, top5, strict=True)])
     evaluation.metrics = {
-        'accuracy/top1': 100 * float((true == found).mean()),
-        'accuracy/top5': 100 * float(among.mean()),
+        'accuracy/top1': 100 * float((true == predicted).mean()),
+        'accuracy/top5': 100 * float(in_top5.mean()),
     }
-    counts = count_pairs(true, found, len(names))
-    right, totals, said = counts.diagonal(), counts.sum(1), counts.sum(0)
-    in_five = np.bincount(true, among, len(names))
+    counts = count_pairs(true, predicted, len(names))
+    right, totals, predictions = counts.diagonal(), counts.sum(1), counts.sum(0)
+    right_top5 = np.bincount(true, in_top5, len(names))
     evaluation.tables.append(
         Table(
             'Accuracy',
@@ -66,19 +66,18 @@ def evaluate_classification(cfg: Config, prefix: str) -> Evaluation:
                     name,
                     int(totals[k]),
                     percent(right[k], totals[k]),
-                    percent(in_five[k], totals[k]),
-                    percent(right[k], said[k]),
+                    percent(right_top5[k], totals[k]),
+                    percent(right[k], predictions[k]),
                 ]
                 for k, name in enumerate(names)
             ],
         )
     )
-    evaluation.confusion = Confusion(counts, names, 'images', 'Of each image, the best class.')
-    evaluation.ranking = 'score of the best class: sure and wrong, sure and right'
-    # Surely wrong first, surely right last.
-    order = sorted(
-        rows, key=lambda row: float(row['score']) * (1 if row['true_label'] == row['label'] else -1)
+    evaluation.confusion = Confusion(
+        counts, names, 'images', 'The prediction of an image is the class with the highest score.'
     )
+    evaluation.ranking = 'the score of the predicted class, negative if the prediction is wrong'
+    order = sorted(rows, key=lambda row: float(row['score']) * (1 if _is_right(row) else -1))
     worst, best = extremes(order)
     read = image_reader(cfg)
     evaluation.worst = [_draw(row, read, names) for row in worst if not _is_right(row)]
@@ -94,22 +93,21 @@ def _read(path: Path) -> list[dict[str, str]]:
     with open(path, newline='') as file:
         table = csv.DictReader(file)
         rows = list(table)
-    fields = tuple(table.fieldnames or ())
-    if fields != OF_FILE:
+    if tuple(table.fieldnames or ()) != FILE_COLUMNS:
         raise UserError(
-            f'{path} is not a table of tools/test.py: its columns are {table.fieldnames}'
+            f'{path} has the columns {table.fieldnames}: give the PREFIX of tools/test.py --out'
         )
     return rows
 
 
 def _names(rows: list[dict[str, str]]) -> list[str]:
-    """The classes by number, as far as the rows name them."""
+    """List the names of the classes by label; a class without a name gets its label."""
     known = {}
     for row in rows:
         known[int(row['true_label'])] = row['true_class']
         known[int(row['label'])] = row['class']
-    mentioned = {int(label) for row in rows for label in row['top5'].split()}
-    return [known.get(k) or str(k) for k in range(max(mentioned | known.keys()) + 1)]
+    labels = {int(label) for row in rows for label in row['top5'].split()}
+    return [known.get(k) or str(k) for k in range(max(labels | known.keys()) + 1)]
 
 
 def _draw(row: dict[str, str], read: Callable[[str], np.ndarray], names: list[str]) -> Picture:
@@ -118,10 +116,10 @@ def _draw(row: dict[str, str], read: Callable[[str], np.ndarray], names: list[st
     labels = map(int, row['top5'].split())
     return Picture(
         name=Path(row['image']).name,
-        verdict=f'called {row["class"] or row["label"]}, {100 * float(row["score"]):.0f} %',
+        verdict=f'predicted as {row["class"] or row["label"]}, {100 * float(row["score"]):.0f} %',
         width=image.shape[1],
         height=image.shape[0],
-        photo=as_photo(image),
+        image=as_photo(image),
         truth=names[int(row['true_label'])],
-        found=[(names[k], 100 * score) for k, score in zip(labels, scores, strict=True)],
+        predicted=[(names[k], 100 * score) for k, score in zip(labels, scores, strict=True)],
     )

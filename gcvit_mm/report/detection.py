@@ -1,10 +1,11 @@
-"""Figures and pictures of detections in COCO's format."""
+"""Evaluates the predictions of a detector, in COCO format, for a report."""
 
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,9 @@ from .evaluation import (
 from .pictures import as_hex, as_path, as_photo, image_reader
 
 IOU, SCORE = 0.5, 0.3
-"""Predictions from this score up are counted in images, and as found from this overlap up."""
-LEAST = 0.05
-"""Predictions below this score are not drawn."""
+"""Minimum overlap and score of predictions that are matched to objects."""
+DRAWN_SCORE = 0.05
+"""Minimum score of predictions that are drawn."""
 SIZES = {'small': 's', 'medium': 'm', 'large': 'l'}
 KINDS = {'bbox': 'box', 'segm': 'mask'}
 COLUMNS = [
@@ -50,16 +51,16 @@ COLUMNS = [
 
 
 @dataclass
-class Thing:
-    """An object on a picture.
+class Instance:
+    """An annotated or predicted object in a picture.
 
     Attributes:
-        label: Its class.
-        color: As '#rrggbb'.
+        label: Name of the class.
+        color: '#rrggbb'.
         box: x, y, width and height in pixels of the image.
-        path: The outline of its mask for an SVG, empty without one.
-        score: None in the ground truth.
-        crowd: Whether it stands for many objects, which need not be found.
+        path: Outline of the mask as an SVG path; empty without a mask.
+        score: Score of a prediction; None for ground truth.
+        crowd: Whether it is the annotation of a crowd region.
     """
 
     label: str
@@ -72,23 +73,23 @@ class Thing:
 
 @dataclass
 class _Matches:
-    """What was found in an image: places in the lists of objects and predictions."""
+    """Indices of matched objects and predictions, missed objects, and false positives."""
 
     pairs: list[tuple[int, int]] = field(default_factory=list)
     missed: list[int] = field(default_factory=list)
-    invented: list[int] = field(default_factory=list)
+    false_positives: list[int] = field(default_factory=list)
 
 
 def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evaluation:
-    """Evaluate PREFIX.bbox.json and, where there is one, PREFIX.segm.json.
+    """Evaluate PREFIX.bbox.json and PREFIX.segm.json, if they exist.
 
     Args:
         cfg: The config; its ``test_evaluator`` names the annotations.
-        dataset: What its ``test_dataloader`` reads.
+        dataset: The data set of ``test_dataloader``.
         prefix: The PREFIX of ``tools/test.py --out``.
 
     Raises:
-        UserError: A file cannot be read, or the predictions are of other images.
+        UserError: A file cannot be read, or has predictions for images of another data set.
     """
     evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('CocoMetric'))
     truth = _quietly(_api()[0], evaluator.get('ann_file') or dataset.ann_file)
@@ -109,7 +110,7 @@ def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evalua
 
 
 def _api() -> tuple[Any, Any]:
-    """The fast API where it is installed, as ``FasterCocoMetric`` does; figures are the same."""
+    """Import the faster implementation if it is installed, like ``FasterCocoMetric``."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
@@ -119,20 +120,20 @@ def _api() -> tuple[Any, Any]:
 
 
 def _quietly(call: Any, *arguments: Any) -> Any:
-    """Without the lines that the API prints."""
-    with open(os.devnull, 'w') as nowhere, redirect_stdout(nowhere):
+    """Call a function of the API without its output."""
+    with redirect_stdout(StringIO()):
         return call(*arguments)
 
 
 def _read_results(path: Path, truth: Any) -> list[dict]:
     results = read_json(path)
     if not isinstance(results, list):
-        raise UserError(f'{path} is not of COCO: it holds no list of results')
+        raise UserError(f'{path} has no list of COCO results: give the PREFIX of tools/test.py')
     unknown = {result['image_id'] for result in results} - truth.imgs.keys()
     if unknown:
         raise UserError(
-            f'{path} holds predictions for {len(unknown)} images that are not in the annotations '
-            f'({min(unknown)} for example): it is of another data set'
+            f'{path} has predictions for {len(unknown)} images that are not in the annotations '
+            f'({min(unknown)} for example): give predictions for the test set of the config'
         )
     return results
 
@@ -140,10 +141,10 @@ def _read_results(path: Path, truth: Any) -> list[dict]:
 def _measure(
     kind: str, evaluator: Any, truth: Any, results: list[dict], categories: list[int]
 ) -> Any:
-    """COCO's evaluation with the settings of the evaluator; arrays are in its ``eval``."""
+    """Run COCO's evaluation with the settings of the evaluator."""
     results = [dict(result) for result in results]
     if kind == 'segm':
-        for result in results:  # as mmdet does: sizes are those of the masks then
+        for result in results:  # like mmdet: object sizes are then areas of masks
             result.pop('bbox', None)
     measured = _api()[1](truth, _quietly(truth.loadRes, results), kind)
     measured.params.catIds = categories
@@ -164,10 +165,10 @@ def _add_figures(
     categories: list[int],
     names: list[str],
 ) -> None:
-    # (thresholds, recalls, classes, sizes) and (thresholds, classes, sizes), at most detections.
+    # (thresholds, recalls, classes, sizes) and (thresholds, classes, sizes), at the last maxDets.
     precision = np.asarray(measured.eval['precision'])[..., -1]
     recall = np.asarray(measured.eval['recall'])[..., -1]
-    # The API has sorted the categories.
+    # The API sorts the categories.
     order = [measured.params.catIds.index(category) for category in categories]
     precision, recall = precision[:, :, order], recall[:, order]
     at = {f'{t:.2f}': i for i, t in enumerate(measured.params.iouThrs)}
@@ -177,14 +178,14 @@ def _add_figures(
         return float(known.mean()) if known.size else -1.0
 
     def of(classes: Any) -> dict[str, float]:
-        chosen, found = precision[:, :, classes], recall[:, classes]
-        figures = {'': average(chosen[..., 0])}
+        precisions, recalls = precision[:, :, classes], recall[:, classes]
+        figures = {'': average(precisions[..., 0])}
         for threshold in ('0.50', '0.75'):
             i = at.get(threshold)
-            figures[f'_{threshold[2:]}'] = -1.0 if i is None else average(chosen[i, ..., 0])
-        figures['AR'] = average(found[..., 0])
+            figures[f'_{threshold[2:]}'] = -1.0 if i is None else average(precisions[i, ..., 0])
+        figures['AR'] = average(recalls[..., 0])
         for i, size in enumerate(SIZES.values(), start=1):
-            figures[f'_{size}'] = average(chosen[..., i])
+            figures[f'_{size}'] = average(precisions[..., i])
         return figures
 
     overall = of(slice(None))
@@ -227,44 +228,43 @@ def _look_at_images(
     categories: list[int],
     names: list[str],
 ) -> None:
-    """Count confusions, and choose images to show."""
+    """Compute the confusion matrix, and draw the worst and the best images."""
     label_of = {category: i for i, category in enumerate(categories)}
     by_image = defaultdict(list)
     for result in results.get('segm') or results['bbox']:
         if result['category_id'] in label_of:
             by_image[result['image_id']].append(result)
     background = len(names)
-    true, found, ranked = [], [], []
+    true, predicted, ranked = [], [], []
     for image_id in tqdm(sorted(truth.imgs), desc='images', leave=False):
         objects = [a for a in truth.imgToAnns[image_id] if a['category_id'] in label_of]
-        sure = [result for result in by_image[image_id] if result['score'] >= SCORE]
-        matches = match(objects, sure)
+        predictions = [result for result in by_image[image_id] if result['score'] >= SCORE]
+        matches = match(objects, predictions)
         labels = [label_of[a['category_id']] for a in objects]
-        guesses = [label_of[result['category_id']] for result in sure]
+        predicted_labels = [label_of[result['category_id']] for result in predictions]
         pairs = [
-            *((labels[i], guesses[j]) for i, j in matches.pairs),
+            *((labels[i], predicted_labels[j]) for i, j in matches.pairs),
             *((labels[i], background) for i in matches.missed),
-            *((background, guesses[j]) for j in matches.invented),
+            *((background, predicted_labels[j]) for j in matches.false_positives),
         ]
         if pairs:
             true += [i for i, _ in pairs]
-            found += [j for _, j in pairs]
+            predicted += [j for _, j in pairs]
             right = sum(i == j for i, j in pairs)
-            total = 2 * len(matches.pairs) + len(matches.missed) + len(matches.invented)
-            f1 = 2 * right / total
             wrong = len(pairs) - right
-            # Among equals, many mistakes are worse and many objects better.
+            f1 = 2 * right / (len(matches.pairs) + len(pairs))
+            # Images of equal F1 are ranked by their number of mistakes, then of correct objects.
             ranked.append(((f1, -wrong, right), image_id, matches, right))
-    counts = count_pairs(np.array(true), np.array(found), background + 1)
+    counts = count_pairs(np.array(true), np.array(predicted), background + 1)
     evaluation.confusion = Confusion(
         counts,
         [*names, 'background'],
         'objects',
-        f'Predictions with a score of at least {SCORE}, matched by boxes with an IoU of at least '
-        f'{IOU}: first with objects of their own class, what is left with others. In the column '
-        'of the background are objects that were missed, in its row predictions of nothing.',
+        f'Predictions with a score of at least {SCORE} are matched to objects by boxes with an IoU '
+        f'of at least {IOU}, first to objects of their own class and then to others. The column of '
+        'the background counts missed objects, its row false positives.',
     )
-    evaluation.ranking = f'F1 of objects at IoU {IOU}, predictions from a score of {SCORE} up'
+    evaluation.ranking = f'F1 score at IoU {IOU}, for predictions with a score of at least {SCORE}'
     ranked.sort(key=lambda entry: entry[0])
     draw = _Drawing(cfg, dataset, truth, by_image, label_of, names)
     evaluation.worst, evaluation.best = (
@@ -273,40 +273,41 @@ def _look_at_images(
     )
 
 
-def match(objects: list[dict], found: list[dict]) -> _Matches:
+def match(objects: list[dict], predictions: list[dict]) -> _Matches:
     """Match predictions to the objects of an image by their boxes.
 
-    Predictions go by score, each to the free object of its class that it overlaps most; then what
-    is left goes to objects of other classes. Predictions within crowd regions do not count.
+    By descending score, each prediction is matched to the free object of its class with the
+    largest overlap; then the other predictions are matched to objects of other classes.
+    Predictions within crowd regions are ignored.
 
     Args:
-        objects: Annotations in COCO's format.
-        found: Predictions in COCO's format.
+        objects: Annotations in COCO format.
+        predictions: Predictions in COCO format.
     """
     crowd = [annotation.get('iscrowd', 0) for annotation in objects]
-    boxes = [[np.array(each['bbox'], float) for each in group] for group in (found, objects)]
-    overlaps = np.zeros((len(found), len(objects)))
-    if objects and found:
-        overlaps = masks.iou(np.array(boxes[0]), np.array(boxes[1]), crowd)
-    order = sorted(range(len(found)), key=lambda j: -found[j]['score'])
+    overlaps = np.zeros((len(predictions), len(objects)))
+    if objects and predictions:
+        boxes = (np.array([each['bbox'] for each in x], float) for x in (predictions, objects))
+        overlaps = masks.iou(*boxes, crowd)
+    order = sorted(range(len(predictions)), key=lambda j: -predictions[j]['score'])
     free = {i for i in range(len(objects)) if not crowd[i]}
     matches, taken = _Matches(), set()
-    for same in (True, False):
+    for same_class in (True, False):
         for j in order:
-            category = found[j]['category_id']
-            fits = [
+            category = predictions[j]['category_id']
+            candidates = [
                 i
                 for i in free
-                if overlaps[j, i] >= IOU and (objects[i]['category_id'] == category) is same
+                if overlaps[j, i] >= IOU and (objects[i]['category_id'] == category) is same_class
             ]
-            if j not in taken and fits:
-                best = max(fits, key=lambda i: overlaps[j, i])
+            if j not in taken and candidates:
+                best = max(candidates, key=lambda i: overlaps[j, i])
                 matches.pairs.append((best, j))
                 free.remove(best)
                 taken.add(j)
     matches.missed = sorted(free)
     in_crowd = [any(c and o >= IOU for c, o in zip(crowd, row, strict=True)) for row in overlaps]
-    matches.invented = [j for j in order if j not in taken and not in_crowd[j]]
+    matches.false_positives = [j for j in order if j not in taken and not in_crowd[j]]
     return matches
 
 
@@ -315,7 +316,7 @@ class _Drawing:
     cfg: Config
     dataset: BaseDataset
     truth: Any
-    found: dict[Any, list[dict]]
+    predictions: dict[Any, list[dict]]
     label_of: dict[int, int]
     names: list[str]
 
@@ -328,31 +329,31 @@ class _Drawing:
 
     def __call__(self, image_id: Any, f1: float, matches: _Matches, right: int) -> Picture:
         image = self.truth.imgs[image_id]
-        mixed_up = len(matches.pairs) - right
-        parts = [
-            f'{right} found',
-            *([f'{mixed_up} of another class'] if mixed_up else []),
-            *([f'{len(matches.missed)} missed'] if matches.missed else []),
-            *([f'{len(matches.invented)} not there'] if matches.invented else []),
-        ]
+        counts = {
+            'correct': right,
+            'of the wrong class': len(matches.pairs) - right,
+            'missed': len(matches.missed),
+            'false positives': len(matches.false_positives),
+        }
+        parts = [f'{n} {name}' for name, n in counts.items() if n or name == 'correct']
         objects = [a for a in self.truth.imgToAnns[image_id] if a['category_id'] in self.label_of]
-        drawn = [result for result in self.found[image_id] if result['score'] >= LEAST]
+        drawn = [each for each in self.predictions[image_id] if each['score'] >= DRAWN_SCORE]
         return Picture(
             name=os.path.basename(image['file_name']),
             verdict=f'F1 {100 * f1:.0f}: ' + ', '.join(parts),
             width=image['width'],
             height=image['height'],
-            photo=as_photo(self.read(self.paths[image_id])),
-            truth=list(self._things(objects, image)),
-            found=list(self._things(drawn, image)),
+            image=as_photo(self.read(self.paths[image_id])),
+            truth=list(self._instances(objects, image)),
+            predicted=list(self._instances(drawn, image)),
         )
 
-    def _things(self, annotations: list[dict], image: dict) -> Iterator[Thing]:
+    def _instances(self, annotations: list[dict], image: dict) -> Iterator[Instance]:
         best_first = sorted(annotations, key=lambda each: -each.get('score', 1))
         labels = [self.label_of[annotation['category_id']] for annotation in best_first]
         shown = zip(best_first, labels, instance_colors(labels, self.palette), strict=True)
         for annotation, label, color in reversed(list(shown)):  # the last is on top
-            yield Thing(
+            yield Instance(
                 self.names[label],
                 as_hex(color),
                 [round(float(value), 1) for value in annotation['bbox']],

@@ -1,4 +1,4 @@
-"""What a report says of predictions, whatever the task."""
+"""The evaluation of predictions in a report, for all tasks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST_PICTURES = 8
-"""So many of the best images, and of the worst."""
+MAX_PICTURES = 8
+"""Maximum number of the worst images, and of the best ones."""
 
 
 class Column(NamedTuple):
-    """A column of a table: its head, 'text', 'count' or 'percent', and what it means."""
+    """A column of a table: its heading, kind ('text', 'count' or 'percent') and explanation."""
 
     name: str
     kind: str
@@ -20,13 +20,13 @@ class Column(NamedTuple):
 
 @dataclass
 class Table:
-    """Figures of each class; percents are from 0 to 100, None stands for none."""
+    """A table with a row for each class; percentages are from 0 to 100, or None if undefined."""
 
     title: str
     columns: list[Column]
     rows: list[list[Any]]
     kind: str = ''
-    """'bbox' or 'segm', of what is shown for boxes or for masks."""
+    """'bbox' or 'segm' for a table of boxes or masks."""
 
 
 @dataclass
@@ -35,8 +35,8 @@ class PrecisionRecall:
 
     Attributes:
         kind: 'bbox' or 'segm'.
-        iou: From which overlap an object counts as found.
-        precision: A list of 101 for each class by its name; the mean of the classes by ''.
+        iou: Minimum overlap of a correct prediction.
+        precision: 101 values for each class name; the key '' has the mean of all classes.
     """
 
     kind: str
@@ -46,13 +46,13 @@ class PrecisionRecall:
 
 @dataclass
 class Confusion:
-    """What was taken for what.
+    """A confusion matrix.
 
     Attributes:
-        counts: (n, n) integers, a row for each true class, a column for each predicted one.
-        names: The n classes.
-        unit: What is counted, 'pixels' for example.
-        explanation: How, in words.
+        counts: (n, n) integers, with a row for each true and a column for each predicted class.
+        names: Names of the n classes.
+        unit: Unit of the counts, 'pixels' for example.
+        explanation: How the counts are determined.
     """
 
     counts: np.ndarray
@@ -60,12 +60,12 @@ class Confusion:
     unit: str
     explanation: str
 
-    def pairs(self, most: int = 20) -> list[tuple[str, str, int, float]]:
-        """The pairs that are confused most: true, predicted, count, percent of the true class."""
+    def pairs(self, maximum: int = 20) -> list[tuple[str, str, int, float]]:
+        """List the most confused pairs: true, predicted, count, percentage of the true class."""
         wrong = self.counts * (1 - np.eye(len(self.names), dtype=np.int64))
         totals = self.counts.sum(1)
-        best = np.argsort(wrong, axis=None)[::-1][:most]
-        rows, columns = np.unravel_index(best, wrong.shape)
+        largest = np.argsort(wrong, axis=None)[::-1][:maximum]
+        rows, columns = np.unravel_index(largest, wrong.shape)
         return [
             (self.names[i], self.names[j], int(wrong[i, j]), 100 * wrong[i, j] / totals[i])
             for i, j in zip(rows, columns, strict=True)
@@ -75,43 +75,42 @@ class Confusion:
 
 @dataclass
 class Picture:
-    """An image of the data, what is on it and what was found.
+    """An image with its ground truth and prediction.
 
     Attributes:
-        name: Of the file.
-        verdict: How good the predictions are, in words.
-        width: In pixels of the image, as ``height``.
-        height: See ``width``.
-        photo: The image, reduced, as a data URI.
-        truth: Objects, or the map of classes; what a task fills in is in its module.
-        found: The same of the predictions.
-        legend: Names and colours of the classes of a map.
+        name: Name of the file.
+        verdict: Summary of the errors.
+        width, height: Size of the image in pixels.
+        image: The reduced image, as a data URI.
+        truth: Ground truth: instances, a label map as a data URI, or the name of a class.
+        predicted: Prediction: instances, a label map, or names and scores of classes.
+        legend: Names and colours of the classes in a label map.
     """
 
     name: str
     verdict: str
     width: int
     height: int
-    photo: str
+    image: str
     truth: Any = None
-    found: Any = None
+    predicted: Any = None
     legend: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
 class Evaluation:
-    """Predictions against the truth.
+    """The evaluation of predictions against the ground truth.
 
     Attributes:
         task: 'detection', 'segmentation' or 'classification'.
-        images: How many were evaluated.
-        metrics: Named and scaled as in ``tools/test.py``'s PREFIX.metrics.json.
-        tables: Figures for each class.
-        curves: Of precision and recall.
-        confusion: None where nothing could be counted.
-        ranking: How images are ranked, in words.
+        images: Number of images.
+        metrics: Metrics with the names and scales of PREFIX.metrics.json of ``tools/test.py``.
+        tables: Tables with a row for each class.
+        curves: Precision-recall curves.
+        confusion: The confusion matrix; None without predictions.
+        ranking: Criterion of the ranking of images.
         worst: Images with the worst predictions, the worst first.
-        best: Those with the best.
+        best: Images with the best predictions, the best first.
     """
 
     task: str
@@ -125,24 +124,18 @@ class Evaluation:
     best: list[Picture] = field(default_factory=list)
 
 
-def count_pairs(true: np.ndarray, found: np.ndarray, classes: int) -> np.ndarray:
-    """How often each pair of classes occurs, (classes, classes).
-
-    Args:
-        true: Integers from 0 to ``classes - 1``, of any shape.
-        found: The same, of the same shape.
-        classes: How many there are.
-    """
-    pairs = classes * true.ravel().astype(np.int64) + found.ravel()
+def count_pairs(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Count the pairs of true and predicted labels, two arrays of equal shape."""
+    pairs = classes * true.ravel().astype(np.int64) + predicted.ravel()
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
 def percent(part: float, whole: float) -> float | None:
-    """A share in percent, None of nothing."""
+    """Compute a percentage, None if ``whole`` is 0."""
     return 100 * float(part) / float(whole) if whole else None
 
 
 def extremes(order: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """The worst and the best of what is sorted from bad to good, without saying one twice."""
-    few = min(MOST_PICTURES, (len(order) + 1) // 2)
-    return list(order[:few]), list(reversed(order[few:][-few:]))
+    """Split off the worst and the best items of a list sorted from worst to best."""
+    count = min(MAX_PICTURES, (len(order) + 1) // 2)
+    return list(order[:count]), list(reversed(order[count:][-count:]))

@@ -41,7 +41,7 @@
     const valued = [...body.rows].map((row) => [key(row.cells[column], isText), row]);
     valued.sort(([a], [b]) => {
       if (isText) return sign * a.localeCompare(b, undefined, { numeric: true });
-      return a === null || b === null ? (a === null) - (b === null) : sign * (a - b); // none is last
+      return a === null || b === null ? (a === null) - (b === null) : sign * (a - b); // null is last
     });
     body.append(...valued.map(([, row]) => row));
   }
@@ -54,8 +54,8 @@
   for (const input of document.querySelectorAll('input[type=search]')) {
     const rows = input.closest('.of-kind').querySelectorAll('tbody tr');
     input.addEventListener('input', () => {
-      const wanted = input.value.trim().toLowerCase();
-      for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(wanted);
+      const query = input.value.trim().toLowerCase();
+      for (const row of rows) row.hidden = !row.cells[0].textContent.toLowerCase().includes(query);
     });
   }
 
@@ -72,20 +72,20 @@
   const LEFT = 48, RIGHT = 12, TOP = 10, BOTTOM = 38;
 
   function element(name, attributes, parent, text) {
-    const made = document.createElementNS(SVG, name);
-    for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
-    if (text !== undefined) made.textContent = text;
-    parent.append(made);
-    return made;
+    const node = document.createElementNS(SVG, name);
+    for (const [attribute, value] of Object.entries(attributes)) node.setAttribute(attribute, value);
+    if (text !== undefined) node.textContent = text;
+    parent.append(node);
+    return node;
   }
 
   function ticks(low, high, count) {
     const rough = (high - low) / count || 1;
     const power = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 2.5, 5, 10].map((f) => f * power).find((s) => s >= rough * 0.999);
-    const found = [];
-    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-    return found;
+    const values = [];
+    for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) values.push(i * step);
+    return values;
   }
 
   function short(value) {
@@ -95,7 +95,7 @@
     return size >= 1000 ? value.toLocaleString('en') : String(Number(value.toPrecision(3)));
   }
 
-  // A chart is {title, x, series: [[name, xs, ys], ...]}, optionally with fixed ranges.
+  // A chart is {title, x, series: [[name, xs, ys], ...]}, optionally with xRange and yRange.
   class Chart {
     constructor(figure, chart) {
       this.figure = figure;
@@ -108,7 +108,7 @@
 
     show(chart) {
       this.chart = chart;
-      this.place = null;
+      this.position = null;
       const buttons = chart.series.map(([name], i) => {
         const button = document.createElement('button');
         button.type = 'button';
@@ -122,10 +122,10 @@
         });
         return button;
       });
-      this.at = document.createElement('span');
-      this.at.className = 'at';
-      this.at.setAttribute('role', 'status');
-      this.legend.replaceChildren(...buttons, this.at);
+      this.reading = document.createElement('span');
+      this.reading.className = 'at';
+      this.reading.setAttribute('role', 'status');
+      this.legend.replaceChildren(...buttons, this.reading);
       this.draw();
     }
 
@@ -187,40 +187,40 @@
       element('circle', { class: `dot s${i}`, cx: this.toX(x), cy: this.toY(y), r: 4 }, parent);
     }
 
-    places() {
+    positions() {
       return [...new Set(this.visible().flatMap(([, x]) => x))].sort((a, b) => a - b);
     }
 
     point(offset) {
-      const places = this.places();
+      const positions = this.positions();
       const distance = (x) => Math.abs(this.toX(x) - offset);
-      if (places.length) this.read(places.reduce((a, b) => (distance(b) < distance(a) ? b : a)));
+      if (positions.length) this.read(positions.reduce((a, b) => (distance(b) < distance(a) ? b : a)));
     }
 
     move(event) {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-      const places = this.places();
-      if (!step || !places.length) return;
+      const positions = this.positions();
+      if (!step || !positions.length) return;
       event.preventDefault();
-      const now = places.indexOf(this.place);
-      const next = now < 0 ? (step > 0 ? 0 : places.length - 1) : now + step;
-      this.read(places[Math.min(places.length - 1, Math.max(0, next))]);
+      const now = positions.indexOf(this.position);
+      const next = now < 0 ? (step > 0 ? 0 : positions.length - 1) : now + step;
+      this.read(positions[Math.min(positions.length - 1, Math.max(0, next))]);
     }
 
-    read(place) {
-      this.place = place;
+    read(position) {
+      this.position = position;
       this.cursor.replaceChildren();
-      if (place !== null) {
-        const x = this.toX(place);
+      if (position !== null) {
+        const x = this.toX(position);
         element('line', { class: 'cursor', x1: x, x2: x, y1: TOP, y2: this.height - BOTTOM }, this.cursor);
       }
       [...this.legend.querySelectorAll('button span')].forEach((span, i) => {
         const [name, x, y] = this.chart.series[i];
-        const k = place === null || this.hidden.has(name) ? -1 : x.indexOf(place);
+        const k = position === null || this.hidden.has(name) ? -1 : x.indexOf(position);
         span.textContent = k < 0 ? name : `${name} ${short(y[k])}`;
-        if (k >= 0) this.dot(this.cursor, i, place, y[k]);
+        if (k >= 0) this.dot(this.cursor, i, position, y[k]);
       });
-      this.at.textContent = place === null ? '' : `${this.chart.x} ${short(place)}`;
+      this.reading.textContent = position === null ? '' : `${this.chart.x} ${short(position)}`;
     }
   }
 
@@ -229,7 +229,7 @@
     if (chart) new Chart(figure, chart);
   }
 
-  // --- Boxes or masks, and curves of a class ---
+  // --- Boxes or masks, and precision-recall curves ---
 
   const select = byId('curve-class');
   const kinds = [...document.querySelectorAll('#kind input')];
@@ -264,9 +264,9 @@
   // --- Images ---
 
   const images = byId('images');
-  for (const what of ['truth', 'found', 'names']) {
-    const box = byId(`show-${what}`);
-    box?.addEventListener('change', () => images.classList.toggle(`no-${what}`, !box.checked));
+  for (const layer of ['truth', 'predicted', 'names']) {
+    const box = byId(`show-${layer}`);
+    box?.addEventListener('change', () => images.classList.toggle(`no-${layer}`, !box.checked));
   }
 
   const score = byId('score');

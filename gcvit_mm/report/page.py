@@ -1,4 +1,4 @@
-"""The page itself: what it says, in HTML."""
+"""Renders the report as HTML."""
 
 import base64
 import hashlib
@@ -20,12 +20,12 @@ from ..version import __version__
 from ..work_dir import Run, read_metrics
 from .evaluation import Evaluation
 
-MOST_POINTS = 400
-"""Of a curve; more are averaged."""
-MOST_SERIES = 8
-"""Of a chart; the smallest losses are left out."""
-MOST_IN_MATRIX = 30
-"""Classes that a confusion matrix can be read with."""
+MAX_POINTS = 400
+"""Maximum number of points of a curve; more points are averaged."""
+MAX_SERIES = 8
+"""Maximum number of curves of a chart; the smallest losses are omitted."""
+MAX_MATRIX = 30
+"""Maximum number of classes of a legible confusion matrix."""
 METRICS = {
     'coco/bbox_mAP': 'box AP',
     'coco/segm_mAP': 'mask AP',
@@ -35,30 +35,27 @@ METRICS = {
     'accuracy/top1': 'top-1 accuracy',
     'accuracy/top5': 'top-5 accuracy',
 }
-"""Those that are said first, the main one of each task before others."""
+"""The headline metrics; the main metric of each task comes first."""
 ENDS = {'50': '50', '75': '75', 's': ' small', 'm': ' medium', 'l': ' large'}
 
 
 def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: list[str]) -> str:
-    """The page of a training.
+    """Render the report of a training as HTML that needs no other file.
 
     Args:
-        run: What its work folder says.
-        evaluation: Its predictions against the truth, None without.
-        prefix: Where the predictions are.
-        notes: What is missing, for the top of the page.
-
-    Returns:
-        HTML that asks for no other file.
+        run: The training.
+        evaluation: The evaluation of its predictions, or None.
+        prefix: The PREFIX of its predictions, or None.
+        notes: Notes for the top of the page.
     """
     package = PACKAGES.get(run.cfg.get('default_scope'))
     metrics = evaluation.metrics if evaluation else {}
     metrics = metrics or (read_metrics(prefix) if prefix else {})
-    pieces = {name: _piece(name) for name in ('page.css', 'page.js')}
+    css, js = _piece('page.css'), _piece('page.js')
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters |= {'figure': figure, 'amount': amount}
+    environment.filters['figure'] = figure
     template = environment.from_string(_piece('page.html'))
     charts = charts_of(run)
     data = {
@@ -79,11 +76,11 @@ def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: l
         small_charts=[chart for chart in charts if chart['small']],
         speed=_speed(run),
         validations=_validation_table(run),
-        most_in_matrix=MOST_IN_MATRIX,
+        max_matrix=MAX_MATRIX,
         version=__version__,
-        css=Markup(pieces['page.css']),
-        js=Markup(pieces['page.js']),
-        policy=_policy(pieces['page.css'], pieces['page.js']),
+        css=Markup(css),
+        js=Markup(js),
+        policy=_policy(css, js),
         data=data,
     )
 
@@ -93,52 +90,46 @@ def _piece(name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """What the browser lets the page do: run this script and style, and show what is in it."""
-    hashes = (
+    """Return the Content-Security-Policy, which allows only this script, this style and images."""
+    style_hash, script_hash = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (style, script)
     )
-    style_hash, script_hash = (f"'sha256-{value}'" for value in hashes)
     return (
-        f"default-src 'none'; style-src {style_hash}; script-src {script_hash}; img-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
 
 
 def figure(value: float | None) -> str:
-    """A figure in percent, with one decimal."""
+    """Format a percentage with one decimal."""
     return '–' if value is None else f'{value:.1f}'  # noqa: RUF001
 
 
-def amount(value: float) -> str:
-    """A number with its thousands set apart."""
-    return f'{value:,}'
-
-
 def label(name: str) -> str:
-    """A metric's name for people."""
-    for start, words in METRICS.items():
+    """Return the display name of a metric."""
+    for start, title in METRICS.items():
         end = name.removeprefix(f'{start}_')
         if name == start or end in ENDS:
-            return words + ENDS.get(end, '')
+            return title + ENDS.get(end, '')
     return name
 
 
 def in_percent(name: str, value: Any) -> float | None:
-    """A metric from 0 to 100: COCO's are from 0 to 1, and -1 where there is nothing to measure."""
+    """Convert a metric to percent; those of COCO are from 0 to 1, or -1 without ground truth."""
     if name.startswith('coco/'):
         return None if value < 0 else 100 * value
     return value
 
 
 def _tiles(metrics: dict[str, float]) -> list[tuple[str, float | None]]:
-    """The figures that are said first."""
+    """List the headline metrics."""
     names = [f'{name}{end}' for name in METRICS for end in ('', '_50', '_75')]
     return [(label(name), in_percent(name, metrics[name])) for name in names if name in metrics]
 
 
 def _sizes(metrics: dict[str, float]) -> list[tuple[str, list[float | None]]]:
-    """AP of small, medium and large objects, of boxes and of masks."""
+    """List the box AP and mask AP of small, medium and large objects."""
     return [
         (METRICS[name], [in_percent(name, metrics[f'{name}_{size}']) for size in 'sml'])
         for name in ('coco/bbox_mAP', 'coco/segm_mAP')
@@ -147,7 +138,7 @@ def _sizes(metrics: dict[str, float]) -> list[tuple[str, list[float | None]]]:
 
 
 def _best(run: Run) -> str:
-    """The best validation in words."""
+    """Describe the best validation."""
     for name in METRICS:
         known = [entry for entry in run.validations if name in entry]
         if known:
@@ -164,7 +155,7 @@ def _facts(run: Run, evaluation: Evaluation | None, prefix: str | None) -> list[
     facts = [
         ('Model', f'{cfg.model.type}, backbone {backbone.get("type", "?")}'),
         ('Data', _data(run, evaluation)),
-        ('Work folder', str(run.folder)),
+        ('Work directory', str(run.folder)),
     ]
     if isinstance(arch, str):
         facts[0] = ('Model', f'{facts[0][1]} {arch}')
@@ -198,7 +189,7 @@ def _data(run: Run, evaluation: Evaluation | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in words, of two units at most."""
+    """Format a duration with at most two units."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f'{seconds:.0f} s'
@@ -213,26 +204,26 @@ def duration(seconds: float) -> str:
 
 
 def charts_of(run: Run) -> list[dict[str, Any]]:
-    """What the page draws over the steps; ``series`` are [name, x, y]."""
+    """List the charts over the steps of a training; each of ``series`` is [name, x, y]."""
     losses = {name for entry in run.steps for name in entry if 'loss' in name}
     charts = [
         _chart('loss', 'Losses', 'step', run.steps, _largest(run.steps, losses)),
         _validation_chart(run),
         _chart('lr', 'Learning rate', 'step', run.steps, ['lr'], small=True),
-        _chart('grad', 'Norm of the gradient', 'step', run.steps, ['grad_norm'], small=True),
+        _chart('grad', 'Gradient norm', 'step', run.steps, ['grad_norm'], small=True),
         _chart('time', 'Seconds per step', 'step', run.steps, ['time', 'data_time'], small=True),
         _chart('memory', 'GPU memory, MB', 'step', run.steps, ['memory'], small=True),
     ]
-    left_out = len(losses) - MOST_SERIES
-    if left_out > 0:
-        charts[0]['note'] = f'The {left_out} smallest losses are left out.'
+    omitted = len(losses) - MAX_SERIES
+    if omitted > 0:
+        charts[0]['note'] = f'The {omitted} smallest losses are not shown.'
     return [chart for chart in charts if chart['series']]
 
 
 def _largest(entries: Sequence[dict], names: set[str]) -> list[str]:
-    """The sum of the losses, and the largest of them."""
+    """List the total loss and the largest of its parts."""
     size = {name: np.nanmean([entry.get(name, np.nan) for entry in entries]) for name in names}
-    return sorted(names, key=lambda name: (name != 'loss', -size[name]))[:MOST_SERIES]
+    return sorted(names, key=lambda name: (name != 'loss', -size[name]))[:MAX_SERIES]
 
 
 def _chart(
@@ -266,8 +257,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _thin(points: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Means of neighbours, of which there are at most ``MOST_POINTS``."""
-    parts = np.array_split(np.array(points, float), min(len(points), MOST_POINTS))
+    """Average neighbouring points, so that at most ``MAX_POINTS`` remain."""
+    parts = np.array_split(np.array(points, float), min(len(points), MAX_POINTS))
     means = [part.mean(0) for part in parts]
     return [round(float(x)) for x, _ in means], [float(f'{y:.4g}') for _, y in means]
 
@@ -290,17 +281,16 @@ def _validation_table(run: Run) -> dict[str, Any]:
 
 
 def _speed(run: Run) -> list[tuple[str, str]]:
-    """What the log says of time and memory."""
+    """Summarise the time and memory of the training steps."""
 
     def values(name: str) -> list[float]:
         return [entry[name] for entry in run.steps if _is_finite(entry.get(name))]
 
     facts = []
-    time, memory = values('time'), values('memory')
-    waited = values('data_time')
+    time, memory, data_time = values('time'), values('memory'), values('data_time')
     if time:
         facts.append(('Seconds per step', f'{np.mean(time):.3g}'))
-        facts.append(('Waiting for data', f'{100 * sum(waited) / sum(time):.1f} %'))
+        facts.append(('Waiting for data', f'{100 * sum(data_time) / sum(time):.1f} %'))
     if memory:
-        facts.append(('Most GPU memory', f'{max(memory):,.0f} MB'))
+        facts.append(('Peak GPU memory', f'{max(memory):,.0f} MB'))
     return facts

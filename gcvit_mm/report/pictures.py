@@ -1,4 +1,4 @@
-"""Images small enough to be carried by a page, and what is drawn on them."""
+"""Reduced images, label maps and outlines that are embedded in the page."""
 
 import base64
 import io
@@ -15,12 +15,12 @@ from ..config import datasets_of, transforms_of
 from ..drawing.palette import Color
 
 LONGEST = 480
-"""Pixels of a picture's longer side."""
+"""Maximum length of a picture's longer side, in pixels."""
 READERS = ('LoadWholeImage', 'LoadImageFromFile')
 
 
 def image_reader(cfg: Config) -> Callable[[str], np.ndarray]:
-    """A function from a path to an image as the tests of a config read it, (H, W, 3) in BGR."""
+    """Return a function that reads images like the test pipeline, (H, W, 3) in BGR."""
     (dataset, *_) = datasets_of(cfg.test_dataloader)
     steps = [step for name in READERS for step in transforms_of(dataset.get('pipeline', []), name)]
     step = TRANSFORMS.build(steps[0] if steps else dict(type='LoadWholeImage'))
@@ -28,21 +28,21 @@ def image_reader(cfg: Config) -> Callable[[str], np.ndarray]:
 
 
 def as_photo(image: np.ndarray) -> str:
-    """An image, (H, W, 3) in BGR, as the data URI of a small JPEG."""
+    """Encode an image, (H, W, 3) in BGR, as the data URI of a small JPEG."""
     reduced = mmcv.imrescale(image, min(1.0, LONGEST / max(image.shape[:2])), interpolation='area')
     _, content = cv2.imencode('.jpg', reduced, [cv2.IMWRITE_JPEG_QUALITY, 80])
     return _data_uri('image/jpeg', content.tobytes())
 
 
 def as_overlay(labels: np.ndarray, palette: Sequence[Color]) -> str:
-    """A map of classes, (H, W), as the data URI of a small PNG; numbers of no class are clear."""
+    """Encode a label map, (H, W), as the data URI of a small PNG, transparent without a class."""
     scale = min(1.0, LONGEST / max(labels.shape))
     reduced = mmcv.imrescale(labels.astype(np.uint8), scale, interpolation='nearest')
-    clear = len(palette)
-    picture = Image.fromarray(np.minimum(reduced, clear).astype(np.uint8))
+    transparent = len(palette)
+    picture = Image.fromarray(np.minimum(reduced, transparent).astype(np.uint8))
     picture.putpalette(np.array([*palette, (0, 0, 0)], np.uint8).tobytes())
     file = io.BytesIO()
-    picture.save(file, 'PNG', transparency=clear, optimize=True)
+    picture.save(file, 'PNG', transparency=transparent, optimize=True)
     return _data_uri('image/png', file.getvalue())
 
 
@@ -51,7 +51,7 @@ def _data_uri(kind: str, content: bytes) -> str:
 
 
 def as_path(mask: np.ndarray) -> str:
-    """The outlines of a mask, (H, W), as the path of an SVG in pixels of the image."""
+    """Convert the outlines of a mask, (H, W), to an SVG path in pixels of the image."""
     outlines, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     tolerance = max(mask.shape) / LONGEST / 2
     smooth = (cv2.approxPolyDP(outline, tolerance, True)[:, 0] for outline in outlines)
@@ -63,5 +63,5 @@ def as_path(mask: np.ndarray) -> str:
 
 
 def as_hex(color: Color) -> str:
-    """A colour as '#rrggbb'."""
+    """Format a colour as '#rrggbb'."""
     return '#{:02x}{:02x}{:02x}'.format(*color)

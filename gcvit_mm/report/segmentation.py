@@ -1,4 +1,4 @@
-"""Figures and pictures of label maps."""
+"""Evaluates the label maps of a segmenter for a report."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,17 @@ from .pictures import as_hex, as_overlay, as_photo, image_reader
 
 MEANINGS = {
     'IoU': 'intersection over union',
-    'Acc': 'share of the pixels of the class that were found',
-    'Dice': 'twice the intersection over the sum of both',
+    'Acc': 'share of pixels of the class that are predicted as the class',
+    'Dice': 'twice the intersection over the sum of both areas',
     'Fscore': 'harmonic mean of precision and recall',
-    'Precision': 'share of the pixels found that are of the class',
-    'Recall': 'share of the pixels of the class that were found',
+    'Precision': 'share of pixels predicted as the class that are of the class',
+    'Recall': 'share of pixels of the class that are predicted as the class',
 }
 
 
 @dataclass
 class _Maps:
-    """The maps of an image as numbers of classes: the truth, and what was found."""
+    """Label maps of images: ground truth and predictions."""
 
     cfg: Config
     dataset: BaseDataset
@@ -40,27 +40,27 @@ class _Maps:
     def __post_init__(self) -> None:
         (settings, *_) = datasets_of(self.cfg.test_dataloader)
         steps = transforms_of(settings.pipeline, 'LoadAnnotations')
-        # It shifts and renames numbers as the data set says.
+        # It remaps labels according to the metainfo of the data set.
         self.load = TRANSFORMS.build(steps[0] if steps else dict(type='LoadAnnotations'))
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         info = self.dataset.get_data_info(i)
         path = self.folder / f'{Path(info["img_path"]).stem}.png'
         if not path.is_file():
-            raise UserError(f'{path} does not exist: the predictions are of other images')
+            raise UserError(f'{path} is missing: give predictions for the test set of the config')
         true = self.load(info)['gt_seg_map']
-        found = np.asarray(Image.open(path)).astype(int) - bool(info['reduce_zero_label'])
-        if found.shape != true.shape:
+        predicted = np.asarray(Image.open(path)).astype(int) - bool(info['reduce_zero_label'])
+        if predicted.shape != true.shape:
             raise UserError(
-                f'{path} is of {found.shape} pixels, the ground truth of {true.shape}: the '
-                'predictions are of other images'
+                f'{path} has the shape {predicted.shape}, its ground truth {true.shape}: give '
+                'predictions for the test set of the config'
             )
-        return true, found
+        return true, predicted
 
     def count(self, i: int, classes: int) -> np.ndarray:
-        true, found = self[i]
+        true, predicted = self[i]
         counted = true != self.ignore
-        return count_pairs(true[counted], found[counted], classes)
+        return count_pairs(true[counted], predicted[counted], classes)
 
 
 def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Evaluation:
@@ -68,11 +68,11 @@ def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Eva
 
     Args:
         cfg: The config; its ``test_evaluator`` names the metrics.
-        dataset: What its ``test_dataloader`` reads.
+        dataset: The data set of ``test_dataloader``.
         prefix: The PREFIX of ``tools/test.py --out``.
 
     Raises:
-        UserError: A map is missing or not of the size of its image.
+        UserError: A label map is missing, or its size differs from that of its image.
     """
     evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('IoUMetric'))
     names = list(dataset.metainfo['classes'])
@@ -87,9 +87,9 @@ def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Eva
     evaluation = Evaluation('segmentation', len(dataset))
     _add_figures(evaluation, evaluator, total, names)
     evaluation.confusion = Confusion(
-        total, names, 'pixels', 'Every pixel whose class is known is counted.'
+        total, names, 'pixels', 'All pixels with a class in the ground truth are counted.'
     )
-    evaluation.ranking = 'mean IoU of the classes that an image has or was said to have'
+    evaluation.ranking = 'mean IoU of the classes in the ground truth or the prediction'
     ranked.sort()
     palette = class_colors(cfg, datasets_of(cfg.test_dataloader)[0], names)
     read = image_reader(cfg)
@@ -101,7 +101,7 @@ def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Eva
 
 
 def _iou(counts: np.ndarray) -> np.ndarray:
-    """Of each class, NaN where it is neither there nor found."""
+    """Compute the IoU of each class, NaN for a class without pixels."""
     right = counts.diagonal()
     union = counts.sum(0) + counts.sum(1) - right
     with np.errstate(invalid='ignore'):
@@ -113,16 +113,18 @@ def _add_figures(
 ) -> None:
     from mmseg.evaluation import IoUMetric
 
-    right, true, found = counts.diagonal(), counts.sum(1), counts.sum(0)
-    areas = (torch.from_numpy(area.copy()) for area in (right, true + found - right, found, true))
+    right, true, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
+    areas = (right, true + predicted - right, predicted, true)
     settings = [evaluator.get('iou_metrics', ['mIoU']), evaluator.get('nan_to_num')]
-    figures = IoUMetric.total_area_to_metrics(*areas, *settings, evaluator.get('beta', 1))
+    figures = IoUMetric.total_area_to_metrics(
+        *(torch.from_numpy(area.copy()) for area in areas), *settings, evaluator.get('beta', 1)
+    )
     evaluation.metrics['aAcc'] = 100 * float(figures.pop('aAcc'))
     for name, values in figures.items():
         evaluation.metrics[f'm{name}'] = 100 * float(np.nanmean(values))
     columns = [
         Column('class', 'text'),
-        Column('share', 'percent', 'of the pixels of the ground truth'),
+        Column('share', 'percent', 'of all pixels of the ground truth'),
         *(Column(name, 'percent', MEANINGS[name]) for name in figures),
     ]
     shares = 100 * true / max(1, true.sum())
@@ -137,16 +139,16 @@ def _draw(
     maps: _Maps, read: Any, i: int, iou: float, names: list[str], palette: list[Color]
 ) -> Picture:
     path = maps.dataset.get_data_info(i)['img_path']
-    true, found = maps[i]
-    found = np.where(true == maps.ignore, len(names), found)  # there, nothing is right or wrong
-    present = np.union1d(true, found)
+    true, predicted = maps[i]
+    predicted = np.where(true == maps.ignore, len(names), predicted)
+    present = np.union1d(true, predicted)
     return Picture(
         name=Path(path).name,
         verdict=f'mean IoU {100 * iou:.1f}',
         width=true.shape[1],
         height=true.shape[0],
-        photo=as_photo(read(path)),
+        image=as_photo(read(path)),
         truth=as_overlay(true, palette),
-        found=as_overlay(found, palette),
+        predicted=as_overlay(predicted, palette),
         legend=[(names[k], as_hex(palette[k])) for k in present if k < len(names)],
     )

@@ -1,4 +1,4 @@
-"""From a work folder to its page."""
+"""Writes the report of a work directory."""
 
 import os
 from collections.abc import Sequence
@@ -20,17 +20,16 @@ from .segmentation import evaluate_segmentation
 def write_report(
     run: Run, out: str | os.PathLike, prefix: str | None, notes: Sequence[str] = ()
 ) -> list[str]:
-    """Write the page of a training, which needs no other file and no network.
+    """Write the report of a training, an HTML page that needs no other file and no network.
 
     Args:
-        run: Of ``read_run``.
+        run: The training, from ``read_run``.
         out: The HTML file.
-        prefix: The PREFIX of ``tools/test.py --out`` whose predictions are shown; None for a page
-            without.
-        notes: What else to say at the top of the page.
+        prefix: The PREFIX of ``tools/test.py --out``; None for a page without predictions.
+        notes: Notes for the top of the page.
 
     Returns:
-        These notes, and what is missing and how to get it.
+        The notes, and further ones on what is missing.
 
     Raises:
         UserError: The predictions cannot be read, or the page cannot be written.
@@ -42,18 +41,18 @@ def write_report(
             check_data(run.cfg, ('test_dataloader',))
         except UserError as error:
             notes.append(
-                f'The predictions are not compared with the ground truth, which is missing: {error}'
+                f'Predictions are not compared with the ground truth, which is missing: {error}'
             )
         else:
             evaluation = evaluate(run, prefix)
     if not run.steps:
-        notes.append(f'There are no curves: {run.folder}/*/vis_data/scalars.json logs no training')
+        notes.append(f'There are no curves: {run.folder}/*/vis_data/scalars.json has no training')
     atomic_text(out, render(run, evaluation, prefix, notes))
     return notes
 
 
 def check_predictions(run: Run, prefix: str) -> None:
-    """Raise ``UserError`` where there are no predictions of the run's task at a prefix."""
+    """Raise ``UserError`` if there are no predictions of the run's task at a prefix."""
     end = package_of(run.cfg).predictions
     if not os.path.exists(prefix + end):
         raise UserError(
@@ -62,10 +61,10 @@ def check_predictions(run: Run, prefix: str) -> None:
 
 
 def evaluate(run: Run, prefix: str) -> Evaluation:
-    """Compare predictions with the ground truth, as ``tools/test.py`` does.
+    """Compare predictions with the ground truth, like ``tools/test.py``.
 
     Raises:
-        UserError: They cannot be read, or are of other images.
+        UserError: The predictions cannot be read, or are of another data set.
     """
     with default_scope(run.cfg):
         if task_of(run.cfg) == 'classification':

@@ -1,1 +1,1 @@
-"""Large images, tile by tile."""
+"""Inference on large images in overlapping tiles."""

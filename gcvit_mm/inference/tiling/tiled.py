@@ -1,4 +1,4 @@
-"""The predictions for windows of an image as one for the image."""
+"""Merges the data samples of tiles into the data sample of their image."""
 
 from collections.abc import Iterable
 from itertools import chain
@@ -12,53 +12,51 @@ from .tiles import Piece, Window, blend, encode, merge
 
 
 def merge_objects(samples: Iterable[Any], grid: list[list[Window]], shape: tuple[int, int]) -> Any:
-    """Merge the objects found in windows.
+    """Merge the objects of tiles.
 
     Args:
-        samples: mmdet's data sample of each window, row by row.
-        grid: The windows.
+        samples: mmdet data sample of each tile, row by row.
+        grid: Windows of the tiles.
         shape: Height and width of the image.
 
     Returns:
-        A data sample of the image; masks are a list in COCO's run-length encoding.
+        A data sample of the image; its masks are a list of COCO run-length encodings.
     """
     pieces: list[Piece] = []
     flat = [window for row in grid for window in row]
     for window, sample in zip(flat, samples, strict=True):
         pieces += _pieces(sample.pred_instances, window)
-    found = merge(pieces, *shape)
-    instances = InstanceData(
-        bboxes=torch.tensor([one.box for one in found]).reshape(-1, 4),
-        scores=torch.tensor([one.score for one in found]),
-        labels=torch.tensor([one.label for one in found], dtype=torch.long),
+    objects = merge(pieces, *shape)
+    merged = InstanceData(
+        bboxes=torch.tensor([each.box for each in objects]).reshape(-1, 4),
+        scores=torch.tensor([each.score for each in objects]),
+        labels=torch.tensor([each.label for each in objects], dtype=torch.long),
     )
     if 'masks' in sample.pred_instances:
-        instances.masks = [one.mask for one in found]
-    return sample.new(metainfo=_metainfo(shape), pred_instances=instances)
+        merged.masks = [each.mask for each in objects]
+    return sample.new(metainfo=_metainfo(shape), pred_instances=merged)
 
 
-def _pieces(found: InstanceData, window: Window) -> Iterable[Piece]:
-    offset = torch.tensor([window.x1, window.y1] * 2)
-    boxes = (found.bboxes + offset).tolist()
-    for i, (score, label, box) in enumerate(
-        zip(found.scores.tolist(), found.labels.tolist(), boxes, strict=True)
-    ):
-        if 'masks' not in found:
+def _pieces(instances: InstanceData, window: Window) -> Iterable[Piece]:
+    boxes = (instances.bboxes + torch.tensor([window.x1, window.y1] * 2)).tolist()
+    values = instances.scores.tolist(), instances.labels.tolist(), boxes
+    for i, (score, label, box) in enumerate(zip(*values, strict=True)):
+        if 'masks' not in instances:
             yield Piece(window, label, score, box)
-        elif placed := encode(found.masks[i].numpy(), window):
-            yield Piece(window, label, score, box, *placed)
+        elif encoded := encode(instances.masks[i].numpy(), window):
+            yield Piece(window, label, score, box, *encoded)
 
 
 def blend_labels(
     samples: Iterable[Any], grid: list[list[Window]], shape: tuple[int, int], model: Any
 ) -> Any:
-    """Blend the class scores of windows into a label map.
+    """Blend the class scores of tiles into a label map.
 
     Args:
-        samples: mmseg's data sample of each window, row by row.
-        grid: The windows.
+        samples: mmseg data sample of each tile, row by row.
+        grid: Windows of the tiles.
         shape: Height and width of the image.
-        model: The segmenter, which has the threshold of a single class.
+        model: The segmenter; a binary segmenter has the threshold of its single class.
 
     Returns:
         A data sample of the image, with ``pred_sem_seg`` and without scores.

@@ -1,8 +1,8 @@
-"""Large images in overlapping windows, and what was found in them put together: pure functions.
+"""Splits an image into overlapping windows, and merges their predictions: pure functions.
 
-A window sees least at its borders. So where windows share pixels, each pixel of an object is taken
-from the window that sees it deepest inside, and class scores are blended by weights that fall
-towards the borders. Borders of the image itself do not count as such.
+Predictions are worst near the borders of a window, which have the least context. Each pixel of an
+object is therefore taken from the window in which it is farthest from a border, and class scores
+are blended with weights that fall towards the borders. Borders of the image do not count.
 """
 
 from collections import defaultdict
@@ -18,13 +18,13 @@ from pycocotools import mask as coco
 from ..prediction import Object
 
 AGREE = 0.5
-"""Pieces in two windows are of one object from this IoU up, in the pixels that both windows see."""
+"""Minimum IoU, within the overlap of two windows, of two pieces of one object."""
 COVERED = 0.7
-"""A cut piece is given up where a window that sees more has this share of it in one object."""
+"""Minimum share of a cut piece that an object of another window covers for it to be dropped."""
 
 
 class Window(NamedTuple):
-    """A rectangle of pixels: x1, y1 are its first, x2, y2 follow its last."""
+    """A rectangle of pixels; the ends x2 and y2 are exclusive."""
 
     x1: int
     y1: int
@@ -32,19 +32,19 @@ class Window(NamedTuple):
     y2: int
 
     def common(self, other: 'Window') -> 'Window | None':
-        """The pixels of both, None where there are none."""
+        """Return the intersection, or None if it is empty."""
         x1, y1 = max(self.x1, other.x1), max(self.y1, other.y1)
         x2, y2 = min(self.x2, other.x2), min(self.y2, other.y2)
         return Window(x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
     def of(self, array: np.ndarray, corner: tuple[int, int] = (0, 0)) -> np.ndarray:
-        """Its pixels of an array (H, W, ...), whose first pixel is at ``corner``: x and y."""
+        """Crop an array (H, W, ...), whose first pixel is at x and y of ``corner``."""
         x, y = corner
         return array[self.y1 - y : self.y2 - y, self.x1 - x : self.x2 - x]
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Where windows along a side begin: evenly spread, sharing ``overlap`` pixels or more."""
+    """Compute the starts of evenly spaced windows along a side that overlap by ``overlap``."""
     if length <= tile:
         return [0]
     last = -(-(length - tile) // (tile - overlap))
@@ -52,13 +52,13 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def windows(height: int, width: int, tile: int, overlap: int) -> list[list[Window]]:
-    """Rows of windows that cover an image, ``tile`` pixels a side or as many as it has.
+    """Cover an image with windows, row by row.
 
     Args:
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
-        tile: Side of a window.
-        overlap: How many rows and columns neighbours share at least, from 1 to ``tile - 1``.
+        height: Height of the image.
+        width: Width of the image.
+        tile: Side of a window; a window is smaller only if the image is.
+        overlap: Minimum overlap of neighbouring windows, from 1 to ``tile - 1``.
     """
     return [
         [
@@ -70,19 +70,19 @@ def windows(height: int, width: int, tile: int, overlap: int) -> list[list[Windo
 
 
 def depth(start: int, end: int, length: int) -> np.ndarray:
-    """How deep in a window its pixels along a side are: 1 next to a border.
+    """Compute how far the pixels along a side of a window are from its borders, from 1.
 
     Args:
-        start: The window's first pixel.
-        end: What follows its last.
-        length: Of the image's side.
+        start: Start of the window.
+        end: End of the window, exclusive.
+        length: Length of the side of the image.
 
     Returns:
-        (end - start,); where no border is but the image's, more than any window is deep.
+        (end - start,); borders of the image are infinitely far, in effect.
     """
     steps = np.arange(1, end - start + 1)
-    none = np.full_like(steps, 2**31)
-    return np.minimum(steps if start > 0 else none, steps[::-1] if end < length else none)
+    far = np.full_like(steps, 2**31)
+    return np.minimum(steps if start > 0 else far, steps[::-1] if end < length else far)
 
 
 # --- Objects ----------------------------------------------------------------------------------
@@ -90,16 +90,16 @@ def depth(start: int, end: int, length: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What a window shows of an object.
+    """The part of an object that is predicted in a window.
 
     Attributes:
         window: The window.
-        label: The class.
-        score: The score.
-        box: x1, y1, x2, y2 on the image.
-        corner: First column and row on the image of what ``mask`` covers.
-        mask: Run-length encoding of the smallest rectangle with all of the piece; None of a
-            detector without masks, whose boxes stand for them.
+        label: Index of the class.
+        score: From 0 to 1.
+        box: x1, y1, x2, y2 in the image.
+        corner: x and y of the mask's first pixel in the image.
+        mask: COCO run-length encoding of the bounding rectangle; None if the detector has no
+            masks, in which case the box is used in its place.
     """
 
     window: Window
@@ -111,7 +111,7 @@ class Piece:
 
     @property
     def extent(self) -> Window:
-        """The rectangle of pixels that it lies in."""
+        """The bounding rectangle in pixels of the image."""
         if self.mask is None:
             x1, y1, x2, y2 = self.box
             return Window(int(x1), int(y1), -int(-x2 // 1), -int(-y2 // 1))
@@ -120,18 +120,18 @@ class Piece:
         return Window(x, y, x + width, y + height)
 
     def dense(self, region: Window) -> np.ndarray:
-        """The mask in a region of ``extent``."""
+        """Decode the mask in a region of ``extent``."""
         return region.of(_decode(self), self.corner)
 
     def area(self, region: Window) -> float:
-        """How much of it lies in a region, in pixels."""
+        """Compute the area within a region."""
         part = self.extent.common(region)
         if part is None:
             return 0.0
         return _area(self.box, part) if self.mask is None else float(self.dense(part).sum())
 
     def shared(self, other: 'Piece') -> float:
-        """How much of it lies in another, in pixels."""
+        """Compute the area of the intersection with another piece."""
         part = self.extent.common(other.extent)
         if part is None:
             return 0.0
@@ -140,20 +140,20 @@ class Piece:
         return float((self.dense(part) & other.dense(part)).sum())
 
 
-@lru_cache(maxsize=128)  # a piece is compared with many, and all masks would be too much
+@lru_cache(maxsize=128)  # a piece is compared with many others, but not all masks fit in memory
 def _decode(piece: Piece) -> np.ndarray:
     return coco.decode(piece.mask).astype(bool)
 
 
 def _area(box: Sequence[float], other: Sequence[float]) -> float:
-    """Of what two boxes share."""
+    """Compute the area of the intersection of two boxes."""
     width = min(box[2], other[2]) - max(box[0], other[0])
     height = min(box[3], other[3]) - max(box[1], other[1])
     return float(max(0.0, width) * max(0.0, height))
 
 
 def encode(mask: np.ndarray, window: Window) -> tuple[tuple[int, int], dict] | None:
-    """A mask (h, w) of a window as a piece's ``corner`` and ``mask``; None where it is empty."""
+    """Encode a mask (h, w) of a window as ``corner`` and ``mask`` of a piece; None if empty."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return None
@@ -163,29 +163,29 @@ def encode(mask: np.ndarray, window: Window) -> tuple[tuple[int, int], dict] | N
 
 
 def merge(pieces: Sequence[Piece], height: int, width: int) -> list[Object]:
-    """Put together the objects that borders of windows cut, each once and whole.
+    """Merge the pieces of each object that the borders of windows cut.
 
-    Pieces of a class in two windows are of one object where they agree (``AGREE``) in what both
-    windows see. Such pairs chain: an object may go through any number of windows. What is cut by
-    the border of its window, and agrees with nothing, is given up if another window sees all of
-    it and more, and has most of it (``COVERED``) in an object.
+    Two pieces of one class in two windows belong to one object if they agree (``AGREE``) within
+    the overlap of the windows; pairs chain, so an object may span any number of windows. An object
+    whose pieces are all cut is dropped if another window contains more of it, and has most of it
+    (``COVERED``) in an object.
 
     Args:
-        pieces: Of all windows.
-        height: Of the image, in pixels.
-        width: Of the image, in pixels.
+        pieces: Pieces of all windows.
+        height: Height of the image.
+        width: Width of the image.
 
     Returns:
-        The objects, best first; the score of one is the mean of its pieces', by how much is taken
-        from each.
+        The objects by descending score, which is the mean of the scores of the pieces, weighted by
+        the areas that they contribute.
     """
     groups = _without_covered(_groups(pieces), height, width)
-    found = [_join(group, height, width) for group in groups]
-    return sorted(found, key=lambda one: -one.score)
+    objects = [_join(group, height, width) for group in groups]
+    return sorted(objects, key=lambda each: -each.score)
 
 
 def _groups(pieces: Sequence[Piece]) -> list[list[Piece]]:
-    """The pieces of each object."""
+    """Group the pieces of each object."""
     by_window = _by_window(pieces)
     group = {piece: [piece] for piece in pieces}
     for a, b in _overlapping(by_window):
@@ -203,8 +203,8 @@ def _by_window(pieces: Iterable[Piece]) -> dict[Window, list[Piece]]:
     return by_window
 
 
-def _overlapping(found: Iterable[Window]) -> Iterator[tuple[Window, Window]]:
-    ordered = sorted(found, key=lambda window: window.y1)
+def _overlapping(windows: Iterable[Window]) -> Iterator[tuple[Window, Window]]:
+    ordered = sorted(windows, key=lambda window: window.y1)
     for number, a in enumerate(ordered, start=1):
         for b in islice(ordered, number, None):
             if b.y1 >= a.y2:
@@ -216,7 +216,7 @@ def _overlapping(found: Iterable[Window]) -> Iterator[tuple[Window, Window]]:
 def _pairs(
     first: list[Piece], second: list[Piece], a: Window, b: Window
 ) -> Iterator[tuple[Piece, Piece]]:
-    """Which pieces of two windows agree; none is in two pairs."""
+    """Yield the pairs of pieces of two windows that agree; each piece is in one pair at most."""
     both = a.common(b)
     assert both
     areas = {piece: piece.area(both) for piece in (*first, *second) if piece.extent.common(both)}
@@ -235,7 +235,7 @@ def _pairs(
 
 
 def _without_covered(groups: list[list[Piece]], height: int, width: int) -> list[list[Piece]]:
-    """Without objects of which all that is known is cut, and better known in others."""
+    """Drop the objects whose pieces are all cut and covered by other objects."""
     kept = sorted(groups, key=lambda group: max(piece.score for piece in group))
     by_window = _by_window(piece for group in groups for piece in group)
     for group in list(kept):
@@ -249,13 +249,13 @@ def _without_covered(groups: list[list[Piece]], height: int, width: int) -> list
 def _covered(
     piece: Piece, group: list[Piece], by_window: dict[Window, list[Piece]], height: int, width: int
 ) -> bool:
-    """Whether a piece is cut, and a window that sees more has most of it in another object."""
+    """Test whether a piece is cut, and an object of a window that contains it uncut covers it."""
     extent = piece.extent
     if not _cut(extent, piece.window, height, width):
         return False
-    enough = COVERED * piece.area(extent)
+    minimum = COVERED * piece.area(extent)
     return any(
-        piece.shared(other) >= enough
+        piece.shared(other) >= minimum
         for window, others in by_window.items()
         if extent.common(window) == extent and not _cut(extent, window, height, width)
         for other in others
@@ -264,7 +264,7 @@ def _covered(
 
 
 def _cut(extent: Window, window: Window, height: int, width: int) -> bool:
-    """Whether something comes so close to a border inside the image that it may go on there."""
+    """Test whether a piece is so close to a border within the image that it may continue there."""
     close = max(2, (window.x2 - window.x1) // 100)  # boxes and masks are not exact
     return (
         (window.x1 > 0 and extent.x1 - window.x1 < close)
@@ -275,7 +275,7 @@ def _cut(extent: Window, window: Window, height: int, width: int) -> bool:
 
 
 def _join(group: list[Piece], height: int, width: int) -> Object:
-    """The object of a group."""
+    """Merge a group of pieces into an object."""
     if group[0].mask is None:
         weights, mask = [piece.area(piece.extent) for piece in group], None
     else:
@@ -294,39 +294,39 @@ def _join(group: list[Piece], height: int, width: int) -> Object:
 
 
 def _own(piece: Piece, group: list[Piece], height: int, width: int) -> np.ndarray:
-    """The mask of a piece, without what other windows of the object see deeper inside."""
+    """Remove from a mask the pixels that are farther from the border of another window."""
     extent = piece.extent
     mask, ours = piece.dense(extent).copy(), _depths(piece.window, extent, height, width)
     for window in {other.window for other in group} - {piece.window}:
         part = extent.common(window)
         if part:
             here, theirs = part.of(ours, piece.corner), _depths(window, part, height, width)
-            lost = (theirs > here) | ((theirs == here) & (window < piece.window))
-            part.of(mask, piece.corner)[lost] = False
+            removed = (theirs > here) | ((theirs == here) & (window < piece.window))
+            part.of(mask, piece.corner)[removed] = False
     return mask
 
 
 def _depths(window: Window, region: Window, height: int, width: int) -> np.ndarray:
-    """How deep in a window the pixels of a region are, (h, w)."""
+    """Compute the distances of the pixels of a region, (h, w), from the borders of a window."""
     x = depth(window.x1, window.x2, width)[region.x1 - window.x1 : region.x2 - window.x1]
     y = depth(window.y1, window.y2, height)[region.y1 - window.y1 : region.y2 - window.y1]
     return np.minimum(y[:, None], x)
 
 
 def place(mask: np.ndarray, corner: tuple[int, int], height: int, width: int) -> dict:
-    """Encode a mask (h, w) at a place in an image, without a mask of the image's size."""
+    """Encode a mask (h, w) at a corner in an image, without a dense mask of the whole image."""
     x, y = corner
-    # COCO counts runs down the columns, one column after the other.
+    # COCO counts runs in column-major order.
     steps = np.diff(np.pad(mask.astype(np.int8), ((1, 1), (0, 0))), axis=0).T
     first, end = (
         (x + columns) * height + y + rows
         for columns, rows in ((steps == 1).nonzero(), (steps == -1).nonzero())
     )
-    apart = first[1:] != end[:-1]  # a run may go on in the next column
+    apart = first[1:] != end[:-1]  # a run may continue in the next column
     bounds = np.stack([first[np.r_[True, apart]], end[np.r_[apart, True]]], 1) if len(first) else ()
     counts = np.diff(np.ravel(bounds), prepend=0, append=height * width).tolist()
     if not counts[-1]:
-        counts.pop()  # as COCO's own encoder
+        counts.pop()  # like COCO's encoder
     return coco.frPyObjects(dict(size=[height, width], counts=counts), height, width)
 
 
@@ -334,16 +334,13 @@ def place(mask: np.ndarray, corner: tuple[int, int], height: int, width: int) ->
 
 
 def weights(starts: Sequence[int], tile: int, length: int) -> list[np.ndarray]:
-    """How much each window along a side counts for its pixels: more the deeper; 1 in all."""
-    ends = [min(start + tile, length) for start in starts]
-    deep = [depth(start, end, length) for start, end in zip(starts, ends, strict=True)]
+    """Compute the weights of windows along a side, by depth; the weights of a pixel sum to 1."""
+    spans = [slice(start, min(start + tile, length)) for start in starts]
+    depths = [depth(span.start, span.stop, length) for span in spans]
     total = np.zeros(length)
-    for start, end, own in zip(starts, ends, deep, strict=True):
-        total[start:end] += own
-    return [
-        (own / total[start:end]).astype(np.float32)
-        for start, end, own in zip(starts, ends, deep, strict=True)
-    ]
+    for span, own in zip(spans, depths, strict=True):
+        total[span] += own
+    return [(x / total[span]).astype(np.float32) for span, x in zip(spans, depths, strict=True)]
 
 
 def blend(
@@ -351,18 +348,18 @@ def blend(
     grid: list[list[Window]],
     decide: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Blend the class scores of windows, and decide.
+    """Blend the class scores of windows into a label map.
 
-    What is complete is decided at once: scores are kept for no more than a row of windows'
-    overlap with the next, and a window.
+    Labels are computed as soon as their scores are complete: only the scores of a window, and of
+    the overlap of a row of windows with the next row, are in memory.
 
     Args:
         scores: (classes, h, w) of each window, row by row.
-        grid: The windows, of ``windows``.
-        decide: Makes labels (h, w) of blended scores (classes, h, w).
+        grid: The windows, from ``windows``.
+        decide: Function from blended scores (classes, h, w) to labels (h, w).
 
     Returns:
-        The labels of the image, (H, W) of uint8 where they fit, otherwise int32.
+        The label map, (H, W) of uint8 or, for more than 256 classes, int32.
     """
     last = grid[-1][-1]
     width, height = last.x2, last.y2
@@ -370,7 +367,7 @@ def blend(
     rows = weights([row[0].y1 for row in grid], grid[0][0].y2, height)
     stream = iter(scores)
     labels: np.ndarray | None = None
-    above: np.ndarray | None = None  # what rows of windows before give to pixels still open
+    above: np.ndarray | None = None  # incomplete scores of the previous rows of windows
     for r, row in enumerate(grid):
         y1, y2 = row[0].y1, row[0].y2
         closed = (grid[r + 1][0].y1 if r + 1 < len(grid) else height) - y1
@@ -382,16 +379,16 @@ def blend(
                 labels = np.empty((height, width), np.uint8 if len(part) <= 256 else np.int32)
             if left is not None:
                 part[..., : left.shape[2]] += left
-            done = (row[c + 1].x1 if c + 1 < len(row) else width) - window.x1
-            block = part[..., :done]
-            across = slice(window.x1, window.x1 + done)
+            complete = (row[c + 1].x1 if c + 1 < len(row) else width) - window.x1
+            block = part[..., :complete]
+            across = slice(window.x1, window.x1 + complete)
             if above is not None:
                 block[:, : above.shape[1]] += above[..., across]
             labels[y1 : y1 + closed, across] = decide(block[:, :closed])
             if below is None:
                 below = np.empty((len(part), y2 - y1 - closed, width), np.float32)
             below[..., across] = block[:, closed:]
-            left = part[..., done:].copy()
+            left = part[..., complete:].copy()
         above = below
     assert labels is not None
     return labels
