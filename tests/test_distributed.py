@@ -63,7 +63,7 @@ def test_processes_train_one_model_and_go_on_with_it(tiny_shapes, tmp_path, monk
     output = succeed('dist_train.sh', *arguments, *options, 'train_cfg.max_epochs=2')
     if not torch.cuda.is_available():
         assert 'no GPU on this machine: 2 CPU processes, connected by gloo' in output
-    assert 'effective batch: 4 images (2 a process x 2 process(es) x 1 accumulated)' in output
+    assert 'effective batch: 4 images (2 per process x 2 process(es) x 1 accumulated)' in output
     assert 'Epoch(train) [2][2/2]' in output
     first = weights(work_dir)
 
@@ -274,7 +274,7 @@ def test_one_two_and_three_processes_evaluate_identically(task, many_shapes, tra
 def test_a_model_in_parts_is_trained_and_saved_as_a_whole_one_is(by_two, tiny_shapes, tmp_path):
     parts = train(tmp_path, tiny_shapes, 2, options=['--shard'])
     total, kept = re.search(
-        r'of ([\d,]+) parameters, this process keeps ([\d,]+)', parts.output
+        r'this process holds ([\d,]+) of ([\d,]+) parameters', parts.output
     ).groups()
     assert int(kept.replace(',', '')) == pytest.approx(int(total.replace(',', '')) / 2, rel=0.05)
     assert parts.losses == pytest.approx(by_two.losses, rel=1e-5)

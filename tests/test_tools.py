@@ -305,8 +305,8 @@ def test_the_log_states_what_runs_and_holds_plain_lines(trained):
         r'device: .+, 1 process\(es\)',
         r'mmcv ops: \S.+',
         r'attention: sdpa',
-        r'effective batch: 4 images \(4 a process x 1 process\(es\) x 1 accumulated\)',
-        r'learning rate: 0\.001, as it stands: the recipe is for 8 images; .*',
+        r'effective batch: 4 images \(4 per process x 1 process\(es\) x 1 accumulated\)',
+        r'learning rate: 0\.001, not scaled: the recipe is for 8 images; .*',
         r'precision: float32',
         r'parameters: ([\d,]+) trainable of \1',
         rf'checkpoints and logs: {trained.work_dir}',
@@ -463,12 +463,12 @@ def test_the_learning_rate_is_scaled_to_the_batch_and_the_rule_is_named(tiny_sha
     options = on(tiny_shapes, *small, 'param_scheduler=None')
     plain = succeed('train.py', NANO, '--work-dir', tmp_path / 'plain', *options)
     assert (
-        'learning rate: 0.001, as it stands: the recipe is for 8 images; --auto-scale-lr would '
+        'learning rate: 0.001, not scaled: the recipe is for 8 images; --auto-scale-lr would '
         'multiply it by 0.5 (square root, as for AdamW)'
     ) in plain
     scaled = succeed('train.py', NANO, '--work-dir', tmp_path, '--auto-scale-lr', *options)
     assert (
-        "learning rate: 0.0005, 0.5 (square root, as for AdamW) of the recipe's: the recipe is "
+        "learning rate: 0.0005, 0.5 (square root, as for AdamW) times the recipe's: the recipe is "
         'for 8 images'
     ) in scaled
     assert 'lr: 5.0000e-04' in scaled
