@@ -91,7 +91,7 @@ def test_annotations_that_are_not_json_are_named(data, tmp_path):
 def test_annotations_that_are_not_of_coco_are_named(content, data, tmp_path):
     (data / TRAINING).write_text(content)
     error = train_fails(tmp_path, *on(data))
-    assert f'annotation file {data}/{TRAINING} is not of COCO' in error
+    assert f'annotation file {data}/{TRAINING} is not in COCO' in error
     assert 'categories' in error
 
 
