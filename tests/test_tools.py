@@ -146,7 +146,7 @@ def test_more_bad_images_than_allowed_end_the_training(data, tmp_path):
         cut(data / f'images/training/00000{i}.jpg')
     options = '--skip-bad-images', '1', *on(data)
     error = train_fails(tmp_path, *options)
-    assert '2 images cannot be read, more than the 1 that --skip-bad-images allows' in error
+    assert '2 images cannot be read' in error and '--skip-bad-images allows 1' in error
 
 
 def test_evaluation_names_a_bad_image_or_counts_it_as_blank(trained, data, tmp_path):
