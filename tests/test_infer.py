@@ -203,7 +203,7 @@ def wrong_models(trained, tmp_path):
         'several configs': [several],
         'does not fit the model': [NANO, tmp_path / 'foreign.pth'],
         'does not exist': [NANO, tmp_path / 'absent.pth'],
-        'is not of a model of mmdet': [tmp_path / 'none.py', trained.checkpoint],
+        'must have a model of mmdet': [tmp_path / 'none.py', trained.checkpoint],
         'device nonsense cannot be used': [NANO, trained.checkpoint, 'nonsense'],
         'the overlap is from 1 to tile - 1': [NANO, trained.checkpoint, None, 64, 64],
     }
