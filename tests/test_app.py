@@ -234,7 +234,7 @@ def test_a_port_in_use_is_named(trained):
 def test_one_checkpoint_for_two_models_is_refused(trained):
     two = (trained.work_dir, 'gcvit_tiny_imagenet')
     error = fail('app.py', *two, '--checkpoint', trained.checkpoint)
-    assert '--checkpoint goes with one MODEL' in error
+    assert '--checkpoint needs exactly one MODEL' in error
 
 
 # --- Photos and tables ------------------------------------------------------------------------

@@ -202,7 +202,7 @@ def test_a_killed_process_is_started_again_and_the_result_is_the_same(
 ):
     monkeypatch.setitem(ENVIRONMENT, 'MAX_RESTARTS', '1')
     run = train(tmp_path, tiny_shapes, 2, kill=4)
-    assert f'training goes on from {tmp_path}/work/iter_4.pth' in run.output
+    assert f'training resumes from {tmp_path}/work/iter_4.pth' in run.output
     assert run.losses == by_two.losses
     expected = read_checkpoint(by_two.checkpoint)['state_dict']
     found = read_checkpoint(run.checkpoint)['state_dict']
@@ -294,6 +294,6 @@ def test_models_in_parts_and_whole_go_on_from_each_others_checkpoints(
     then = {'whole': 'parts', 'parts': 'whole'}[first]
     train(tmp_path, tiny_shapes, 2, options=how[first], steps=4)
     run = train(tmp_path, tiny_shapes, 2, options=[*how[then], '--resume'])
-    assert f'training goes on from {tmp_path}/work/iter_4.pth' in run.output
+    assert f'training resumes from {tmp_path}/work/iter_4.pth' in run.output
     assert sorted(run.losses) == list(range(STEPS))
     assert run.losses == pytest.approx(by_two.losses, rel=1e-5)

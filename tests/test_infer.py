@@ -338,7 +338,7 @@ def test_a_folder_of_everything_is_predicted_and_what_is_no_image_is_listed(
 ):
     out = tmp_path / 'out'
     output = succeed('infer.py', trained.work_dir, mixed, '--out', out)
-    assert f'3 of 9 could not be read, listed in {out}/failed.txt' in output
+    assert f'3 of 9 cannot be read, listed in {out}/failed.txt' in output
     failed = (out / 'failed.txt').read_text()
     assert all(name in failed for name in ('cut.jpg', 'page.png', 'empty.mp4'))
     pictures = {str(path.relative_to(out / 'overlays')) for path in out.rglob('overlays/**/*.*')}
@@ -358,7 +358,7 @@ def test_a_folder_of_everything_is_predicted_and_what_is_no_image_is_listed(
     (out / 'results.jsonl').write_bytes(b''.join(lines[:6]) + lines[6][:20])
     (out / 'predictions.json').unlink()
     again = succeed('infer.py', trained.work_dir, mixed, '--out', out)
-    assert '4 of 9 were done before' in again
+    assert '4 of 9 were processed before' in again
     assert (out / 'predictions.json').read_bytes() == before
     settings = json.loads((out / 'run.json').read_text())
     with pytest.raises(UserError, match=r'results of another run \(score was 0.3, is 0.5\)'):
@@ -388,7 +388,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_results(number, trained, phot
     with lines.open('ab') as file:
         file.write(b'{"file": "cut o')  # as a machine that is switched off leaves it
     output = succeed('infer.py', *arguments, '--out', out)
-    assert f'{before} of {times * VAL_IMAGES} were done before' in output
+    assert f'{before} of {times * VAL_IMAGES} were processed before' in output
     whole = Predictor(trained.work_dir)
     found = json.loads((out / 'predictions.json').read_text())
     assert [image['file_name'] for image in found['images']] == [
@@ -433,4 +433,4 @@ def test_a_run_in_which_nothing_could_be_read_fails(trained, tmp_path):
     (tmp_path / 'bad.png').write_text('no')
     out = tmp_path / 'out'
     error = fail('infer.py', trained.work_dir, tmp_path / 'bad.png', '--out', out)
-    assert f'1 of 1 could not be read, listed in {out}/failed.txt' in error
+    assert f'1 of 1 cannot be read, listed in {out}/failed.txt' in error

@@ -374,7 +374,7 @@ def test_without_data_the_page_says_what_is_missing(trained, tmp_path):
     (config,) = work_dir.glob('*.py')
     config.write_text(config.read_text().replace(str(trained.data), '/no such data'))
     output = succeed('report.py', work_dir, '--out', tmp_path / 'page.html')
-    note = 'There are no predictions, and none could be made: data folder /no such data'
+    note = 'There are no predictions, and no checkpoint can be evaluated: data folder /no such data'
     assert note in output
     page = (tmp_path / 'page.html').read_text()
     assert note in page

@@ -271,7 +271,7 @@ def test_checkpoints_in_another_folder_are_found(trained, tmp_path):
     options = on(trained.data, f'default_hooks.checkpoint.out_dir={tmp_path}/elsewhere')
     arguments = (NANO, '--work-dir', tmp_path / 'work', '--resume')
     output = succeed('train.py', *arguments, *options, 'train_cfg.max_epochs=2')
-    assert f'training goes on from {folder}/epoch_1.pth' in output
+    assert f'training resumes from {folder}/epoch_1.pth' in output
     assert (folder / 'epoch_2.pth').exists()
 
 
@@ -281,7 +281,7 @@ def test_resume_says_what_it_passes_over(two_checkpoints, trained):
     arguments = (NANO, '--work-dir', older.parent, '--resume')
     output = succeed('train.py', *arguments, *on(trained.data, 'train_cfg.max_epochs=2'))
     assert f'skipped: checkpoint {newer} cannot be read' in output
-    assert f'training goes on from {older}' in output
+    assert f'training resumes from {older}' in output
     verify_checkpoint(newer)  # written again
 
 

@@ -152,7 +152,7 @@ def test_a_work_folder_is_enough_for_pictures_of_photos(trained, tmp_path):
     output = succeed(
         'visualize_attention.py', trained.work_dir, tmp_path / 'wide.png', '--out', out
     )
-    assert f'1 picture(s) in {out}' in output
+    assert f'1 figure(s) in {out}' in output
     picture = cv2.imread(str(out / 'wide.png'))
     assert picture.shape[1] == 1600
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000  # the photo, maps in colour
@@ -169,7 +169,7 @@ def test_a_model_without_weights_is_refused(tmp_path):
 def test_photos_that_would_have_one_picture_are_refused(tmp_path):
     out = tmp_path / 'out'
     error = fail('visualize_attention.py', NANO, 'a/photo.png', 'b/photo.png', '--out', out)
-    assert f'2 of the images would have the picture {out}/photo.png' in error
+    assert f'2 images would have one figure {out}/photo.png' in error
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Try models in the browser: a local page to drop photos on."""
+"""Try models in the browser, on a local page for uploading images."""
 
 import argparse
 import os
@@ -20,18 +20,22 @@ def parse_args() -> argparse.Namespace:
         'models',
         nargs='+',
         metavar='MODEL',
-        help="work folder of a training, name of the zoo's, or config file; one can be chosen "
-        'on the page',
+        help='work directory of a training, name of a config, or config file; the page offers a '
+        'choice of several',
     )
     parser.add_argument(
         '--checkpoint', help='file or gcvit://NAME for the only MODEL; default: best or newest'
     )
     add_trust_argument(parser)
     parser.add_argument('--device', help='cpu, cuda:1 and so on; default: a GPU if there is one')
-    parser.add_argument('--host', default='127.0.0.1', help='default: this machine alone')
-    parser.add_argument('--port', type=int, default=7860, help='default: 7860; 0: any')
+    parser.add_argument('--host', default='127.0.0.1', help='default: only this machine')
+    parser.add_argument('--port', type=int, default=7860, help='default: 7860; 0: any free port')
     parser.add_argument(
-        '--max-upload', type=int, default=20, metavar='MB', help='size of a photo; default: 20'
+        '--max-upload',
+        type=int,
+        default=20,
+        metavar='MB',
+        help='maximum size of an image; default: 20',
     )
     return parser.parse_args()
 
@@ -40,16 +44,16 @@ def main() -> None:
     args = parse_args()
     models = list(dict.fromkeys(args.models))
     if args.checkpoint and len(models) > 1:
-        raise UserError('--checkpoint goes with one MODEL: give work folders for several')
+        raise UserError('--checkpoint needs exactly one MODEL: pass work directories for several')
     if args.max_upload < 1:
-        raise UserError(f'--max-upload {args.max_upload}: it must be 1 MB or more')
+        raise UserError(f'--max-upload {args.max_upload}: pass 1 (MB) or more')
     from tqdm import tqdm
 
     from gcvit_mm import Predictor
 
     listening = listen(args.host, args.port)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page as Ctrl-C does
-    # Not the folder that all of Gradio's pages on a machine share, and serve files from.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # handle SIGTERM like Ctrl-C
+    # By default, all Gradio pages on a machine share a folder and serve files from it.
     with tempfile.TemporaryDirectory(prefix='gcvit_mm_app_') as uploads:
         os.environ |= {'GRADIO_TEMP_DIR': uploads, 'GRADIO_ANALYTICS_ENABLED': 'False'}
         page, server = import_page()
@@ -60,15 +64,15 @@ def main() -> None:
         host, port = listening.getsockname()[:2]
         if not is_loopback(host):
             print(
-                f'warning: whoever reaches {host} port {port} over the network can use this page; '
-                'it asks for no password',
+                f'warning: anybody who can reach {host} port {port} over the network can use this '
+                'page, which has no password',
                 file=sys.stderr,
             )
         server.serve(page.build_page(predictors), listening, args.max_upload * 2**20)
 
 
 def import_page() -> tuple[ModuleType, ModuleType]:
-    """The modules that need Gradio, which reads the environment when it is imported."""
+    """Import the modules that need Gradio, which reads the environment at import."""
     try:
         from gcvit_mm.app import page, server
     except ModuleNotFoundError as error:

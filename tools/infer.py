@@ -26,42 +26,40 @@ def parse_args() -> argparse.Namespace:
         'inputs',
         nargs='+',
         metavar='INPUT',
-        help='image, video, folder (with all folders in it) or pattern',
+        help='image, video, folder (with its subfolders) or pattern',
     )
     parser.add_argument(
         '--out',
         required=True,
         metavar='DIR',
-        help='folder for the results; a run that was cut off goes on from what is there',
+        help='folder for the results; an interrupted run is resumed',
     )
     parser.add_argument(
         '--format',
         nargs='+',
         choices=sorted({name for names in FORMATS.values() for name in names}),
-        help='what to write: pictures (overlay), COCO annotations of a detector (coco), label maps '
-        'of a segmenter (png), a table (csv); default: all that the task has',
+        help='formats of the results: overlays on the images (overlay), COCO annotations of a '
+        'detector (coco), label maps of a segmenter (png), a table (csv); default: all of the task',
     )
     parser.add_argument(
         '--score',
         type=float,
         default=0.3,
-        help='objects are drawn, and listed in the table, from this score up; default: 0.3',
+        help='minimum score of objects in overlays and tables; default: 0.3',
     )
     parser.add_argument(
         '--tile',
         type=int,
         metavar='PX',
-        help='look at larger images in windows of so many pixels a side',
+        help='split larger images into tiles of this size in pixels',
     )
     parser.add_argument(
         '--overlap',
         type=int,
         metavar='PX',
-        help='how much neighbouring windows share at least; default: a quarter of a window',
+        help='minimum overlap of neighbouring tiles; default: a quarter of a tile',
     )
-    parser.add_argument(
-        '--batch-size', type=int, default=1, help='images that the model takes at once; default: 1'
-    )
+    parser.add_argument('--batch-size', type=int, default=1, help='images per batch; default: 1')
     parser.add_argument('--device', help='cpu, cuda:1, ...; default: a GPU if there is one')
     return parser.parse_args()
 
@@ -79,7 +77,7 @@ def main() -> None:
     formats = formats_of(predictor.task, args.format)
     try:
         results = Results(args.out, settings(args, predictor, formats, root))
-        todo = [one for one in inputs if one.file not in results.done]
+        todo = [item for item in inputs if item.file not in results.done]
         failed = Run(predictor, results, formats, args.score, args.batch_size).do(todo)
         finish(results, predictor, formats, args.score, failed)
     except OSError as error:
@@ -89,29 +87,28 @@ def main() -> None:
 
 def apply_options(args: argparse.Namespace) -> None:
     """Check the options, and apply those that concern the whole process."""
-    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # failed.txt tells of damaged videos
+    os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # failed.txt lists damaged videos
     if args.batch_size < 1:
-        raise UserError(f'--batch-size {args.batch_size}: at least 1')
+        raise UserError(f'--batch-size {args.batch_size}: pass 1 or more')
     if args.overlap is not None and args.tile is None:
-        raise UserError('--overlap is of windows: give their size by --tile')
+        raise UserError('--overlap needs tiles: set their size by --tile')
     if args.tile:
         from PIL import Image
 
-        # Pillow refuses what is larger than a scan; who asks for tiles means it.
-        Image.MAX_IMAGE_PIXELS = None
+        Image.MAX_IMAGE_PIXELS = None  # Pillow refuses very large images, which tiles are for
 
 
-def formats_of(task: str, asked: list[str] | None) -> list[str]:
-    wrong = [name for name in asked or () if name not in FORMATS[task]]
+def formats_of(task: str, requested: list[str] | None) -> list[str]:
+    wrong = [name for name in requested or () if name not in FORMATS[task]]
     if wrong:
-        raise UserError(f'--format {wrong[0]}: of {task} there are {", ".join(FORMATS[task])}')
-    return sorted(set(asked or FORMATS[task]))
+        raise UserError(f'--format {wrong[0]}: for {task} choose from {", ".join(FORMATS[task])}')
+    return sorted(set(requested or FORMATS[task]))
 
 
 def settings(
     args: argparse.Namespace, predictor: Predictor, formats: list[str], root: Path
 ) -> dict[str, Any]:
-    """What the results depend on: a run with other settings needs another folder."""
+    """The settings that affect the results: a run with other settings needs another folder."""
     from gcvit_mm.config import model_config, test_dataset
 
     model, pipeline = model_config(predictor.cfg), test_dataset(predictor.cfg).pipeline
@@ -133,9 +130,9 @@ def digest(content: bytes) -> str:
 def report(out: str, inputs: list[Input], todo: list[Input], failed: list[str]) -> None:
     before = len(inputs) - len(todo)
     if before:
-        print(f'{before} of {len(inputs)} were done before')
+        print(f'{before} of {len(inputs)} were processed before')
     if failed:
-        count = f'{len(failed)} of {len(inputs)} could not be read, listed in {out}/failed.txt'
+        count = f'{len(failed)} of {len(inputs)} cannot be read, listed in {out}/failed.txt'
         if len(failed) == len(inputs):
             raise UserError(count)
         print(count)

@@ -1,4 +1,4 @@
-"""Write docs/performance.md from the measurements in docs/performance/."""
+"""Write docs/performance.md from the measurements in docs/performance."""
 
 import argparse
 import json
@@ -14,29 +14,29 @@ PAGE, FOLDER = ROOT / 'docs' / 'performance.md', ROOT / 'docs' / 'performance'
 
 HEAD = """# Performance
 
-Written by `tools/performance_page.py` from the measurements in `docs/performance/`, which
-`tools/benchmark.py` made. The models of a table took turns in one process, after a warm-up, with
-random weights and images: medians, and the quartiles. Peers are as their packages build them.
+Written by `tools/performance_page.py` from measurements of `tools/benchmark.py` in
+`docs/performance/`. The models of a table took turns in one process after a warm-up, with random
+weights and images. Times are medians and quartiles. Other backbones are built by their packages.
 
-- *peak MB*: the most memory that a step held at once, the model included, 10^6 bytes.
-- *GFLOP*: arithmetic of matrix products and convolutions, attention's two products included.
-- *GB*: what these read and write, each by itself, attention scores excepted: what has to move
-  where all else is fused into them.
-- *time / floor*: the time over what the device would take for the arithmetic or for the bytes,
-  whichever is longer, at the rates that it reached in a large matrix product and a large copy.
-- *time / 1* and so on: the time over that of the model of this number.
+- *peak MB*: peak memory of a step, including the model, in 10^6 bytes.
+- *GFLOP*: FLOPs of matrix products and convolutions, including the two products of attention.
+- *GB*: bytes that these operations read and write, without attention scores: the minimum traffic if
+  all other operations are fused into them.
+- *time / floor*: time divided by the minimum time of the device for the FLOPs or for the bytes,
+  whichever is longer, at the rates of a large matrix product and a large copy.
+- *time / 1* and so on: time divided by that of the model with this number.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--check', action='store_true', help='write nothing, fail if it is old')
+    parser.add_argument('--check', action='store_true', help='only fail if the page is outdated')
     check = parser.parse_args().check
     new = page()
     if PAGE.is_file() and PAGE.read_text() == new:
         return
     if check:
-        raise UserError('docs/performance.md is old: run tools/performance_page.py')
+        raise UserError('docs/performance.md is outdated: run tools/performance_page.py')
     PAGE.write_text(new)
 
 
@@ -52,12 +52,12 @@ def page() -> str:
 
 
 def section(name: str, content: dict) -> str:
-    """What a command measured: a table for each setting."""
+    """The measurements of a command: a table for each setting."""
     from gcvit_mm.benchmark.table import heading, table
 
     machine = content['machine']
     lines = [
-        f'{machine["threads"]} threads of the CPU, torch {machine["torch"]}, Python '
+        f'{machine["threads"]} CPU threads, torch {machine["torch"]}, Python '
         f'{machine["python"]}; commit {machine["commit"]}, {machine["date"]}; '
         f'[`{name}`](performance/{name}).',
         '',

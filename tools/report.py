@@ -1,4 +1,4 @@
-"""Write a page about a training: its curves, what it gets right and wrong, and its settings."""
+"""Write a report of a training: its curves, its predictions and errors, and its settings."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def parse_args() -> argparse.Namespace:
     source.add_argument(
         '--predictions',
         metavar='PREFIX',
-        help='what tools/test.py --out was given; default: the newest in WORK_DIR',
+        help='the PREFIX of tools/test.py --out; default: the newest in WORK_DIR',
     )
     source.add_argument(
         '--checkpoint',
-        help='evaluate this one by tools/test.py; without predictions in WORK_DIR, the best one '
-        'there or else the newest is evaluated',
+        help='checkpoint to evaluate by tools/test.py; if WORK_DIR has no predictions, the default '
+        'is its best or newest checkpoint',
     )
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
-    with redirect_stdout(sys.stderr):  # the packages print at import; stdout is for the result
+    with redirect_stdout(sys.stderr):  # packages print at import, but stdout is for the result
         out, notes = report(args)
     for note in notes:
         print(f'note: {note}')
@@ -67,7 +67,7 @@ def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
             check_data(run.cfg, ('test_dataloader',))
             checkpoint = find_model(run.folder)[1]
         except UserError as error:
-            notes.append(f'There are no predictions, and none could be made: {error}')
+            notes.append(f'There are no predictions, and no checkpoint can be evaluated: {error}')
         else:
             prefix = predict(run, checkpoint)
     out = Path(args.out or run.folder / 'report.html')
@@ -75,7 +75,7 @@ def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
 
 
 def outdated(run: Run, prefix: str | None) -> list[str]:
-    """A note where the training has gone on since its predictions were made."""
+    """A note if predictions are older than the newest checkpoint of the training."""
     checkpoints = sorted(run.folder.glob('*.pth'), key=os.path.getmtime)
     if prefix is None or not checkpoints:
         return []
@@ -83,19 +83,19 @@ def outdated(run: Run, prefix: str | None) -> list[str]:
     if checkpoints[-1].stat().st_mtime <= made:
         return []
     return [
-        f'The predictions {prefix}.* are older than {checkpoints[-1]}: to have that evaluated, '
-        'pass it by --checkpoint'
+        f'The predictions {prefix}.* are older than {checkpoints[-1]}: pass it by --checkpoint to '
+        'evaluate it'
     ]
 
 
 def predict(run: Run, checkpoint: str) -> str:
-    """Evaluate a checkpoint by ``tools/test.py``; give the PREFIX of what it wrote."""
+    """Evaluate a checkpoint by ``tools/test.py``, and return the PREFIX of its output."""
     prefix = str(run.folder / 'predictions')
     print(f'evaluating {checkpoint}')
     command = [str(run.config_file), checkpoint, '--work-dir', str(run.folder), '--out', prefix]
     test = subprocess.run([sys.executable, str(TEST), *command], stdout=sys.stderr, check=False)
     if test.returncode:
-        raise UserError('tools/test.py failed, see above')
+        raise UserError('tools/test.py failed: see its error above')
     return prefix
 
 

@@ -1,4 +1,4 @@
-"""Show where each stage of a model looks in photos: windows, local and global attention."""
+"""Visualise the windows and the local and global attention of each stage of a model on images."""
 
 import argparse
 from collections import Counter
@@ -18,14 +18,14 @@ def parse_args() -> argparse.Namespace:
         '--out',
         metavar='DIR',
         default='work_dirs/attention',
-        help='folder for the pictures; %(default)s',
+        help='folder for the figures; default: %(default)s',
     )
     parser.add_argument(
         '--point',
         type=_point,
         metavar='X,Y',
-        help='the place whose local attention is shown, in pixels as the axes of the picture '
-        'count them; default: the middle',
+        help='point whose local attention is shown, in pixels as on the axes of the figure; '
+        'default: the centre',
     )
     parser.add_argument('--device', help='cpu, cuda:1 and so on; default: a GPU if there is one')
     return parser.parse_args()
@@ -35,7 +35,7 @@ def _point(text: str) -> tuple[float, float]:
     try:
         x, y = map(float, text.split(','))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f'{text!r} is not X,Y') from error
+        raise argparse.ArgumentTypeError(f'{text!r} is not X,Y, such as 320,240') from error
     return x, y
 
 
@@ -54,15 +54,15 @@ def main() -> None:
         figure = attention_figure(predictor, image, name, args.point)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file)
-    print(f'{len(files)} picture(s) in {args.out}')
+    print(f'{len(files)} figure(s) in {args.out}')
 
 
 def _files(images: list[str], folder: Path) -> dict[str, Path]:
-    """The picture of each image."""
+    """The path of the figure of each image."""
     files = {image: folder / f'{Path(image).stem}.png' for image in images}
     for file, times in Counter(files.values()).items():
         if times > 1:
-            raise UserError(f'{times} of the images would have the picture {file}: rename them')
+            raise UserError(f'{times} images would have one figure {file}: rename the images')
     return files
 
 
