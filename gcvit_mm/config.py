@@ -148,8 +148,7 @@ def metainfo_of(cfg: Config, dataset: ConfigDict) -> dict[str, Any]:
     """The metainfo of a data set from its class and its config: class names, perhaps a palette."""
     with default_scope(cfg):
         known = getattr(find_class(DATASETS, dataset.type), 'METAINFO', {})
-    # mmpretrain also takes the classes as an argument of the data set.
-    given = {'classes': dataset.classes} if dataset.get('classes') else {}
+    given = {'classes': dataset.classes} if dataset.get('classes') else {}  # as in mmpretrain
     return {**known, **given, **(dataset.get('metainfo') or {})}
 
 

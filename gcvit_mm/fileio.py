@@ -24,8 +24,7 @@ def atomic_write(path: str | os.PathLike, durable: bool = True) -> Iterator[Bina
     path = os.fspath(path)
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
-        # PyTorch saves the name of a file in it unless it gets an open file. Without the name,
-        # equal weights give equal files.
+        # PyTorch gets an open file and so no name to save in it: equal weights give equal files.
         with open(temporary, 'wb') as file:
             yield file
             if durable:

@@ -33,9 +33,7 @@ def config_in(folder: str | os.PathLike) -> Path:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(
-            f'work directory {folder} does not exist: pass the --work-dir of a training'
-        )
+        raise UserError(f'work directory {folder} does not exist: pass that of a training')
     configs = sorted(folder.glob('*.py'), key=os.path.getmtime)
     if not configs:
         raise UserError(f'{folder} has no config (*.py): pass the --work-dir of a training')
@@ -72,11 +70,7 @@ def find_model(
 
 
 def best_checkpoint(cfg: Config) -> str:
-    """The best intact checkpoint of a training, or the newest if none is marked as best.
-
-    Raises:
-        UserError: There is no intact checkpoint.
-    """
+    """The best intact checkpoint of a training, or the newest if none is marked as best."""
     folder = checkpoint_folder(cfg)
     damaged = []
     for path in sorted(Path(folder).glob('best_*.pth'), key=os.path.getmtime, reverse=True):

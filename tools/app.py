@@ -31,11 +31,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--host', default='127.0.0.1', help='default: only this machine')
     parser.add_argument('--port', type=int, default=7860, help='default: 7860; 0: any free port')
     parser.add_argument(
-        '--max-upload',
-        type=int,
-        default=20,
-        metavar='MB',
-        help='maximum size of an image; default: 20',
+        '--max-upload', type=int, default=20, metavar='MB', help='maximum per image; default: 20'
     )
     return parser.parse_args()
 

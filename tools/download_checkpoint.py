@@ -19,9 +19,7 @@ def parse_args() -> argparse.Namespace:
         help='folder to write to (default: %(default)s); configs read from GCVIT_MM_CHECKPOINTS, '
         'or from checkpoints',
     )
-    parser.add_argument(
-        '--list', action='store_true', help='list all weights, and which are downloaded'
-    )
+    parser.add_argument('--list', action='store_true', help='list all and the downloaded weights')
     args = parser.parse_args()
     if not (args.names or args.list):
         parser.error('pass the NAME of weights, or --list')

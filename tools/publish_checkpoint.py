@@ -137,9 +137,7 @@ def read_metrics(file: str) -> tuple[dict[str, float], str]:
     if not isinstance(metrics, dict) or not all(
         isinstance(v, int | float) for v in metrics.values()
     ):
-        raise UserError(
-            f'metrics {file} must be a JSON object of numbers, such as that of tools/test.py'
-        )
+        raise UserError(f'metrics {file} must be a JSON object of numbers, as by tools/test.py')
     return metrics, Path(file).name
 
 

@@ -10,11 +10,9 @@ class Package(NamedTuple):
         task: Task of the models.
         distributions: Names on PyPI: OpenMMLab's, and that of the onedl package.
         predictions: Suffix that ``tools/test.py --out PREFIX`` adds to the prefix.
-        evaluator: The evaluator that writes predictions, and its option for the path; None for
-            ``ClassificationCSV``.
+        evaluator: The evaluator that writes predictions and its option for the path, or None.
         pictures: Options of the visualization hook that enable drawing.
-        pictures_in: Option of the visualization hook for the folder; None if it is an option of the
-            visualizer.
+        pictures_in: Option of the visualization hook for the folder; None if the visualizer has it.
     """
 
     task: str

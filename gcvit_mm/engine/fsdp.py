@@ -30,8 +30,7 @@ class ShardedRunner(Runner):
         """Initialise and shard the model; mmengine calls this method.
 
         Raises:
-            UserError: PyTorch is too old, there is only one process, or a hook needs the whole
-                model.
+            UserError: PyTorch is too old, there is one process, or a hook needs the whole model.
         """
         if get_world_size() == 1:
             raise UserError('--shard needs several processes: run tools/dist_train.sh CONFIG GPUS')
@@ -39,9 +38,7 @@ class ShardedRunner(Runner):
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
         except ImportError as error:
-            raise UserError(
-                f'--shard needs torch 2.6 or later, this is {torch.__version__}'
-            ) from error
+            raise UserError(f'--shard needs torch 2.6, not {torch.__version__}') from error
         if any('EMAHook' in str(hook['type']) for hook in self.cfg.get('custom_hooks', [])):
             raise UserError('--shard: EMAHook needs the whole model: set custom_hooks=[]')
         model.to(get_device())

@@ -65,9 +65,7 @@ def _skip_bad_images(cfg: Config, maximum: int) -> None:
                 )
                 loaders.append(step)
     if not loaders:
-        raise UserError(
-            '--skip-bad-images: no pipeline of the config has LoadWholeImage: use it to load images'
-        )
+        raise UserError('--skip-bad-images: use LoadWholeImage in the pipelines of the config')
 
 
 def report_bad_images(cfg: Config) -> None:

@@ -178,8 +178,7 @@ def check_target(path: str | os.PathLike, source: str | os.PathLike, force: bool
         force: Allow overwriting an existing file.
 
     Raises:
-        UserError: The file exists, its folder does not exist, or its suffix is not in
-            ``SUFFIXES``.
+        UserError: The file exists, its folder does not, or its suffix is not in ``SUFFIXES``.
     """
     path = os.fspath(path)
     folder = os.path.dirname(path) or '.'

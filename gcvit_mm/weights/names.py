@@ -128,9 +128,7 @@ def _find_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
         raise UserError(f'the file has no GC ViT, but tensors {shorten(list(state), 3)}')
     if len(backbones) > 1:
         prefixes = ' and '.join(repr(prefix) for _, prefix in backbones)
-        raise UserError(
-            f'the file has more than one backbone, at {prefixes}: choose one by init_cfg.prefix'
-        )
+        raise UserError(f'the file has more than one backbone, at {prefixes}: set init_cfg.prefix')
     return backbones[0]
 
 

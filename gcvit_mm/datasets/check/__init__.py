@@ -22,14 +22,7 @@ from .report import Report, print_reports, summary, write_reports
 __all__ = ['Report', 'check_datasets', 'print_reports', 'summary', 'write_reports']
 
 # Settings that do not affect which files a data set reads.
-IRRELEVANT = (
-    'pipeline',
-    'test_mode',
-    'filter_cfg',
-    'lazy_init',
-    'serialize_data',
-    'max_refetch',
-)
+IRRELEVANT = ('pipeline', 'test_mode', 'filter_cfg', 'lazy_init', 'serialize_data', 'max_refetch')
 
 
 def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Report]:

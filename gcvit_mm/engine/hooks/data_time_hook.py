@@ -40,6 +40,5 @@ class DataTimeHook(Hook):
             return
         share = self.waited / self.passed
         workers = runner.train_dataloader.num_workers
-        raise_it = f': raise train_dataloader.num_workers above {workers}'
-        hint = raise_it if share > WORTH_A_HINT else ''
+        hint = f': use more than {workers} num_workers' if share > WORTH_A_HINT else ''
         runner.logger.info(f'Waiting for data took {share:.1%} of the training time{hint}')

@@ -25,8 +25,8 @@ OUTLIVING = hasattr(signal, 'sigtimedwait')
 class PreemptionHook(Hook):
     """On a signal, ends the training after the current step, with a checkpoint and exit status 0.
 
-    In a distributed training, the signal may reach any process, and processes at different steps.
-    Workers load data until then; other child processes do not handle the signal.
+    In a distributed training, the signal may reach any of the processes, and at different steps.
+    Workers load data until the end; other child processes do not handle the signal.
 
     Args:
         signals: Names of the signals; None takes those that clusters send: SIGTERM and, if the
@@ -85,10 +85,7 @@ class PreemptionHook(Hook):
             ends = f'{name}: training ends after iteration {runner.iter + 1}'
             hook = checkpoint_hook(runner)
             if hook is None:
-                runner.logger.error(
-                    f'{ends} without a checkpoint: set default_hooks.checkpoint.type='
-                    'SafeCheckpointHook to save one'
-                )
+                runner.logger.error(f'{ends} without a checkpoint: use SafeCheckpointHook')
                 raise SystemExit(1)
             saved = hook.save_now(runner)
             runner.logger.info(f'{ends}, saved in {hook.out_dir} as {saved}: resume with --resume')
