@@ -147,7 +147,7 @@ def test_foreign_damaged_and_missing_files_are_named_with_what_is_wrong(official
     (tmp_path / 'broken.safetensors').write_bytes(content[:100])
     torch.save({'epoch': 3}, tmp_path / 'no_tensors.pth')
     for name, message in {
-        'foreign.pth': 'not of a GC ViT.*conv1.weight',
+        'foreign.pth': 'no GC ViT.*conv1.weight',
         'truncated.pth': 'truncated or damaged',
         'text.pth': 'not a checkpoint',
         'empty.pth': 'truncated or damaged',

@@ -261,10 +261,10 @@ def test_the_average_of_a_timm_trainers_file_is_taken_when_asked_for(tool, tmp_p
     average = {name: value + 1 for name, value in state.items()}
     torch.save({'state_dict': state, 'state_dict_ema': average, 'epoch': 3}, file)
     output = tool(file, tmp_path / 'plain.pth', '--task', CLASSIFIER)
-    assert '--ema takes their moving average, state_dict_ema' in output
+    assert '--ema converts their moving average, state_dict_ema' in output
     assert 'not read: epoch, state_dict_ema' in output or 'not read: state_dict_ema' in output
     output = tool(file, tmp_path / 'average.pth', '--task', CLASSIFIER, '--ema')
-    assert 'moving average (EMA), the entry state_dict_ema' in output
+    assert 'moving average (EMA), from the entry state_dict_ema' in output
     for name, expected in (('plain', state), ('average', average)):
         written = state_dict_of(read_checkpoint(tmp_path / f'{name}.pth'))
         assert torch.equal(written['head.fc.weight'], expected['head.weight'])
@@ -298,7 +298,7 @@ def test_the_average_of_mmengines_file_is_its_state_dict_with_or_without_asking(
     for options in ((), ('--ema',)):
         file = tmp_path / f'{len(options)}.pth'
         output = tool(tmp_path / 'epoch_1.pth', file, '--task', DENSE, *options)
-        assert 'moving average (EMA), the entry state_dict' in output
+        assert 'moving average (EMA), from the entry state_dict' in output
         assert_same(state_dict_of(read_checkpoint(file)), average)
 
 

@@ -199,7 +199,7 @@ def wrong_models(trained, tmp_path):
     return {
         'mask_rcnn_gcvit_nano_shapes needs a checkpoint': [NANO.removesuffix('.py')[8:]],
         'did you mean': ['mask_rcnn_gcvit_nano_shape'],
-        'it has no config': [tmp_path / 'empty'],
+        'has no config': [tmp_path / 'empty'],
         'several configs': [several],
         'does not fit the model': [NANO, tmp_path / 'foreign.pth'],
         'does not exist': [NANO, tmp_path / 'absent.pth'],

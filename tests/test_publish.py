@@ -173,7 +173,7 @@ def test_a_log_that_was_cut_off_and_a_renamed_file_are_no_error(run_of, publish)
     renamed = source.rename(source.with_name('final.pth'))
     record, output = publish(renamed, source.with_name('x.pth'))
     assert (record['metrics'], record['metrics_from']) == ({}, None)
-    assert 'metrics: none found, --metrics FILE gives them' in output
+    assert 'metrics: none found, pass --metrics FILE' in output
 
 
 def test_given_metrics_take_the_place_of_logged_ones_and_must_be_metrics(run_of, publish, tmp_path):

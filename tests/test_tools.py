@@ -226,7 +226,7 @@ def test_pretraining_of_another_variant_is_refused(tiny_shapes, tmp_path):
     ('option', 'message'),
     [
         ('modle.backbone.with_cp=True', "no section 'modle'; did you mean model?"),
-        ('model.backbone.with_cp', "takes KEY=VALUE, not 'model.backbone.with_cp'"),
+        ('model.backbone.with_cp', '--cfg-options model.backbone.with_cp: pass KEY=VALUE'),
         ('model.backbone.out_indices=[0,1', 'out_indices=[0,1: brackets are not balanced'),
         ('train_cfg.max_epochs.x=1', '--cfg-options does not fit the config'),
         ('custom_hooks.5.type=EMAHook', '--cfg-options does not fit the config'),

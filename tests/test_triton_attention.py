@@ -372,7 +372,7 @@ def test_without_triton_the_module_imports_and_says_what_is_missing():
 @natively
 @needs_triton
 def test_a_cpu_is_refused():
-    with pytest.raises(ArgumentError, match='CUDA devices, not on cpu'):
+    with pytest.raises(ArgumentError, match='CUDA device, not cpu'):
         window_attention(torch.zeros(1, 2, 2, 48), None, torch.zeros(9, 1), 2)
 
 
