@@ -34,4 +34,4 @@ def config_file(config: str | os.PathLike) -> str:
         return str(CONFIGS / f'{config}.py')
     near = difflib.get_close_matches(Path(config).stem, known, n=3, cutoff=0.7)
     hint = f'did you mean {" or ".join(near)}?' if near else f'or one of {", ".join(known)}'
-    raise UserError(f'config {config} does not exist: give a file, {hint}')
+    raise UserError(f'config {config} does not exist: pass a file, {hint}')

@@ -158,7 +158,7 @@ def test_another_process_may_finish_in_the_middle_of_a_write(folder, tmp_path, m
             make_shapes(tmp_path, **SMALL)
         replace(source, target)
 
-    monkeypatch.setattr(shapes.os, 'replace', replace_late)
+    monkeypatch.setattr(os, 'replace', replace_late)
     make_shapes(tmp_path, **SMALL)
     assert nested
     assert files(tmp_path) == files(folder)

@@ -67,7 +67,7 @@ def check_gpus(processes: int, gpus: int) -> None:
     """Raise a ``UserError`` if the machine has GPUs, but fewer than processes."""
     if 0 < gpus < processes:
         raise UserError(
-            f'{processes} processes were asked for, but this machine has {gpus} GPU(s): pass '
+            f'{processes} processes were requested, but this machine has {gpus} GPU(s): pass '
             f'{gpus} to tools/dist_train.sh or tools/dist_test.sh, or as GPUS_PER_NODE to '
             'tools/slurm_train.sh or tools/slurm_test.sh'
         )

@@ -666,8 +666,8 @@ def _delta_kernel(
 def _score_gradient(query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM: tl.constexpr):
     """Compute the softmax weights, and the gradient of the scores without the factor log2(e).
 
-    lse and delta are read at ``rows``. Without delta, the block must have all keys, whose sum gives
-    it.
+    lse and delta are read at ``rows``. Delta is computed if it is None; the block must then have
+    all keys.
     """
     # Infinity sets the weights of queries outside the feature map to 0.
     row_lse = tl.load(lse + rows, mask=valid, other=float('inf'))
