@@ -17,8 +17,8 @@ def effective_batch(cfg: Config) -> tuple[int, int, int]:
 def learning_rate_factor(cfg: Config) -> tuple[float, str] | None:
     """The factor of the learning rate for the batch size of this run, and its scaling rule.
 
-    Adam's step does not depend on the scale of the gradient, so its learning rate grows with the
-    square root of the batch size (Malladi et al., 2022, arXiv 2205.10287). For other optimizers it
+    Adam normalises the gradient, so only its noise depends on the batch size: the learning rate
+    grows with the square root (Malladi et al., 2022, arXiv 2205.10287). For other optimizers it
     grows linearly (Goyal et al., 2017, arXiv 1706.02677).
 
     Returns:

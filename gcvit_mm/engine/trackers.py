@@ -34,7 +34,7 @@ PARAMS = (
     'auto_scale_lr',
     'randomness',
 )
-"""Sections of the config to log as parameters in MLflow; config.py in the run has the rest."""
+"""Sections of the config to log as parameters in MLflow; config.py has the whole config."""
 
 
 class TrackHook(Hook):

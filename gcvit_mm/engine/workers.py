@@ -40,7 +40,7 @@ class Worker(multiprocessing.Process):
 
     Args:
         method: Start method: 'fork', 'forkserver' or 'spawn'.
-        signals: Signals to ignore unless they come from the parent.
+        signals: Signals to ignore, except SIGTERM from the parent.
         arguments: Arguments of ``multiprocessing.Process``.
     """
 

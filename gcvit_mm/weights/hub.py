@@ -111,7 +111,7 @@ def resolve(checkpoint: str) -> str:
 
 
 def fetch(weights: Weights, folder: Path) -> Path:
-    """Download a file to a folder, unless the folder has a file of its name.
+    """Download a file to a folder, unless a file of its name is there, which is not verified.
 
     Processes that need a file at the same time download it once. An interrupted download is kept as
     ``*.part`` beside the file, and resumed by the next attempt.

@@ -40,5 +40,5 @@ class DataTimeHook(Hook):
             return
         share = self.waited / self.passed
         workers = runner.train_dataloader.num_workers
-        hint = f': use more than {workers} num_workers' if share > WORTH_A_HINT else ''
+        hint = f': set num_workers above {workers}' if share > WORTH_A_HINT else ''
         runner.logger.info(f'Waiting for data took {share:.1%} of the training time{hint}')

@@ -38,7 +38,7 @@ class SafeCheckpointHook(CheckpointHook):
     """mmengine's ``CheckpointHook`` with atomic writes: a training always has a whole checkpoint.
 
     A checkpoint is written to a temporary file, flushed to the disk and renamed; older checkpoints
-    are then removed. ``last_checkpoint`` holds its path relative to the folder of checkpoints.
+    are then removed. The file ``last_checkpoint`` holds its name, relative to their folder.
 
     Args:
         interval: Epochs or iterations between checkpoints; -1 saves only the last.
@@ -93,7 +93,7 @@ class SafeCheckpointHook(CheckpointHook):
 
     def before_train(self, runner: Runner) -> None:
         """Remove unfinished files of an earlier run."""
-        # mmengine's hook would remove files by these values of a checkpoint, which is not trusted.
+        # mmengine's hook would remove the files that this list in a checkpoint names.
         runner.message_hub.runtime_info.pop('keep_ckpt_ids', None)
         super().before_train(runner)
         if is_main_process():
