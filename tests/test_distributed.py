@@ -273,7 +273,7 @@ def test_one_two_and_three_processes_evaluate_identically(task, many_shapes, tra
 @pytest.mark.slow
 def test_a_model_in_parts_is_trained_and_saved_as_a_whole_one_is(by_two, tiny_shapes, tmp_path):
     parts = train(tmp_path, tiny_shapes, 2, options=['--shard'])
-    total, kept = re.search(
+    kept, total = re.search(
         r'this process holds ([\d,]+) of ([\d,]+) parameters', parts.output
     ).groups()
     assert int(kept.replace(',', '')) == pytest.approx(int(total.replace(',', '')) / 2, rel=0.05)
