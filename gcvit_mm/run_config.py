@@ -137,11 +137,11 @@ def check_paths(loader: str, dataset: ConfigDict) -> None:
     split = dataset.get('split') if dataset.type == 'ImageNet' else None
     prefixes = dataset.get('data_prefix') or split or {}
     for prefix in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
-        if not os.path.isdir(full_path(dataset, prefix)):
-            raise UserError(f'image folder {full_path(dataset, prefix)} ({loader}) does not exist')
+        if not os.path.isdir(path := full_path(dataset, prefix)):
+            raise UserError(f'image folder {path} ({loader}) does not exist: check data_prefix')
     ann_file = dataset.get('ann_file')
-    if ann_file and not os.path.exists(full_path(dataset, ann_file)):
-        raise UserError(f'annotation file {full_path(dataset, ann_file)} ({loader}) does not exist')
+    if ann_file and not os.path.exists(path := full_path(dataset, ann_file)):
+        raise UserError(f'annotation file {path} ({loader}) does not exist: check ann_file')
 
 
 def check_evaluator(cfg: Config, split: str) -> None:

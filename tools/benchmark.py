@@ -90,7 +90,7 @@ def main() -> None:
     for dtype in args.dtype:
         for shape in args.size:
             for mode in args.mode:
-                with redirect_stdout(sys.stderr):  # the packages print; stdout is for the tables
+                with redirect_stdout(sys.stderr):  # packages print; stdout is for the tables
                     runs.append(compare(args, device, dtype, shape, mode))
                 print_table(runs[-1])
     if args.out:
