@@ -200,7 +200,7 @@ def wrong_models(trained, tmp_path):
         'mask_rcnn_gcvit_nano_shapes needs a checkpoint': [NANO.removesuffix('.py')[8:]],
         'did you mean': ['mask_rcnn_gcvit_nano_shape'],
         'has no config': [tmp_path / 'empty'],
-        'several configs': [several],
+        'several/other.py has default_scope None': [several],
         'does not fit the model': [NANO, tmp_path / 'foreign.pth'],
         'does not exist': [NANO, tmp_path / 'absent.pth'],
         'must have a model of mmdet': [tmp_path / 'none.py', trained.checkpoint],
