@@ -1,7 +1,7 @@
 """GC ViT for detection and segmentation on OpenMMLab.
 
-Importing it is quick and works in any environment: ``GCViT`` is registered when mmengine's models
-are imported, and what an environment lacks is said when it is needed.
+Importing this package is fast and works in any environment. ``GCViT`` is registered when mmengine's
+models are imported, and missing packages are reported when they are needed.
 """
 
 from importlib import import_module

@@ -1,9 +1,9 @@
-"""What arguments may be: known to the commands before anything that takes seconds is imported."""
+"""Choices for arguments of commands, in a module that is imported fast."""
 
 SPLITS = ('train', 'val', 'test')
 """The data loaders of a config."""
 SUFFIXES = ('.pth', '.pth.tar', '.safetensors')
-"""Of the checkpoints that are written."""
+"""Suffixes of checkpoints that can be written."""
 FORMATS = {
     'detection': ('overlay', 'coco', 'csv'),
     'segmentation': ('overlay', 'png', 'csv'),
@@ -13,4 +13,4 @@ FORMATS = {
 FSDP_UNITS = ('*Block', '*Bottleneck', '*EncoderLayer', '*DecoderLayer')
 """Classes whose modules FSDP shards each by itself: names, with the wildcards of file names."""
 TRACKERS = ('tensorboard', 'wandb', 'mlflow')
-"""The tools that a training can be followed with."""
+"""Tools that can track a training."""

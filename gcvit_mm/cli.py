@@ -1,4 +1,4 @@
-"""What the commands share: their arguments, and errors in one line."""
+"""Arguments that several commands share, and errors in one line."""
 
 import argparse
 import os
@@ -13,41 +13,39 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-# --help and wrong arguments are answered at once, and in any environment: whatever is not of the
-# standard library is imported where it is used.
+# --help and errors in arguments must be fast and work in any environment, so this module imports
+# only the standard library at the top.
 from .compat import environment, on_import
 from .errors import UserError
 from .weights.hub import check_path
 from .zoo import TOOLS, config_file
 
 VENV = Path(__file__).parents[1] / '.venv'
-"""Where ``make setup`` puts the environment of a checkout."""
+"""The environment that ``make setup`` creates in a checkout."""
 BAD_IMAGES, MOST_BAD_IMAGES = 'bad_images.txt', 100
 LESS_MEMORY = (
-    'take fewer images (train_dataloader.batch_size), recompute activations '
-    '(model.backbone.with_cp=True) or take smaller images; on a GPU also --amp'
+    'reduce train_dataloader.batch_size or the size of the images, or recompute activations '
+    '(model.backbone.with_cp=True); on a GPU also use --amp'
 )
 FAILURES = {
     r'CUDA out of memory\. Tried to allocate [\d.]+ \w+': LESS_MEMORY,
     r"can't allocate memory: you tried to allocate \d+ bytes": LESS_MEMORY,
     r'`fused=True` requires all the params': (
-        'this torch has no fused AdamW for this device: --cfg-options '
+        'this torch has no fused AdamW for this device: pass --cfg-options '
         'optim_wrapper.optimizer.fused=False'
     ),
     r'DataLoader worker \(pid \d+\) is killed by signal: \w+': (
-        'mostly for want of memory: take fewer train_dataloader.num_workers, or give more memory '
+        'memory was probably exhausted: reduce train_dataloader.num_workers, or allow more memory '
         '(in containers, also shared memory)'
     ),
     r'DataLoader worker \(pid\(s\) [\d, ]+\) exited unexpectedly': (
-        'a process that loads data ended, mostly for want of memory: take fewer '
-        'train_dataloader.num_workers'
+        'memory was probably exhausted: reduce train_dataloader.num_workers'
     ),
     r'DataLoader timed out after [\d.]+ seconds': (
-        'a process that loads data is stuck: look at the file system that the data are on, or '
-        'allow more time by train_dataloader.timeout'
+        'a worker is stuck: check the file system of the data, or increase train_dataloader.timeout'
     ),
 }
-"""What PyTorch says (RuntimeError), and what to do."""
+"""Messages of PyTorch's ``RuntimeError``, and advice for each."""
 FOREIGN = '|'.join(
     (
         'Could not import OneDL',
@@ -58,11 +56,11 @@ FOREIGN = '|'.join(
         'The draw is False, it means that the hook',
     )
 )
-"""How lines begin that the mm packages print, log or warn of at each start."""
+"""Beginnings of messages that the OpenMMLab packages print at each start."""
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a command's ``main``; print the user's mistakes as one line and exit with status 1."""
+    """Call the ``main`` of a command; print user errors in one line, and exit with status 1."""
     _share_cores()
     on_import.after('mmengine', _hide_foreign_lines)
     on_import.after('mmengine', _find_bases_at_once)
@@ -72,7 +70,7 @@ def run(main: Callable[[], None]) -> None:
         finally:
             if 'tqdm' in sys.modules:
                 for bar in list(sys.modules['tqdm'].tqdm._instances):
-                    bar.close()  # else messages would share its line
+                    bar.close()  # messages must not share the line of a progress bar
     except (UserError, RuntimeError, ImportError) as error:
         message = _explain(error)
         if message is None:
@@ -85,19 +83,19 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _share_cores() -> None:
-    """Let OpenMP's threads sleep soon where they wait, before PyTorch is imported.
+    """Let waiting OpenMP threads sleep after a short time; to be called before importing PyTorch.
 
-    Beside other processes, threads that spin keep those from running that they wait for. The number
-    of spins is enough for a training that is alone on the machine.
+    If other processes use the machine, spinning threads block the threads that they wait for. The
+    number of spins is enough for a training that has the machine to itself.
     """
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '3000')
 
 
 def _hide_foreign_lines() -> None:
-    """Drop what the packages say at each start and nobody who uses the tools can act on.
+    """Hide messages of the packages at each start that users of the tools cannot act on.
 
-    It is printed (by packages that look ``print_log`` up when they are imported), logged or warned.
+    Some are printed by ``print_log``, which packages look up at import, others logged or warned.
     """
     logging: Any = import_module('mmengine.logging')
     print_log = logging.print_log
@@ -113,45 +111,44 @@ def _hide_foreign_lines() -> None:
 
 
 def _find_bases_at_once() -> None:
-    """Let mmengine find ``mmdet::_base_/X`` without reading the hundred metafiles of a package.
+    """Let mmengine find ``mmdet::_base_/X`` without reading all metafiles of a package.
 
-    No metafile names them; it takes half a second for each.
+    Metafiles do not list base configs, and reading them takes half a second for each.
     """
     config: Any = import_module('mmengine.config.config')
     find = config._get_external_cfg_path
 
     def find_published(package: str, name: str) -> str:
         if name.startswith('_base_/'):
-            raise ValueError(f'{name} has no metafile')  # mmengine then looks for the file itself
+            raise ValueError(f'{name} has no metafile')  # mmengine then looks for the file
         return find(package, name)
 
     config._get_external_cfg_path = find_published
 
 
 def _explain(error: Exception) -> str | None:
-    """A line for the person at the terminal, None where the traceback is wanted."""
+    """The message for the terminal; None if the traceback is to be shown."""
     message = str(error)
     if isinstance(error, UserError):
-        if message.startswith('Caught '):  # in a data loader's worker, whose traceback it carries
+        if message.startswith('Caught '):  # the traceback of a data loader's worker
             message = message.rsplit(f'{type(error).__name__}: ', 1)[-1]
         return ' '.join(message.split())
     if isinstance(error, ImportError):
         return _explain_import(error)
     for pattern, advice in FAILURES.items():
-        found = re.search(pattern, message)
-        if found:
-            return f'{found.group(0)}: {advice}'
+        if match := re.search(pattern, message):
+            return f'{match[0]}: {advice}'
     return None
 
 
 def _explain_import(error: ImportError) -> str | None:
-    """What is missing, and how to get it: it may be there, in an environment that is not active."""
+    """Say which package is missing and how to install it, or that another environment has it."""
     problem = next(iter(environment.problems().values()), None)
     importer = Path(traceback.extract_tb(error.__traceback__)[-1].filename).absolute()
     own = any(map(importer.is_relative_to, (Path(__file__).parent, TOOLS)))
     installed = own or not {'site-packages', 'dist-packages'}.isdisjoint(importer.parts)
     if not problem and not (installed and isinstance(error, ModuleNotFoundError)):
-        return None  # in the user's own code
+        return None  # an error in the user's own code
     what = problem.what if problem else f'{(error.name or "").split(".")[0]} is not installed'
     fix = problem.fix if problem else "pip install 'gcvit_mm[mm]'"
     if VENV.is_dir() and Path(sys.prefix) != VENV:
@@ -160,7 +157,7 @@ def _explain_import(error: ImportError) -> str | None:
 
 
 class OptionsAction(argparse.Action):
-    """mmengine's ``--cfg-options`` that keeps spaces, and says what is wrong with an entry."""
+    """mmengine's ``--cfg-options``, but spaces are kept and errors name the entry."""
 
     def __call__(
         self,
@@ -173,7 +170,7 @@ class OptionsAction(argparse.Action):
         for entry in values:
             key, equals, value = entry.partition('=')
             if not equals:
-                raise UserError(f'--cfg-options takes KEY=VALUE, not {entry!r}')
+                raise UserError(f'--cfg-options {entry}: pass KEY=VALUE')
             try:
                 options[key] = self._parse_iterable(value)
             except AssertionError as error:
@@ -184,7 +181,8 @@ class OptionsAction(argparse.Action):
     def _parse_iterable(val: str) -> Any:
         from mmengine.config import DictAction
 
-        # mmengine's parser drops spaces, which paths and class names have; no argument has a NUL.
+        # mmengine's parser drops spaces, which paths and class names may have. Arguments cannot
+        # contain NUL, which therefore replaces them.
         packed = re.sub(r'(?<=[,(\[])\s+|\s+(?=[,)\]])', '', val.strip()).replace(' ', '\0')
         return _unpack(DictAction._parse_iterable(packed))
 
@@ -196,20 +194,20 @@ def _unpack(value: Any) -> Any:
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """The config and what overrides it."""
-    parser.add_argument('config', help="config file, or a name of the zoo's")
+    """Add the config and the options that override its settings."""
+    parser.add_argument('config', help='config file, or name of a config of this package')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=OptionsAction,
         default={},
         metavar='KEY=VALUE',
-        help='settings that override the config, model.backbone.with_cp=True for example',
+        help='settings that override the config, such as model.backbone.with_cp=True',
     )
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments that training and testing share."""
+    """Add the arguments that training and testing share."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--skip-bad-images',
@@ -218,28 +216,28 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         const=MOST_BAD_IMAGES,
         default=0,
         metavar='N',
-        help=f'go on without unreadable images, at most N ({MOST_BAD_IMAGES}): see {BAD_IMAGES}',
+        help=f'skip at most N ({MOST_BAD_IMAGES}) unreadable images and list them in {BAD_IMAGES}',
     )
     add_trust_argument(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """A model that has been trained, as ``gcvit_mm.inference`` finds it."""
+    """Add a trained model, as ``gcvit_mm.inference`` looks it up."""
     parser.add_argument(
-        'model', help="work folder of a training, name of the zoo's, or config file"
+        'model', help='work directory of a training, name of a config, or config file'
     )
     parser.add_argument(
         '--checkpoint',
         metavar='FILE',
-        help='weights, a file or gcvit://NAME; default: the best or newest of the work folder, and '
-        "the published ones of the zoo's classifiers of ImageNet",
+        help='weights, a file or gcvit://NAME; default: the best or newest of the work directory, '
+        'or the published weights of an ImageNet classifier',
     )
     add_trust_argument(parser)
 
 
 def check_model(args: argparse.Namespace) -> None:
-    """Raise ``UserError`` where a model or its checkpoint is not there: at once."""
+    """Raise a ``UserError`` if a model or its checkpoint does not exist, without slow imports."""
     if not os.path.isdir(args.model):
         config_file(args.model)
     if args.checkpoint:
@@ -247,7 +245,7 @@ def check_model(args: argparse.Namespace) -> None:
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
-    """The way round the safe reading of checkpoints."""
+    """Add the option to read checkpoints that may execute code."""
     parser.add_argument(
         '--trust-checkpoint',
         action=_TrustAction,

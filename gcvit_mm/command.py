@@ -1,6 +1,6 @@
-"""One command in front of the tools: ``gcvit-mm train CONFIG`` is ``tools/train.py CONFIG``."""
+"""The command ``gcvit-mm``, which runs the tools: ``gcvit-mm train`` is ``tools/train.py``."""
 
-# Only the standard library is imported: `gcvit-mm doctor` is to say what an environment lacks.
+# Only the standard library is imported, because `gcvit-mm doctor` must work in broken environments.
 import ast
 import difflib
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from .zoo import TOOLS
 
 REPOSITORY_ONLY = ('performance_page', 'zoo_table')
-"""What only writes pages of the repository."""
+"""Tools that only write pages of the repository."""
 SHELL = {
     'slurm_train': 'Train by SLURM: PARTITION JOB_NAME CONFIG GPUS [arguments of train]',
     'slurm_test': 'Evaluate by SLURM: PARTITION JOB_NAME CONFIG CHECKPOINT GPUS [arguments]',
@@ -19,7 +19,7 @@ SHELL = {
 
 
 def main() -> None:
-    """Run the tool that the command line names, in place of this process."""
+    """Replace this process by the tool that the command line names."""
     tools = find_tools()
     if len(sys.argv) < 2 or sys.argv[1] in ('-h', '--help', 'help'):
         print_commands(tools)
@@ -27,13 +27,13 @@ def main() -> None:
     name = sys.argv[1].replace('-', '_')
     if name not in tools:
         near = difflib.get_close_matches(sys.argv[1], [as_typed(tool) for tool in tools], n=1)
-        hint = f'did you mean {near[0]}?' if near else 'gcvit-mm --help lists them'
+        hint = f'did you mean {near[0]}?' if near else 'run gcvit-mm --help to list the commands'
         sys.exit(f'error: gcvit-mm has no command {sys.argv[1]}: {hint}')
-    # The shell scripts call python: this one, also where it is not on the path.
+    # Shell scripts call `python`, which must be this one even if it is not on the path.
     here = os.path.dirname(sys.executable)
     os.environ['PATH'] = os.pathsep.join([here, os.environ.get('PATH', os.defpath)])
     command = ['bash' if name in SHELL else sys.executable, str(tools[name]), *sys.argv[2:]]
-    if os.name == 'nt':  # there, exec would give the terminal back at once
+    if os.name == 'nt':  # exec on Windows would return to the terminal at once
         sys.exit(subprocess.run(command, check=False).returncode)
     os.execvp(command[0], command)
 
@@ -47,7 +47,7 @@ def find_tools() -> dict[str, Path]:
 
 
 def print_commands(tools: dict[str, Path]) -> None:
-    print('usage: gcvit-mm COMMAND [arguments]; gcvit-mm COMMAND --help says more\n')
+    print('usage: gcvit-mm COMMAND [arguments]; gcvit-mm COMMAND --help explains the arguments\n')
     width = max(map(len, tools)) + 2
     for name, path in tools.items():
         summary = SHELL.get(name) or (ast.get_docstring(ast.parse(path.read_text())) or '')

@@ -1,4 +1,4 @@
-"""What a config says, read without importing torch; and what it names, looked up and built."""
+"""Reading of configs without importing torch, and building of the models that they describe."""
 
 import copy
 import os
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 def read_config(config: str | os.PathLike, *, import_modules: bool = True) -> Config:
-    """Read a config, which executes it.
+    """Read a config, which executes its code.
 
     Args:
-        config: A file, or a name of the zoo's.
-        import_modules: Import its ``custom_imports``, which takes seconds.
+        config: A file, or the name of a config of this package.
+        import_modules: Import the ``custom_imports`` of the config, which takes seconds.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: The config cannot be read.
     """
     path = config_file(config)
     try:
         cfg = Config.fromfile(path, import_custom_modules=False)
-    except Exception as error:  # a config is Python: it may raise anything
+    except Exception as error:  # a config is Python code and may raise any error
         reason = f'{type(error).__name__}: {error}'
         raise UserError(f'config {path} cannot be read: {reason}') from error
     cfg.setdefault('custom_hooks', [])
@@ -42,39 +42,39 @@ def read_config(config: str | os.PathLike, *, import_modules: bool = True) -> Co
 
 
 def import_custom_modules(cfg: Config) -> None:
-    """Import what a config's ``custom_imports`` name, which registers it.
+    """Import the ``custom_imports`` of a config, which register their classes.
 
     Raises:
         UserError: A module cannot be imported.
     """
     try:
         import_modules_from_strings(**cfg.get('custom_imports') or {'imports': None})
-    except Exception as error:  # the modules are anybody's code
-        cause = error.__context__ or error  # mmengine does not pass on why
+    except Exception as error:  # the modules may raise any error
+        cause = error.__context__ or error  # mmengine's own error does not tell the cause
         reason = f'{type(cause).__name__}: {cause}'
         raise UserError(f'config {cfg.filename}: {error}: {reason}') from error
 
 
 def package_of(cfg: Config) -> Package:
-    """The package that the model of a config is of.
+    """The package of the model of a config.
 
     Raises:
-        UserError: It is none of ``PACKAGES``.
+        UserError: The package is not in ``PACKAGES``.
     """
     scope = cfg.get('default_scope')
     if scope not in PACKAGES or 'model' not in cfg:
         raise UserError(
-            f'config {cfg.filename} is not of a model of {", ".join(PACKAGES)}: its default_scope '
-            f'is {scope}'
+            f'config {cfg.filename} has default_scope {scope}: it must have a model of '
+            f'{", ".join(PACKAGES)}'
         )
     return PACKAGES[scope]
 
 
 def task_of(cfg: Config) -> str:
-    """What the model of a config does: 'detection', 'segmentation' or 'classification'.
+    """The task of the model of a config: 'detection', 'segmentation' or 'classification'.
 
     Raises:
-        UserError: It is none of these.
+        UserError: The package of the model is not in ``PACKAGES``.
     """
     return package_of(cfg).task
 
@@ -84,20 +84,20 @@ _scope = RLock()  # mmengine has one current scope for all threads
 
 @contextmanager
 def default_scope(cfg: Config) -> Iterator[None]:
-    """Let names in a config be looked up in its package first."""
+    """Look up names of a config in its package first, within a ``with`` block."""
     with _scope, DefaultScope.overwrite_default_scope(cfg.get('default_scope') or 'mmengine'):
         yield
 
 
 def find_class(registry: Registry, kind: Any) -> Any:
-    """The class that a ``type`` in a config stands for, within ``default_scope``.
+    """The class of a ``type`` in a config; to be called within ``default_scope``.
 
     Args:
-        registry: Where it is registered.
-        kind: Its name, or the class itself.
+        registry: The registry of the class.
+        kind: Name of the class, or the class itself.
 
     Returns:
-        The class; None where the name stands for nothing.
+        The class; None if the name is not registered.
     """
     if not isinstance(kind, str):
         return kind
@@ -106,7 +106,7 @@ def find_class(registry: Registry, kind: Any) -> Any:
 
 
 def model_config(cfg: Config) -> ConfigDict:
-    """A copy of the model of a config, with its pre-processor where mmengine's runner puts it."""
+    """A copy of the model of a config, with the data preprocessor as mmengine's runner adds it."""
     settings = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor'):
         settings.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -121,14 +121,14 @@ def build_model(cfg: Config, *, meta: bool = False) -> 'nn.Module':
         meta: Give a model without values, on PyTorch's meta device.
 
     Raises:
-        UserError: It cannot be built.
+        UserError: The model cannot be built.
     """
     with default_scope(cfg):
         try:
             return _build_on_meta(cfg) if meta else MODELS.build(model_config(cfg))
         except (UserError, NotImplementedError):
             raise
-        except Exception as error:  # a config may name any class
+        except Exception as error:  # a config may use any class
             reason = ' '.join(f'{type(error).__name__}: {error}'.split())
             raise UserError(
                 f'the model of config {cfg.filename} cannot be built: {reason}'
@@ -147,48 +147,48 @@ def _build_on_meta(cfg: Config) -> 'nn.Module':
 
 
 def test_dataset(cfg: Config) -> ConfigDict:
-    """The config of the data set that a model is tested on, whose pipeline prepares its images.
+    """The config of the test data set of a model, whose pipeline prepares images for inference.
 
     Raises:
-        UserError: There is none.
+        UserError: The config has no data set with a pipeline.
     """
     for name in ('test_dataloader', 'val_dataloader'):
         for dataset in datasets_of(cfg.get(name)):
             if dataset.get('pipeline'):
                 return dataset
-    raise UserError(f'config {cfg.filename} has no test_dataloader.dataset.pipeline')
+    raise UserError(f'config {cfg.filename} has no test_dataloader.dataset.pipeline: set one')
 
 
 def metainfo_of(cfg: Config, dataset: ConfigDict) -> dict[str, Any]:
-    """What a data set's class and its config say of its classes: names, perhaps a palette."""
+    """The metainfo of a data set from its class and its config: class names, perhaps a palette."""
     with default_scope(cfg):
         known = getattr(find_class(DATASETS, dataset.type), 'METAINFO', {})
-    given = {key: dataset[key] for key in ('classes',) if dataset.get(key)}  # mmpretrain's way
+    given = {'classes': dataset.classes} if dataset.get('classes') else {}  # as in mmpretrain
     return {**known, **given, **(dataset.get('metainfo') or {})}
 
 
 def datasets_of(loader: ConfigDict | None) -> list[ConfigDict]:
-    """The data sets of a data loader's config, wrappers taken off."""
+    """The configs of the data sets of a data loader, without wrappers."""
     if not loader:
         return []
-    found, queue = [], [loader.dataset]
+    datasets, queue = [], [loader.dataset]
     while queue:
         dataset = queue.pop(0)
         inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
         queue.extend(inner)
         if not inner:
-            found.append(dataset)
-    return found
+            datasets.append(dataset)
+    return datasets
 
 
 def evaluators_of(cfg: Config, split: str) -> list[ConfigDict]:
-    """The evaluators of 'val' or 'test', of which a config may have one, a list or none."""
+    """The evaluators of 'val' or 'test' as a list; a config may have one, several or none."""
     evaluators = cfg.get(f'{split}_evaluator') or []
     return list(evaluators) if isinstance(evaluators, list) else [evaluators]
 
 
 def transforms_of(pipeline: Any, name: str) -> list[ConfigDict]:
-    """The transforms of a type, however deep they are nested in a pipeline."""
+    """The transforms of a type in a pipeline, at any depth."""
     if isinstance(pipeline, Sequence) and not isinstance(pipeline, str):
         return [step for item in pipeline for step in transforms_of(item, name)]
     if isinstance(pipeline, dict):

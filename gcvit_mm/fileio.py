@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writing of files."""
 
 import os
 from collections.abc import Iterator
@@ -11,20 +11,20 @@ from .errors import UserError
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, durable: bool = True) -> Iterator[BinaryIO]:
-    """Open a file beside ``path`` for writing, which takes its place when it is complete.
+    """Open a temporary file for writing, which replaces ``path`` when it is complete.
 
     Args:
-        path: The file to come; another of the name is replaced.
-        durable: Wait until the disk has it: a crash of the machine at any moment then leaves the
-            file that was there, or the new one. Without it that holds for a crash of the process.
+        path: The file to write; an existing one is replaced.
+        durable: Flush the file to the disk, so that a crash of the machine leaves either the old or
+            the new file. Otherwise only a crash of the process does.
 
     Raises:
-        UserError: Writing failed; nothing is left then.
+        UserError: Writing failed; the temporary file is removed.
     """
     path = os.fspath(path)
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
-        # torch writes the name of a file into it, but knows none here: equal weights, equal bytes.
+        # PyTorch gets an open file and so no name to save in it: equal weights give equal files.
         with open(temporary, 'wb') as file:
             yield file
             if durable:
@@ -42,10 +42,10 @@ def atomic_write(path: str | os.PathLike, durable: bool = True) -> Iterator[Bina
 
 
 def atomic_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8 and the folders that it needs.
+    """Write a text file in UTF-8, and create its folder if necessary.
 
     Raises:
-        UserError: Writing failed; nothing is left then.
+        UserError: Writing failed.
     """
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -56,10 +56,10 @@ def atomic_text(path: str | os.PathLike, text: str) -> None:
 
 
 def _sync_folder(path: str) -> None:
-    """Write a folder's list of files to the disk, without which a renamed file could be lost."""
+    """Flush the entries of a folder to the disk, so that a crash cannot lose a renamed file."""
     try:
         folder = os.open(path, os.O_RDONLY)
-    except PermissionError:  # Windows opens no folders
+    except PermissionError:  # Windows does not open folders
         return
     try:
         os.fsync(folder)

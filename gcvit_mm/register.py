@@ -1,8 +1,8 @@
-"""Registers all that a config may name: it goes into ``custom_imports.imports`` of a config."""
+"""Registers all classes of this package, for ``custom_imports.imports`` of a config."""
 
 from .compat import environment
 
-environment.check()  # before the first import that a broken environment would fail
+environment.check()  # before the first import that fails in a broken environment
 
 from . import datasets, engine, evaluation, models  # noqa: E402
 

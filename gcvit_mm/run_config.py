@@ -1,4 +1,4 @@
-"""The config of a run: with the options of a command line, and with data that are there."""
+"""The config of a run, with the options of the command line, and checks that its data exist."""
 
 import argparse
 import difflib
@@ -41,19 +41,18 @@ RUNNER_SECTIONS = frozenset(
         'experiment_name',
     ]
 )
-"""What mmengine's runner takes, also where a config does not have it."""
+"""Arguments of mmengine's runner, which options may set even if the config does not."""
 
 
 def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
-    """The config that the command line asks for, ready for ``Runner.from_cfg``.
+    """Load the config of a run with the options of the command line, for ``Runner.from_cfg``.
 
     Args:
-        args: What ``add_config_arguments`` and ``add_run_arguments`` of ``gcvit_mm.cli`` add.
-        loaders: The data loaders that the run uses: 'train_dataloader' and so on.
+        args: Arguments of ``add_config_arguments`` and ``add_run_arguments`` of ``gcvit_mm.cli``.
+        loaders: Keys of the data loaders that the run uses, such as 'train_dataloader'.
 
     Raises:
-        UserError: The config cannot be read, an option names no section of it, or its data are not
-            where it says.
+        UserError: The config cannot be read, an option has an unknown section, or data are missing.
     """
     cfg = load_config(args, loaders)
     cfg.launcher = args.launcher
@@ -64,16 +63,15 @@ def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Confi
 def load_config(
     args: argparse.Namespace, loaders: tuple[str, ...] = (), *, import_modules: bool = True
 ) -> Config:
-    """The config that the command line asks for.
+    """Load a config with the options of the command line.
 
     Args:
-        args: What ``gcvit_mm.cli.add_config_arguments`` adds.
-        loaders: Data loaders whose files are to be there: 'train_dataloader' and so on.
-        import_modules: Import its ``custom_imports``, which takes seconds.
+        args: Arguments of ``gcvit_mm.cli.add_config_arguments``.
+        loaders: Keys of data loaders whose files must exist, such as 'train_dataloader'.
+        import_modules: Import the ``custom_imports`` of the config, which takes seconds.
 
     Raises:
-        UserError: The config cannot be read, an option names no section of it, or its data are not
-            where it says.
+        UserError: The config cannot be read, an option has an unknown section, or data are missing.
     """
     cfg = read_config(args.config, import_modules=False)
     _check_options(cfg, args.cfg_options)
@@ -99,11 +97,11 @@ def _check_options(cfg: Config, options: dict) -> None:
 
 
 def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the folders and files of some data loaders are there; imports nothing of a config.
+    """Check that the folders and files of some data loaders exist, without importing data sets.
 
     Args:
         cfg: The config.
-        loaders: 'train_dataloader' and so on; absent ones are skipped.
+        loaders: Keys of data loaders, such as 'train_dataloader'; missing ones are skipped.
 
     Raises:
         UserError: A folder or file is missing.
@@ -115,7 +113,7 @@ def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
 
 
 def local_datasets(cfg: Config, loaders: tuple[str, ...]) -> Iterator[tuple[str, ConfigDict]]:
-    """The data sets of loaders, without those of remote stores, whose own clients report."""
+    """The data sets of data loaders, without those in remote storage, which cannot be checked."""
     for loader in loaders:
         for dataset in datasets_of(cfg.get(loader)):
             if '://' not in (dataset.get('data_root') or ''):
@@ -127,32 +125,32 @@ def full_path(dataset: ConfigDict, path: str) -> str:
 
 
 def check_paths(loader: str, dataset: ConfigDict) -> None:
-    """Raise ``UserError`` where a folder or file that a data set's config names is not there."""
+    """Raise a ``UserError`` if a folder or file of a data set does not exist."""
     root = dataset.get('data_root')
     option = f'--cfg-options {loader}.dataset.data_root=FOLDER'
     if root and not os.path.isdir(root):
         raise UserError(
-            f'data folder {root} ({loader}) does not exist: put the data there, or name its place '
-            f'by {option}'
+            f'data folder {root} ({loader}) does not exist: put the data there, or set its path by '
+            f'{option}'
         )
-    # mmpretrain's ImageNet takes the name of the split for that of the folder.
+    # mmpretrain's ImageNet uses the name of the split as that of the folder.
     split = dataset.get('split') if dataset.type == 'ImageNet' else None
     prefixes = dataset.get('data_prefix') or split or {}
     for prefix in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
-        if not os.path.isdir(full_path(dataset, prefix)):
-            raise UserError(f'image folder {full_path(dataset, prefix)} ({loader}) does not exist')
+        if not os.path.isdir(path := full_path(dataset, prefix)):
+            raise UserError(f'image folder {path} ({loader}) does not exist: check data_prefix')
     ann_file = dataset.get('ann_file')
-    if ann_file and not os.path.exists(full_path(dataset, ann_file)):
-        raise UserError(f'annotation file {full_path(dataset, ann_file)} ({loader}) does not exist')
+    if ann_file and not os.path.exists(path := full_path(dataset, ann_file)):
+        raise UserError(f'annotation file {path} ({loader}) does not exist: check ann_file')
 
 
 def check_evaluator(cfg: Config, split: str) -> None:
-    """Raise ``UserError`` where the annotations of the evaluator of 'val' or 'test' are missing."""
+    """Raise a ``UserError`` if the annotations of the evaluator of 'val' or 'test' are missing."""
     name = f'{split}_evaluator'
     for evaluator in evaluators_of(cfg, split):
         ann_file = evaluator.get('ann_file')
         if ann_file and '://' not in ann_file and not os.path.exists(ann_file):
             raise UserError(
-                f'annotation file {ann_file} ({name}) does not exist: name its place by '
+                f'annotation file {ann_file} ({name}) does not exist: set its path by '
                 f'--cfg-options {name}.ann_file=FILE'
             )

@@ -1,4 +1,4 @@
-"""What the work folder of a training holds: config, checkpoints, log, predictions."""
+"""Contents of the work directory of a training: config, checkpoints, log and predictions."""
 
 import json
 import os
@@ -26,37 +26,37 @@ PREDICTIONS = tuple(package.predictions for package in PACKAGES.values())
 
 
 def config_in(folder: str | os.PathLike) -> Path:
-    """The config of a work folder: the newest, where runs of several have left theirs.
+    """The config in a work directory; the newest if there are several.
 
     Raises:
-        UserError: The folder does not exist, or has none.
+        UserError: The directory does not exist, or has no config.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f'work folder {folder} does not exist: give the --work-dir of a training')
+        raise UserError(f'work directory {folder} does not exist: pass that of a training')
     configs = sorted(folder.glob('*.py'), key=os.path.getmtime)
     if not configs:
-        raise UserError(f'{folder} is not the work folder of a training: it has no config (*.py)')
+        raise UserError(f'{folder} has no config (*.py): pass the --work-dir of a training')
     *older, newest = configs
     if older:
         names = ', '.join(path.name for path in older)
-        print_log(f'{folder} has several configs: the newest, {newest.name}, is taken, not {names}')
+        print_log(f'{folder} has several configs: using the newest, {newest.name}, not {names}')
     return newest
 
 
 def find_model(
     model: str | os.PathLike, checkpoint: str | os.PathLike | None = None
 ) -> tuple[Config, str]:
-    """The config of a model, and the file that its weights are in.
+    """The config of a model, and the file of its weights.
 
     Args:
-        model: A name of the zoo's, a config file, or the work folder of a training.
-        checkpoint: A file or ``gcvit://NAME``, which is fetched. By default, of a work folder the
-            best checkpoint, or else the newest whole one; of the zoo's classifiers of ImageNet
-            the published weights.
+        model: Name of a config of this package, a config file, or the work directory of a training.
+        checkpoint: A file or ``gcvit://NAME``, which is downloaded. The default is the best
+            checkpoint of a work directory, or the newest intact one without a best one; for the
+            ImageNet classifiers of this package it is the published weights.
 
     Raises:
-        UserError: One of them cannot be found or read.
+        UserError: The config or the weights do not exist or cannot be read.
     """
     if os.path.isdir(model):
         cfg = read_config(config_in(model))
@@ -70,7 +70,7 @@ def find_model(
 
 
 def best_checkpoint(cfg: Config) -> str:
-    """The best checkpoint of a training, or the newest."""
+    """The best intact checkpoint of a training, or the newest if none is marked as best."""
     folder = checkpoint_folder(cfg)
     damaged = []
     for path in sorted(Path(folder).glob('best_*.pth'), key=os.path.getmtime, reverse=True):
@@ -84,22 +84,22 @@ def best_checkpoint(cfg: Config) -> str:
     if newest:
         return newest
     reasons = ''.join(f'; {line}' for line in damaged + skipped)
-    raise UserError(f'{folder} has no whole checkpoint: give one{reasons}')
+    raise UserError(f'{folder} has no intact checkpoint: pass one{reasons}')
 
 
 def _published_for(config: str) -> str:
-    """The published weights of one of the zoo's classifiers of ImageNet."""
+    """The published weights of an ImageNet classifier of this package."""
     name = re.fullmatch('gcvit_(.+)_imagenet', Path(config).stem)
     if name and name[1] in published() and Path(config).resolve().parent == CONFIGS.resolve():
         return SCHEME + name[1]
     raise UserError(
-        f'{config} needs a checkpoint: only the classifiers of ImageNet, gcvit_tiny_imagenet for '
-        'example, have published weights'
+        f'{config} needs a checkpoint: pass one, as only ImageNet classifiers such as '
+        'gcvit_tiny_imagenet have published weights'
     )
 
 
 def checkpoint_folder(cfg: Config) -> str:
-    """Where the training of a config has its checkpoints, as mmengine's ``CheckpointHook`` does."""
+    """The folder to which mmengine's ``CheckpointHook`` writes the checkpoints of a training."""
     hooks = cfg.get('default_hooks') or {}
     out_dir = (hooks.get('checkpoint') or {}).get('out_dir')
     if not out_dir or out_dir == cfg.work_dir:
@@ -108,16 +108,16 @@ def checkpoint_folder(cfg: Config) -> str:
 
 
 def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | None, list[str]]:
-    """Find the newest checkpoint in a work folder that is whole and has the state of a training.
+    """Find the newest intact checkpoint in a work directory that has the state of a training.
 
     Args:
-        folder: The work folder; it need not exist.
-        since: Only checkpoints of this time or later are looked at, as they state it.
+        folder: The work directory, which may not exist.
+        since: Ignore checkpoints of an earlier time, according to their metadata.
 
     Returns:
-        The file, None where there is none, and a line for each checkpoint that is skipped.
+        The file or None, and a line for each skipped checkpoint.
     """
-    found, skipped = [], []
+    candidates, skipped = [], []
     for path in Path(folder).glob('*.pth'):
         try:
             content = read_checkpoint(path, lazy=True)
@@ -125,16 +125,14 @@ def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | No
             skipped.append(str(error))
             continue
         if isinstance(content, dict) and {'meta', 'optimizer', 'message_hub'} <= content.keys():
-            # The time in the file, as copying may change the file's own.
-            time, step = (
-                content['meta'].get(key, none) for key, none in (('time', ''), ('iter', 0))
-            )
+            # The time in the metadata, because copying may change that of the file.
+            time, step = content['meta'].get('time', ''), content['meta'].get('iter', 0)
             if time >= since:
-                found.append((time, step, path))
+                candidates.append((time, step, path))
     latest = Path(folder, 'last_checkpoint')
     if latest.is_file() and not Path(folder, latest.read_text()).exists():
         skipped.append(f'{latest} names {latest.read_text()}, which does not exist')
-    for _, _, path in sorted(found, reverse=True):
+    for _, _, path in sorted(candidates, reverse=True):
         try:
             verify_checkpoint(path)
         except UserError as error:
@@ -149,20 +147,20 @@ def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | No
 
 @dataclass
 class Run:
-    """A training, of all its starts.
+    """A training, with all its resumptions.
 
     Attributes:
-        folder: The work folder.
-        config_file: The newest config in it.
-        cfg: What that says.
-        config_text: The config that the training had, as Python.
-        steps: A dictionary for each line of the log, in the order of ``step``: losses, ``lr``,
-            ``time`` in seconds, ``data_share``, ``memory`` in MB.
-        validations: One for each validation: metrics, ``step`` as the log has it (an epoch or an
-            iteration) and ``at``, the last step that was logged before it.
-        environment: Versions, and what the log says of the run.
-        started: When the training began; None where there is no log of it.
-        seconds: How long it took, without the time between its starts.
+        folder: The work directory.
+        config_file: The newest config in the work directory.
+        cfg: The content of ``config_file``.
+        config_text: The config of the training as Python code.
+        steps: A dict for each logged step, in order: losses, ``lr``, ``time`` in seconds,
+            ``data_share``, ``memory`` in MB.
+        validations: A dict for each validation: metrics, ``step`` as in the log (an epoch or an
+            iteration) and ``at``, the last logged step before it.
+        environment: Versions of packages, and the summary of the run in the log.
+        started: Time when the training began; None without a log.
+        seconds: Duration of the training, without pauses before resumptions.
     """
 
     folder: Path
@@ -177,16 +175,16 @@ class Run:
 
     @property
     def unit(self) -> str:
-        """What the ``step`` of a validation counts: 'epoch' or 'step'."""
+        """The unit of the ``step`` of a validation: 'epoch' or 'step'."""
         logger = (self.cfg.get('default_hooks') or {}).get('logger') or {}
         return 'epoch' if logger.get('log_metric_by_epoch', True) else 'step'
 
 
 def read_run(folder: str | os.PathLike) -> Run:
-    """Read a work folder.
+    """Read a work directory.
 
     Raises:
-        UserError: It does not exist, or holds no config.
+        UserError: The directory does not exist, or has no config.
     """
     file = config_in(folder)
     run = Run(file.parent, file, read_config(file), file.read_text())
@@ -195,16 +193,16 @@ def read_run(folder: str | os.PathLike) -> Run:
 
 
 def find_predictions(folder: Path) -> str | None:
-    """The PREFIX of the newest predictions in a work folder, None where there are none."""
-    found = [path for end in PREDICTIONS for path in folder.glob(f'*{end}')]
-    if not found:
+    """The PREFIX of the newest predictions in a work directory; None if there are none."""
+    predictions = [path for end in PREDICTIONS for path in folder.glob(f'*{end}')]
+    if not predictions:
         return None
-    newest = str(max(found, key=os.path.getmtime))
+    newest = str(max(predictions, key=os.path.getmtime))
     return next(newest.removesuffix(end) for end in PREDICTIONS if newest.endswith(end))
 
 
 def read_metrics(prefix: str) -> dict[str, Any]:
-    """What ``tools/test.py`` wrote beside the predictions, nothing where that is not there.
+    """The metrics that ``tools/test.py`` wrote beside the predictions; empty if it did not.
 
     Raises:
         UserError: The file is not JSON.
@@ -214,10 +212,10 @@ def read_metrics(prefix: str) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> Any:
-    """Read a file of JSON.
+    """Read a JSON file.
 
     Raises:
-        UserError: It cannot be read, or is not JSON.
+        UserError: The file cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text())
@@ -227,14 +225,14 @@ def read_json(path: Path) -> Any:
 
 @dataclass
 class _Start:
-    """What one start of a training logged."""
+    """The log of a training from its start or a resumption to the next one."""
 
     folder: Path
     steps: list[dict]
     validations: list[dict]
 
     def cut(self, first: int) -> None:
-        """Forget what a later start, from ``first`` on, did again."""
+        """Remove the steps from ``first`` on, which a later resumption has repeated."""
         self.steps = [entry for entry in self.steps if entry['step'] < first]
         self.validations = [entry for entry in self.validations if entry['at'] < first]
 
@@ -257,7 +255,7 @@ def _add_log(run: Run) -> None:
             if times:
                 run.started = run.started or times[0]
                 run.seconds += (times[-1] - times[0]).total_seconds()
-            run.environment |= dict(_environment(text))  # of the last start, where they differ
+            run.environment |= dict(_environment(text))  # the last start overrides earlier ones
     if starts:
         config = starts[-1].folder / 'vis_data' / 'config.py'
         if config.is_file():
@@ -268,12 +266,12 @@ def _entries(path: Path) -> Iterator[dict]:
     for line in path.read_text().splitlines():
         try:
             yield json.loads(line)
-        except ValueError:  # a kill leaves half a line
+        except ValueError:  # a killed training may leave an incomplete line
             continue
 
 
 def _split(entries: Iterator[dict]) -> tuple[list[dict], list[dict]]:
-    """The lines of training steps, and those of validations."""
+    """Split the entries of a log into training steps and validations."""
     steps: list[dict] = []
     validations = []
     for entry in entries:
@@ -285,7 +283,7 @@ def _split(entries: Iterator[dict]) -> tuple[list[dict], list[dict]]:
 
 
 def _environment(log: str) -> Iterator[tuple[str, str]]:
-    """What the head of a log says, and its block 'This run:'."""
+    """Yield the entries of the head of a log, and of its block 'This run:'."""
     head = re.search(r'System environment:\n(.*?)\n-{20}', log, re.DOTALL)
     block = re.search(r'This run:\n((?:    .*\n)+)', log)
     for text in (head, block):

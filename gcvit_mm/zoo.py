@@ -1,4 +1,4 @@
-"""The ready configs by name: ``mask_rcnn_gcvit_tiny_coco`` is a file of this package."""
+"""Lookup of the configs of this package by name, such as ``mask_rcnn_gcvit_tiny_coco``."""
 
 import difflib
 import os
@@ -7,24 +7,24 @@ from pathlib import Path
 from .errors import UserError
 
 _PACKAGE = Path(__file__).parent
-# An installed package carries copies; in a source checkout they are beside the package.
+# An installed package contains configs and tools; a source checkout has them beside the package.
 ROOT = next(root for root in (_PACKAGE / '.mim', _PACKAGE.parent) if (root / 'configs').is_dir())
 CONFIGS, TOOLS = ROOT / 'configs', ROOT / 'tools'
 
 
 def names() -> list[str]:
-    """The names of the ready configs."""
+    """The names of the configs of this package."""
     return sorted(path.stem for path in CONFIGS.glob('*.py'))
 
 
 def config_file(config: str | os.PathLike) -> str:
-    """The file of a config.
+    """The path of a config file.
 
     Args:
-        config: A file, which is returned as it is, or a name of the zoo's, ``gcvit_tiny_imagenet``.
+        config: A path, which is returned unchanged, or a name such as ``gcvit_tiny_imagenet``.
 
     Raises:
-        UserError: There is neither.
+        UserError: There is no such file or config.
     """
     config = os.fspath(config)
     if os.path.isfile(config):
@@ -34,4 +34,4 @@ def config_file(config: str | os.PathLike) -> str:
         return str(CONFIGS / f'{config}.py')
     near = difflib.get_close_matches(Path(config).stem, known, n=3, cutoff=0.7)
     hint = f'did you mean {" or ".join(near)}?' if near else f'or one of {", ".join(known)}'
-    raise UserError(f'config {config} does not exist: give a file, {hint}')
+    raise UserError(f'config {config} does not exist: pass a file, {hint}')

@@ -146,14 +146,14 @@ def test_bfloat16_is_measured_as_well():
 @pytest.mark.parametrize(
     ('name', 'message'),
     [
-        ('gcvit_tinny', 'no model gcvit_tinny: take gcvit_xxtiny, '),
+        ('gcvit_tinny', 'gcvit_tinny is unknown: choose gcvit_xxtiny, '),
         ('timm_nothing', 'timm has no model nothing'),
-        ('resnet50:depht=18', 'resnet50 does not take these options.*depht'),
+        ('resnet50:depht=18', 'resnet50 does not accept these options.*depht'),
         ('gcvit_tiny:window_size=7,7', 'window_size'),
-        ('resnet50:fast', "'fast' is neither key=value nor compile"),
+        ('resnet50:fast', "'fast' must be key=value or compile"),
         ('configs/nothing.py', 'configs/nothing.py cannot be read'),
         ('mmdet::swin/nothing.py:model.x=1', 'mmdet::swin/nothing.py cannot be read'),
-        (f'{ROOT}/{NANO}:model.backbone.nothing.x=1', "the model cannot be built.*'nothing'"),
+        (f'{ROOT}/{NANO}:model.backbone.nothing.x=1', "cannot be built.*'nothing'"),
     ],
 )
 def test_wrong_models_are_refused(name, message):

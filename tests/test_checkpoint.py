@@ -35,10 +35,10 @@ def test_report_accounts_for_every_tensor_of_the_model_and_of_the_file(official)
     report = load_pretrained(model, official)
     own, file = set(model.state_dict()), len(official_state('xxtiny'))
     assert len(report.loaded) + len(report.resized) + len(report.new) == len(own)
-    assert len(report.loaded) + len(report.resized) + len(report.left_over) == file
+    assert len(report.loaded) + len(report.resized) + len(report.unused) == file
     assert {*report.loaded, *report.resized, *report.new} == own
     assert set(report.new) == {f'norm{i}.{p}' for i in range(3) for p in ('weight', 'bias')}
-    assert set(report.left_over) == {'head.weight', 'head.bias'}
+    assert set(report.unused) == {'head.weight', 'head.bias'}
     assert report.resized == [
         f'stages.1.blocks.{i}.attn.relative_position_bias_table' for i in range(2)
     ]
@@ -55,7 +55,7 @@ def test_loading_twice_gives_the_same_weights_and_ones_own_file_loads_completely
         save(model.state_dict(), file)
         again = GCViT('xxtiny', window_size=8)
         report = load_pretrained(again, file)
-        assert (report.new, report.left_over, report.resized) == ([], [], [])
+        assert (report.new, report.unused, report.resized) == ([], [], [])
         for name, value in again.state_dict().items():
             assert torch.equal(value, model.state_dict()[name])
 
@@ -147,7 +147,7 @@ def test_foreign_damaged_and_missing_files_are_named_with_what_is_wrong(official
     (tmp_path / 'broken.safetensors').write_bytes(content[:100])
     torch.save({'epoch': 3}, tmp_path / 'no_tensors.pth')
     for name, message in {
-        'foreign.pth': 'not of a GC ViT.*conv1.weight',
+        'foreign.pth': 'no GC ViT.*conv1.weight',
         'truncated.pth': 'truncated or damaged',
         'text.pth': 'not a checkpoint',
         'empty.pth': 'truncated or damaged',

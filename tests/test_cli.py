@@ -40,7 +40,7 @@ def test_help_needs_the_standard_library_alone(tool):
         ('infer.py', [NANO, 'gone.jpg', '--out', 'OUT'], 'gone.jpg: there is no such image'),
         ('infer.py', [NANO, '.', '--out', 'OUT', '--checkpoint', 'gone.pth'], 'gone.pth does not'),
         ('export.py', ['gone', '--out', 'OUT.onnx'], 'config gone does not exist'),
-        ('report.py', ['gone'], 'work folder gone does not exist'),
+        ('report.py', ['gone'], 'work directory gone does not exist'),
         ('publish_checkpoint.py', ['gone.pth', 'OUT.pth'], 'checkpoint gone.pth does not exist'),
     ],
 )

@@ -63,7 +63,7 @@ def test_processes_train_one_model_and_go_on_with_it(tiny_shapes, tmp_path, monk
     output = succeed('dist_train.sh', *arguments, *options, 'train_cfg.max_epochs=2')
     if not torch.cuda.is_available():
         assert 'no GPU on this machine: 2 CPU processes, connected by gloo' in output
-    assert 'effective batch: 4 images (2 a process x 2 process(es) x 1 accumulated)' in output
+    assert 'effective batch: 4 images (2 per process x 2 process(es) x 1 accumulated)' in output
     assert 'Epoch(train) [2][2/2]' in output
     first = weights(work_dir)
 
@@ -202,7 +202,7 @@ def test_a_killed_process_is_started_again_and_the_result_is_the_same(
 ):
     monkeypatch.setitem(ENVIRONMENT, 'MAX_RESTARTS', '1')
     run = train(tmp_path, tiny_shapes, 2, kill=4)
-    assert f'training goes on from {tmp_path}/work/iter_4.pth' in run.output
+    assert f'training resumes from {tmp_path}/work/iter_4.pth' in run.output
     assert run.losses == by_two.losses
     expected = read_checkpoint(by_two.checkpoint)['state_dict']
     found = read_checkpoint(run.checkpoint)['state_dict']
@@ -273,8 +273,8 @@ def test_one_two_and_three_processes_evaluate_identically(task, many_shapes, tra
 @pytest.mark.slow
 def test_a_model_in_parts_is_trained_and_saved_as_a_whole_one_is(by_two, tiny_shapes, tmp_path):
     parts = train(tmp_path, tiny_shapes, 2, options=['--shard'])
-    total, kept = re.search(
-        r'of ([\d,]+) parameters, this process keeps ([\d,]+)', parts.output
+    kept, total = re.search(
+        r'this process holds ([\d,]+) of ([\d,]+) parameters', parts.output
     ).groups()
     assert int(kept.replace(',', '')) == pytest.approx(int(total.replace(',', '')) / 2, rel=0.05)
     assert parts.losses == pytest.approx(by_two.losses, rel=1e-5)
@@ -294,6 +294,6 @@ def test_models_in_parts_and_whole_go_on_from_each_others_checkpoints(
     then = {'whole': 'parts', 'parts': 'whole'}[first]
     train(tmp_path, tiny_shapes, 2, options=how[first], steps=4)
     run = train(tmp_path, tiny_shapes, 2, options=[*how[then], '--resume'])
-    assert f'training goes on from {tmp_path}/work/iter_4.pth' in run.output
+    assert f'training resumes from {tmp_path}/work/iter_4.pth' in run.output
     assert sorted(run.losses) == list(range(STEPS))
     assert run.losses == pytest.approx(by_two.losses, rel=1e-5)

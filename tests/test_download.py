@@ -156,7 +156,7 @@ def failure(folder: Path, weights=XXTINY) -> str:
     message = str(caught.value)
     assert '\n' not in message
     url = weights.url.replace(HUB, os.environ['HF_ENDPOINT'])
-    assert f'get {url} and put it at {folder / weights.file}' in message
+    assert f'download {url} to {folder / weights.file}' in message
     assert not (folder / weights.file).exists()
     return message
 
@@ -311,7 +311,7 @@ def test_damaged_file_is_refused_and_removed(server, folder):
 
 
 def test_file_that_the_hub_has_replaced_is_refused_before_the_download(server, folder):
-    assert f'another file by now, of sha256 {sha256(CONTENT)}' in failure(folder, find('tiny'))
+    assert f'has changed, its sha256 is {sha256(CONTENT)}' in failure(folder, find('tiny'))
     assert server.downloads() == []
 
 

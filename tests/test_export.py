@@ -23,7 +23,7 @@ from gcvit_mm.export.graph import (
     Features,
     Labeller,
     Segmenter,
-    _CellMeans,
+    _AdaptiveAvgPool,
     build_graph,
 )
 from gcvit_mm.models.attention import eager_attention, padded_attention
@@ -242,7 +242,7 @@ def test_a_segmenter_whose_head_gives_no_logits_is_refused(segmenter):
 
     model = copy.copy(segmenter)
     model._modules = {**model._modules, 'decode_head': Head.__new__(Head)}
-    with pytest.raises(UserError, match='Head is not exported'):
+    with pytest.raises(UserError, match='Head cannot be exported'):
         build_graph(model, 'segmentation', False, False, None)
 
 
@@ -307,11 +307,11 @@ def test_attention_in_padded_windows_is_that_of_the_reference(size, has_global_q
     torch.testing.assert_close(padded_attention(*inputs), eager_attention(*inputs))
 
 
-@pytest.mark.parametrize('cells', [1, 2, 3, 6, (2, 5)])
+@pytest.mark.parametrize('output', [1, 2, 3, 6, (2, 5)])
 @pytest.mark.parametrize('size', [(1, 1), (4, 9), (6, 6), (17, 5)])
-def test_means_of_cells_are_those_of_adaptive_pooling(cells, size):
+def test_pooling_by_matrix_products_is_adaptive_pooling(output, size):
     x = torch.randn(2, 3, *size)
-    torch.testing.assert_close(_CellMeans(cells)(x), nn.AdaptiveAvgPool2d(cells)(x))
+    torch.testing.assert_close(_AdaptiveAvgPool(output)(x), nn.AdaptiveAvgPool2d(output)(x))
 
 
 def test_the_original_is_left_as_it_was(segmenter):

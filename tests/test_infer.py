@@ -218,11 +218,11 @@ def wrong_models(trained, tmp_path):
     return {
         'mask_rcnn_gcvit_nano_shapes needs a checkpoint': [NANO.removesuffix('.py')[8:]],
         'did you mean': ['mask_rcnn_gcvit_nano_shape'],
-        'it has no config': [tmp_path / 'empty'],
-        'several configs': [several],
+        'has no config': [tmp_path / 'empty'],
+        'several/other.py has default_scope None': [several],
         'does not fit the model': [NANO, tmp_path / 'foreign.pth'],
         'does not exist': [NANO, tmp_path / 'absent.pth'],
-        'is not of a model of mmdet': [tmp_path / 'none.py', trained.checkpoint],
+        'must have a model of mmdet': [tmp_path / 'none.py', trained.checkpoint],
         'device nonsense cannot be used': [NANO, trained.checkpoint, 'nonsense'],
         'overlap 64 does not fit': [NANO, trained.checkpoint, None, 64, 64],
     }

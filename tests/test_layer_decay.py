@@ -205,10 +205,10 @@ def test_factors_of_custom_keys_multiply_the_rate_of_the_layer():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(layer_decay_rate=0), 'layer_decay_rate is 0,'),
-        (dict(layer_decay_rate=1.1), 'layer_decay_rate is 1.1,'),
-        (dict(layer_decay_rate='0.9'), 'layer_decay_rate is 0.9,'),
-        (dict(layer_decay_rate=None), 'layer_decay_rate is None,'),
+        (dict(layer_decay_rate=0), 'layer_decay_rate is 0:'),
+        (dict(layer_decay_rate=1.1), 'layer_decay_rate is 1.1:'),
+        (dict(layer_decay_rate='0.9'), 'layer_decay_rate is 0.9:'),
+        (dict(layer_decay_rate=None), 'layer_decay_rate is None:'),
         (dict(decay_rate=0.9, num_layers=12), 'no option decay_rate, num_layers: '),
         (dict(custom_keys=['norm']), 'custom_keys must be a dict'),
     ],
@@ -230,7 +230,7 @@ def test_a_model_whose_layers_are_not_known_is_refused():
     with pytest.raises(UserError, match='a module named backbone of ModuleDict has no method get'):
         build_optim_wrapper(model, optim_wrapper())
     model['backbone'] = nn.Linear(1, 1)
-    with pytest.raises(UserError, match='Linear of ModuleDict has no method get_layer_depth, as'):
+    with pytest.raises(UserError, match='Linear of ModuleDict has no method get_layer_depth'):
         build_optim_wrapper(model, optim_wrapper())
 
 

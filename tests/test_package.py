@@ -47,7 +47,7 @@ def test_a_config_is_a_file_or_a_name_of_the_zoo(tmp_path):
     assert config_file('gcvit_tiny_imagenet') == str(CONFIGS / 'gcvit_tiny_imagenet.py')
     with pytest.raises(UserError, match=r'upernet_tiny_ade20k does.*mean upernet_gcvit_tiny_ade2'):
         config_file('upernet_tiny_ade20k')
-    with pytest.raises(UserError, match=r'own2.py does not exist: give a file, or one of cascade'):
+    with pytest.raises(UserError, match=r'own2.py does not exist: pass a file, or one of cascade'):
         config_file('own2.py')
 
 

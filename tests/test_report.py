@@ -431,7 +431,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(detection, tmp_path):
 
 
 def test_what_is_not_the_folder_of_a_training_is_refused(tmp_path):
-    with pytest.raises(UserError, match='absent does not exist: give the --work-dir of a training'):
+    with pytest.raises(UserError, match=r'work directory .*absent does not exist'):
         read_run(tmp_path / 'absent')
-    with pytest.raises(UserError, match='is not the work folder of a training: it has no config'):
+    with pytest.raises(UserError, match=r'has no config .*--work-dir'):
         read_run(tmp_path)

@@ -272,7 +272,7 @@ def test_checkpoints_in_another_folder_are_found(trained, tmp_path):
     options = on(trained.data, f'default_hooks.checkpoint.out_dir={tmp_path}/elsewhere')
     arguments = (NANO, '--work-dir', tmp_path / 'work', '--resume')
     output = succeed('train.py', *arguments, *options, 'train_cfg.max_epochs=2')
-    assert f'training goes on from {folder}/epoch_1.pth' in output
+    assert f'training resumes from {folder}/epoch_1.pth' in output
     assert (folder / 'epoch_2.pth').exists()
 
 
@@ -282,7 +282,7 @@ def test_resume_says_what_it_passes_over(two_checkpoints, trained):
     arguments = (NANO, '--work-dir', older.parent, '--resume')
     output = succeed('train.py', *arguments, *on(trained.data, 'train_cfg.max_epochs=2'))
     assert f'skipped: checkpoint {newer} cannot be read' in output
-    assert f'training goes on from {older}' in output
+    assert f'training resumes from {older}' in output
     verify_checkpoint(newer)  # written again
 
 
@@ -372,11 +372,11 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(
     assert 'epoch_2.pth cannot be written, is the disk full?' in output
     if on_failure == 'stop':
         assert process.returncode == 1
-        assert 'Earlier checkpoints are whole: make room and go on by --resume' in output
+        assert 'free disk space and use --resume' in output
         assert '3 epochs' not in output
     else:
         assert process.returncode == 0
-        assert 'training goes on without this checkpoint' in output
+        assert 'training continues without this checkpoint' in output
         assert 'epoch_3.pth cannot be written' in output
     assert [path.name for path in small_disk.glob('*.pth*')] == ['epoch_1.pth']
     assert find_resumable(small_disk) == (str(small_disk / 'epoch_1.pth'), [])

@@ -155,10 +155,12 @@ def test_another_process_may_finish_in_the_middle_of_a_write(folder, tmp_path, m
     def replace_late(source, target):
         if Path(target).name == '000000.jpg' and not nested:
             nested.append(target)
-            make_shapes(tmp_path, **SMALL)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, 'getpid', lambda: 0)  # in the names of temporary files
+                make_shapes(tmp_path, **SMALL)
         replace(source, target)
 
-    monkeypatch.setattr(shapes.os, 'replace', replace_late)
+    monkeypatch.setattr(os, 'replace', replace_late)
     make_shapes(tmp_path, **SMALL)
     assert nested
     assert files(tmp_path) == files(folder)
@@ -170,7 +172,7 @@ def test_another_process_may_finish_in_the_middle_of_a_write(folder, tmp_path, m
 @pytest.mark.parametrize('change', [{'seed': 1}, {'size': 64}, {'train': 31}, {'val': 10}])
 def test_a_folder_of_another_request_is_refused_and_kept(folder, change):
     before = times(folder)
-    with pytest.raises(UserError, match='made with other settings') as error:
+    with pytest.raises(UserError, match='has other settings') as error:
         make_shapes(folder, **{**SMALL, **change})
     name, value = next(iter(change.items()))
     assert f'{name} {value}' in str(error.value)
@@ -184,7 +186,7 @@ def test_an_interrupted_folder_is_not_finished_with_another_seed(tmp_path, monke
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(shapes, 'paint', interrupt)
         make_shapes(tmp_path, **SMALL)
-    with pytest.raises(UserError, match='made with other settings'):
+    with pytest.raises(UserError, match='has other settings'):
         make_shapes(tmp_path, **SMALL, seed=1)
 
 
@@ -197,7 +199,7 @@ def test_images_from_elsewhere_are_refused(folder, tmp_path):
 
 def test_a_folder_in_use_is_refused_and_kept(tmp_path):
     (tmp_path / 'thesis.tex').write_text('')
-    with pytest.raises(UserError, match=r'in use for something else \(thesis.tex\)'):
+    with pytest.raises(UserError, match=r'contains other files \(thesis.tex\)'):
         make_shapes(tmp_path, **SMALL)
     assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
 
@@ -217,12 +219,12 @@ def test_the_tool_says_what_is_there_and_draws_no_bar_outside_a_terminal(tmp_pat
 @pytest.mark.parametrize(
     ('where', 'more', 'words'),
     [
-        ('small', ('--seed', 1), 'made with other settings'),
+        ('small', ('--seed', 1), 'has other settings'),
         ('a_file', (), 'is a file'),
         ('a_file/below', (), 'Not a directory'),
-        ('new', ('--train', 0), 'train is 0, but must be from 1'),
-        ('new', ('--size', 8), 'size is 8, but must be from 64'),
-        ('new', ('--seed', -1), 'seed is -1, but must be from 0'),
+        ('new', ('--train', 0), 'train is 0: set a number from 1'),
+        ('new', ('--size', 8), 'size is 8: set a number from 64'),
+        ('new', ('--seed', -1), 'seed is -1: set a number from 0'),
     ],
 )
 def test_the_tool_answers_a_wrong_request_with_one_line(
@@ -296,8 +298,8 @@ def test_a_mask_with_a_hole_and_two_parts_survives_as_polygons(tmp_path):
     cv2.circle(mask, (30, 20), 6, 0, -1)
     cv2.circle(mask, (16, 30), 4, 0, -1)
     mask[50:60, 50:64] = 1
-    thing = shapes.Thing(0, [np.zeros((4, 2))], mask.astype(np.float32), mask.astype(bool))
-    annotation = {'id': 1, 'image_id': 0, **shapes._annotation(thing)}
+    shape = shapes.Shape(0, [np.zeros((4, 2))], mask.astype(np.float32), mask.astype(bool))
+    annotation = {'id': 1, 'image_id': 0, **shapes._annotation(shape)}
     path = tmp_path / 'one.json'
     image = {'id': 0, 'height': 64, 'width': 64}
     path.write_text(json.dumps({'images': [image], 'annotations': [annotation]}))

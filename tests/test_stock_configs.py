@@ -339,5 +339,5 @@ sys.exit(3)
 @pytest.mark.parametrize('arguments', [[], ['gone.py']])
 def test_a_script_that_is_not_there_is_refused(arguments, monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['gcvit_mm', *arguments])
-    with pytest.raises(UserError, match=r'(which script|gone.py does not exist).+ SCRIPT \[ARGS'):
+    with pytest.raises(UserError, match=r'(is missing|gone.py does not exist).+ SCRIPT \[ARGS'):
         main()

@@ -91,7 +91,7 @@ def test_annotations_that_are_not_json_are_named(data, tmp_path):
 def test_annotations_that_are_not_of_coco_are_named(content, data, tmp_path):
     (data / TRAINING).write_text(content)
     error = train_fails(tmp_path, *on(data))
-    assert f'annotation file {data}/{TRAINING} is not of COCO' in error
+    assert f'annotation file {data}/{TRAINING} is not in COCO' in error
     assert 'categories' in error
 
 
@@ -146,7 +146,7 @@ def test_more_bad_images_than_allowed_end_the_training(data, tmp_path):
         cut(data / f'images/training/00000{i}.jpg')
     options = '--skip-bad-images', '1', *on(data)
     error = train_fails(tmp_path, *options)
-    assert '2 images cannot be read, more than the 1 that --skip-bad-images allows' in error
+    assert '2 images cannot be read' in error and '--skip-bad-images allows 1' in error
 
 
 def test_evaluation_names_a_bad_image_or_counts_it_as_blank(trained, data, tmp_path):
@@ -226,7 +226,7 @@ def test_pretraining_of_another_variant_is_refused(tiny_shapes, tmp_path):
     ('option', 'message'),
     [
         ('modle.backbone.with_cp=True', "no section 'modle'; did you mean model?"),
-        ('model.backbone.with_cp', "takes KEY=VALUE, not 'model.backbone.with_cp'"),
+        ('model.backbone.with_cp', '--cfg-options model.backbone.with_cp: pass KEY=VALUE'),
         ('model.backbone.out_indices=[0,1', 'out_indices=[0,1: brackets are not balanced'),
         ('train_cfg.max_epochs.x=1', '--cfg-options does not fit the config'),
         ('custom_hooks.5.type=EMAHook', '--cfg-options does not fit the config'),
@@ -305,8 +305,8 @@ def test_the_log_states_what_runs_and_holds_plain_lines(trained):
         r'device: .+, 1 process\(es\)',
         r'mmcv ops: \S.+',
         r'attention: sdpa',
-        r'effective batch: 4 images \(4 a process x 1 process\(es\) x 1 accumulated\)',
-        r'learning rate: 0\.001, as it stands: the recipe is for 8 images; .*',
+        r'effective batch: 4 images \(4 per process x 1 process\(es\) x 1 accumulated\)',
+        r'learning rate: 0\.001, not scaled: the recipe is for 8 images; .*',
         r'precision: float32',
         r'parameters: ([\d,]+) trainable of \1',
         rf'checkpoints and logs: {trained.work_dir}',
@@ -463,12 +463,12 @@ def test_the_learning_rate_is_scaled_to_the_batch_and_the_rule_is_named(tiny_sha
     options = on(tiny_shapes, *small, 'param_scheduler=None')
     plain = succeed('train.py', NANO, '--work-dir', tmp_path / 'plain', *options)
     assert (
-        'learning rate: 0.001, as it stands: the recipe is for 8 images; --auto-scale-lr would '
+        'learning rate: 0.001, not scaled: the recipe is for 8 images; --auto-scale-lr would '
         'multiply it by 0.5 (square root, as for AdamW)'
     ) in plain
     scaled = succeed('train.py', NANO, '--work-dir', tmp_path, '--auto-scale-lr', *options)
     assert (
-        "learning rate: 0.0005, 0.5 (square root, as for AdamW) of the recipe's: the recipe is "
+        "learning rate: 0.0005, 0.5 (square root, as for AdamW) times the recipe's: the recipe is "
         'for 8 images'
     ) in scaled
     assert 'lr: 5.0000e-04' in scaled

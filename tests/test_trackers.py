@@ -137,7 +137,7 @@ def test_wandb_without_a_network_keeps_the_run_in_the_work_folder(
                 'MLFLOW_TRACKING_URI': 'http://127.0.0.1:9',
                 'MLFLOW_HTTP_REQUEST_MAX_RETRIES': '0',
             },
-            'http://127.0.0.1:9 takes no runs',
+            'http://127.0.0.1:9 refuses the run',
         ),
     ],
 )

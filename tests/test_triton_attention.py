@@ -343,7 +343,7 @@ def test_what_the_kernels_cannot_do_is_refused(shape, message):
 @on_device
 def test_wrong_types_and_shapes_are_refused():
     (qkv, padding, table, q_global), _ = make_inputs((1, 4, 4, 2, 16, 2), 'global')
-    with pytest.raises(ArgumentError, match=r'does not take torch\.float64'):
+    with pytest.raises(ArgumentError, match=r'does not support torch\.float64'):
         window_attention(qkv.double(), padding, table, 2, q_global)
     with pytest.raises(ArgumentError, match='table has shape'):
         window_attention(qkv, padding, table, 3, q_global[:, :, :1].expand(-1, -1, 9, -1))
@@ -372,7 +372,7 @@ def test_without_triton_the_module_imports_and_says_what_is_missing():
 @natively
 @needs_triton
 def test_a_cpu_is_refused():
-    with pytest.raises(ArgumentError, match='CUDA devices, not on cpu'):
+    with pytest.raises(ArgumentError, match='CUDA device, not cpu'):
         window_attention(torch.zeros(1, 2, 2, 48), None, torch.zeros(9, 1), 2)
 
 

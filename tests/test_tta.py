@@ -247,7 +247,7 @@ def test_the_command_line_evaluates_with_augmentation(trained, tmp_path):
 
 def test_a_config_without_augmentation_is_named():
     use_tta_pipeline = runpy.run_path(str(ROOT / 'tools/test.py'))['use_tta_pipeline']
-    with pytest.raises(UserError, match='--tta: the config has no tta_model and tta_pipeline'):
+    with pytest.raises(UserError, match='--tta: set tta_model and tta_pipeline'):
         use_tta_pipeline(load('gcvit_xxtiny_imagenet.py'))
 
 

@@ -65,7 +65,7 @@ for name in whole stopped; do
   fi
   until ended "$job"; do sleep 1; done
   ended "$job" | grep -q COMPLETED
-  grep -E 'training (ends|goes on)' "$folder/$name.log" || true
+  grep -E 'training (ends|resumes)' "$folder/$name.log" || true
 done
 python - "$folder"/{whole,stopped}/epoch_8.pth <<'PY'
 import sys

@@ -1,4 +1,4 @@
-"""Behind ``dist_train`` and ``dist_test``: start a tool in several processes, by torchrun."""
+"""Starts a tool in several processes by torchrun, for ``dist_train`` and ``dist_test``."""
 
 import argparse
 import os
@@ -11,28 +11,28 @@ from gcvit_mm.cli import run
 
 
 def start(script: str, description: str, *files: str) -> None:
-    """Become torchrun, as the command line asks for.
+    """Run torchrun with the arguments of the command line.
 
     Args:
         script: Name of the tool.
-        description: What the command does.
-        files: The tool's arguments that stand before the number of processes.
+        description: Description of the command for ``--help``.
+        files: Names of the arguments before the number of processes.
     """
     parser = argparse.ArgumentParser(
         description=description,
-        epilog='Several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT from the environment.',
+        epilog='For several machines, set NNODES, NODE_RANK, MASTER_ADDR and PORT.',
     )
     for name in files:
         parser.add_argument(name)
     parser.add_argument('gpus', type=int, help='number of processes on this machine')
-    parser.add_argument('arguments', nargs=argparse.REMAINDER, help=f'further ones of {script}')
+    parser.add_argument('arguments', nargs=argparse.REMAINDER, help=f'more arguments of {script}')
     args = parser.parse_args()
     if args.gpus < 1:
-        parser.error(f'gpus is {args.gpus}: at least one process is needed')
+        parser.error(f'gpus is {args.gpus}: pass 1 or more')
     run(lambda: check(args.gpus))
-    # Processes that are started again go on from the checkpoints of this run.
+    # Restarted processes resume from checkpoints of this run only.
     os.environ['GCVIT_MM_STARTED'] = time.strftime('%Y%m%d_%H%M%S')
-    # torchrun would give them the addresses of the processes that died, which it keeps in a store.
+    # torchrun would give restarted processes the addresses of dead ones from its store.
     os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     tool = [str(Path(__file__).with_name(script)), *(vars(args)[name] for name in files)]
 
@@ -42,7 +42,7 @@ def start(script: str, description: str, *files: str) -> None:
 
 
 def check(processes: int) -> None:
-    """Refuse what the machine lacks before processes start: torchrun's message would bury ours."""
+    """Check the number of GPUs before torchrun starts, as its own messages would hide the error."""
     import torch
 
     from gcvit_mm.engine.distributed import check_gpus
@@ -51,13 +51,13 @@ def check(processes: int) -> None:
 
 
 def options(processes: int) -> list[str]:
-    """What torchrun is told, several machines included."""
+    """The options of torchrun, for one or several machines."""
     env = os.environ.get
     address, port = env('MASTER_ADDR', '127.0.0.1'), env('PORT', '29500')
-    told = ['--nnodes', env('NNODES', '1'), '--nproc-per-node', str(processes)]
-    told += ['--max-restarts', env('MAX_RESTARTS', '0'), '--rdzv-backend', 'c10d']
-    told += ['--rdzv-id', f'gcvit_mm_{port}', '--rdzv-endpoint', f'{address}:{port}']
+    shared = ['--nnodes', env('NNODES', '1'), '--nproc-per-node', str(processes)]
+    shared += ['--max-restarts', env('MAX_RESTARTS', '0'), '--rdzv-backend', 'c10d']
+    shared += ['--rdzv-id', f'gcvit_mm_{port}', '--rdzv-endpoint', f'{address}:{port}']
     if env('NODE_RANK', '0') != '0':
-        return [*told, '--rdzv-conf', 'is_host=false']
-    # The other machines are told this address, and not a name that they may not know.
-    return [*told, '--local-addr', address, '--rdzv-conf', 'is_host=true']
+        return [*shared, '--rdzv-conf', 'is_host=false']
+    # Other machines get this address instead of a host name that they may not resolve.
+    return [*shared, '--local-addr', address, '--rdzv-conf', 'is_host=true']

@@ -1,9 +1,9 @@
-"""Time models beside each other: backbones, or the whole models of configs.
+"""Compare the speed and memory of models: backbones, or the whole models of configs.
 
-Models take turns, after a warm-up, so that all see the same machine. A model is an arch of GC ViT
-(gcvit_tiny), a peer (swin_tiny, convnext_tiny, resnet50), timm_NAME, or a config, also a package's
-(mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py); options follow after colons:
-gcvit_tiny:window_size=24:attn_impl=eager:compile.
+After a warm-up, models take turns, so that conditions are equal for all. A model is an arch of GC
+ViT (gcvit_tiny), another backbone (swin_tiny, convnext_tiny, resnet50), timm_NAME, or a config,
+which may be that of a package (mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py). Options follow
+after colons: gcvit_tiny:window_size=24:attn_impl=eager:compile.
 """
 
 from __future__ import annotations
@@ -42,25 +42,25 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=summary, epilog=details)
     parser.add_argument('models', nargs='*', default=MODELS, metavar='MODEL')
     parser.add_argument(
-        '--size', nargs='+', type=size, default=[(512, 512)], metavar='HxW', help='of the images'
+        '--size', nargs='+', type=size, default=[(512, 512)], metavar='HxW', help='image sizes'
     )
-    parser.add_argument('--batch', type=int, default=1, metavar='N', help='images at once')
+    parser.add_argument('--batch', type=int, default=1, metavar='N', help='batch size')
     parser.add_argument(
         '--mode', nargs='+', choices=['inference', 'training'], default=['inference']
     )
     parser.add_argument('--dtype', nargs='+', choices=DTYPES, default=['float32'])
-    parser.add_argument('--device', type=device_of, help='default: the GPU where there is one')
-    parser.add_argument('--threads', type=int, metavar='N', help='of the CPU')
-    parser.add_argument('--repeat', type=int, default=10, metavar='N', help='timed steps of each')
-    parser.add_argument('--warmup', type=int, default=2, metavar='N', help='steps of each before')
-    parser.add_argument('--out', metavar='FILE.json', help='write everything that was measured')
+    parser.add_argument('--device', type=device_of, help='default: a GPU if there is one')
+    parser.add_argument('--threads', type=int, metavar='N', help='CPU threads')
+    parser.add_argument('--repeat', type=int, default=10, metavar='N', help='timed steps per model')
+    parser.add_argument('--warmup', type=int, default=2, metavar='N', help='untimed steps before')
+    parser.add_argument('--out', metavar='FILE.json', help='write all measurements to a file')
     return parser.parse_args()
 
 
 def size(text: str) -> tuple[int, int]:
     height, _, width = text.partition('x')
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, 800x1280 for example')
+        raise argparse.ArgumentTypeError(f'{text!r} is not HEIGHTxWIDTH, such as 800x1280')
     return int(height), int(width)
 
 
@@ -72,11 +72,11 @@ def device_of(text: str) -> str:
 
 def main() -> None:
     args = parse_args()
-    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else the profiler reports on itself
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # hides messages of the profiler
     if min(args.repeat, args.warmup, args.batch) < 1:
         raise UserError('--repeat, --warmup and --batch must be at least 1')
     if args.out and not Path(args.out).parent.is_dir():
-        raise UserError(f'--out: folder {Path(args.out).parent} does not exist: make it first')
+        raise UserError(f'--out: folder {Path(args.out).parent} does not exist: create it first')
     import torch
     from mmengine.logging import MMLogger
 
@@ -84,15 +84,15 @@ def main() -> None:
 
     device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if device.type == 'cuda' and not torch.cuda.is_available():
-        raise UserError('--device cuda: there is no GPU that PyTorch can use')
+        raise UserError('--device cuda: PyTorch finds no GPU: pass --device cpu')
     if args.threads:
         torch.set_num_threads(args.threads)
-    MMLogger.get_current_instance().setLevel('WARNING')  # else each initialised tensor is named
+    MMLogger.get_current_instance().setLevel('WARNING')  # hides a line per initialised tensor
     runs = []
     for dtype in args.dtype:
         for shape in args.size:
             for mode in args.mode:
-                with redirect_stdout(sys.stderr):  # the packages print; stdout is for the tables
+                with redirect_stdout(sys.stderr):  # packages print; stdout is for the tables
                     runs.append(compare(args, device, dtype, shape, mode))
                 print(heading(runs[-1]))
                 print_table(table(runs[-1]), left=(0, 1))
@@ -112,7 +112,7 @@ def compare(
     shape: tuple[int, int],
     mode: str,
 ) -> dict[str, Any]:
-    """Measure all models under the same settings."""
+    """Measure all models with one setting."""
     import torch
     from tqdm import tqdm
 
@@ -131,9 +131,9 @@ def compare(
     def progress(rounds: range) -> Any:
         return tqdm(rounds, f'{mode} {dtype} {shape[0]}x{shape[1]}', leave=False, disable=None)
 
-    found = measure(subjects, device, repeat=args.repeat, warmup=args.warmup, turn=progress)
+    results = measure(subjects, device, repeat=args.repeat, warmup=args.warmup, turn=progress)
     peaks = peaks_of(device, dtype)
-    medians = {name: each.median for name, each in zip(args.models, found, strict=True)}
+    medians = {name: each.median for name, each in zip(args.models, results, strict=True)}
     rows = [
         {
             'model': name,
@@ -144,7 +144,7 @@ def compare(
             'times_floor': each.median / max(work.flops / peaks.flops, work.bytes / peaks.bytes),
             'time_over': {peer: each.median / other for peer, other in medians.items()},
         }
-        for name, each, work in zip(args.models, found, works, strict=True)
+        for name, each, work in zip(args.models, results, works, strict=True)
     ]
     settings = dict(dtype=dtype, size=list(shape), batch=args.batch, mode=mode)
     return dict(**settings, peaks=vars(peaks), models=rows)
@@ -159,15 +159,14 @@ def peaks_of(device: torch.device, dtype: str) -> Peaks:
     return measure_peaks(device, getattr(torch, dtype))
 
 
-def figures(found: Measured) -> dict[str, Any]:
-    low, _, high = (
-        statistics.quantiles(found.seconds, n=4) if len(found.seconds) > 1 else (found.seconds * 3)
-    )
+def figures(result: Measured) -> dict[str, Any]:
+    seconds = result.seconds
+    low, _, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return {
-        'seconds': found.median,
+        'seconds': result.median,
         'quartiles': [low, high],
-        'first_seconds': found.first,
-        'peak_bytes': found.peak_bytes,
+        'first_seconds': result.first,
+        'peak_bytes': result.peak_bytes,
     }
 
 
@@ -190,7 +189,7 @@ def print_table(rows: list[list[str]], left: tuple[int, ...]) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The device, software and date of the measurements."""
     import torch
 
     on_gpu = device.type == 'cuda'
@@ -216,12 +215,12 @@ def processor() -> str:
 def commit() -> str:
     command = ['git', 'describe', '--always', '--dirty']
     try:
-        found = subprocess.run(
+        git = subprocess.run(
             command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
-    return found.stdout.strip()
+    return git.stdout.strip()
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
-"""Time COCO's evaluation by faster-coco-eval and by the COCO API, on the same detections.
+"""Compare the time of COCO's evaluation by faster-coco-eval and by the COCO API.
 
-A small data set is repeated under new ids, so that the figures stay the same at any size.
+Both evaluate equal detections. A small data set is repeated under new ids, which does not change
+the metrics.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('annotations', help="ground truth in COCO's format")
     parser.add_argument('results', help="detections in COCO's format")
-    parser.add_argument('--type', choices=['bbox', 'segm'], default='bbox', help='what to compare')
+    parser.add_argument('--type', choices=['bbox', 'segm'], default='bbox', help='boxes or masks')
     parser.add_argument('--repeat', type=int, default=50, metavar='N', help='copies of the data')
-    parser.add_argument('--runs', type=int, default=3, metavar='N', help='of each, taking turns')
+    parser.add_argument('--runs', type=int, default=3, metavar='N', help='runs of each')
     return parser.parse_args()
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     fast, slow = (np.median(spent) for spent in seconds.values())
     print(f'ratio {slow / fast:.1f}; AP {figures["COCO API"][0]:.4f}')
     if not np.allclose(*figures.values(), rtol=0, atol=1e-12):
-        raise UserError(f'the figures differ: {figures}')
+        raise UserError(f'the two evaluations differ, which should not happen: {figures}')
 
 
 def read(path: str) -> Any:
@@ -71,7 +72,7 @@ def read(path: str) -> Any:
 
 
 def repeat(truth: dict, results: list[dict], copies: int) -> tuple[dict, list[dict]]:
-    """The same images, objects and detections several times over."""
+    """Repeat images, objects and detections under new ids."""
     step = 1 + max(image['id'] for image in truth['images'])
 
     def moved(items: list[dict], key: str) -> list[dict]:
@@ -87,8 +88,8 @@ def repeat(truth: dict, results: list[dict], copies: int) -> tuple[dict, list[di
 def evaluate(
     coco_class: Any, eval_class: Any, truth: dict, results: list[dict], kind: str
 ) -> tuple[float, np.ndarray]:
-    """Seconds and the 12 figures of one evaluation, from data in memory."""
-    truth, results = copy.deepcopy((truth, results))  # both write into what they are given
+    """Run one evaluation of data in memory, and return its seconds and its 12 metrics."""
+    truth, results = copy.deepcopy((truth, results))  # evaluations change their arguments
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         coco = coco_class()

@@ -1,4 +1,4 @@
-"""Check the images and annotations that a config reads, before training on them."""
+"""Check the images and annotations of a config before training."""
 
 import argparse
 import sys
@@ -12,13 +12,13 @@ from gcvit_mm.cli import add_config_arguments, run
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog='Exit status: 1 where anything is an error, 0 otherwise.'
+        description=__doc__, epilog='Exit status: 1 if there are errors, 0 otherwise.'
     )
     add_config_arguments(parser)
     parser.add_argument(
-        '--splits', nargs='+', choices=SPLITS, default=SPLITS, help='which data; default: all'
+        '--splits', nargs='+', choices=SPLITS, default=SPLITS, help='splits to check; default: all'
     )
-    parser.add_argument('--out', metavar='FILE.json', help='write everything that was found')
+    parser.add_argument('--out', metavar='FILE.json', help='write the full reports to a file')
     return parser.parse_args()
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     from gcvit_mm.run_config import load_config
 
     cfg = load_config(args, import_modules=False)
-    with redirect_stdout(sys.stderr):  # the packages print at import; stdout is for the report
+    with redirect_stdout(sys.stderr):  # packages print at import, but stdout is for the report
         from gcvit_mm.datasets.check import check_datasets, print_reports, write_reports
         from gcvit_mm.datasets.check.classes import import_datasets
 

@@ -1,7 +1,7 @@
 """Convert a checkpoint from the official naming, timm's or ours to ours or timm's.
 
-``init_cfg`` takes official files and timm's as they are. This is for the classifiers' configs, for
-files without pickles or training state, and for the way to timm.
+``init_cfg`` reads official and timm's files without conversion. Convert for the configs of
+classifiers, for files without pickles or training state, and for timm.
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'source',
         metavar='SRC',
-        help="checkpoint: official (gcvit://NAME fetches one), timm's or ours",
+        help="checkpoint: official (gcvit://NAME downloads one), timm's or ours",
     )
     parser.add_argument('target', metavar='DST', help=f'the file to write: {", ".join(SUFFIXES)}')
     parser.add_argument(
         '--task',
         choices=['classification', 'dense'],
         required=True,
-        help='classification: backbone and linear head; dense: the backbone alone',
+        help='classification: backbone and linear head; dense: only the backbone',
     )
     parser.add_argument(
         '--to', choices=['gcvit_mm', 'timm'], default='gcvit_mm', help='naming to write'
     )
-    parser.add_argument('--ema', action='store_true', help='take the average of the weights')
+    parser.add_argument(
+        '--ema', action='store_true', help='convert the moving average of the weights'
+    )
     parser.add_argument('--force', action='store_true', help='overwrite DST')
     add_trust_argument(parser)
     return parser.parse_args()
@@ -64,31 +66,31 @@ def main() -> None:
     except UserError as error:
         raise UserError(f'checkpoint {source}: {error}') from error
     meta = dict(naming=args.to, variant=conversion.variant, task=args.task)
-    # As a pickle, timm's models load a bare state dict.
+    # timm loads pickles only as bare state dicts.
     bare = args.to == 'timm' and not args.target.endswith('.safetensors')
     write_checkpoint(args.target, conversion.tensors, None if bare else meta)
-    print('\n'.join([*account(conversion), *surroundings(content, args.ema)]))
+    print('\n'.join([*summary(conversion), *other_entries(content, args.ema)]))
     size = os.path.getsize(args.target) / 1e6
     print(f'written: {args.target}, {size:.1f} MB, {args.to} naming')
     if args.to == 'timm':
         print_timm_arguments(conversion.windows)
 
 
-def account(conversion: Conversion) -> Iterator[str]:
-    """What became of the tensors."""
+def summary(conversion: Conversion) -> Iterator[str]:
+    """Describe the source, and the converted and skipped tensors."""
     from gcvit_mm.weights.names import shorten
 
     windows = ', '.join(map(str, conversion.windows))
     yield f'source: {conversion.variant}, {conversion.naming} naming, windows {windows}'
     classes = f', {conversion.classes} classes' if conversion.classes else ''
-    yield f'taken: {len(conversion.tensors)} tensors{classes}'
-    yield f'left out: {sum(map(len, conversion.left_out.values()))} tensors'
-    for group, names in conversion.left_out.items():
+    yield f'converted: {len(conversion.tensors)} tensors{classes}'
+    yield f'skipped: {sum(map(len, conversion.skipped.values()))} tensors'
+    for group, names in conversion.skipped.items():
         yield f'    {len(names)} of {group} ({shorten(names, 3)})'
 
 
-def surroundings(content: Mapping[str, Any], ema: bool) -> Iterator[str]:
-    """What the file holds beside the tensors, and whether those are an average."""
+def other_entries(content: Mapping[str, Any], ema: bool) -> Iterator[str]:
+    """List entries of the file that are not converted, and say if it has a moving average."""
     from torch import Tensor
 
     from gcvit_mm.weights.files import ema_entry, weights_entry
@@ -101,13 +103,13 @@ def surroundings(content: Mapping[str, Any], ema: bool) -> Iterator[str]:
     if others:
         yield f'not read: {shorten(others)}'
     if average and average == entry:
-        yield f'weights: their moving average (EMA), the entry {entry}'
+        yield f'weights: moving average (EMA), from the entry {entry}'
     elif average:
-        yield f'weights: the entry {entry}; --ema takes their moving average, {average}'
+        yield f'weights: from the entry {entry}; --ema converts their moving average, {average}'
 
 
 def print_timm_arguments(windows: tuple[int, ...]) -> None:
-    """How to build timm's model: it has the convolutions that its image size asks for."""
+    """Print the arguments of timm's model, whose convolutions depend on the size of the image."""
     window = windows[0]
     fits = windows in ((window,) * 4, (window, window, 2 * window, window))
     if fits and windows != (7, 7, 14, 7):

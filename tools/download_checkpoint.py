@@ -1,4 +1,4 @@
-"""Fetch published ImageNet weights, which configs name as gcvit://NAME."""
+"""Download published ImageNet weights, which configs refer to as gcvit://NAME."""
 
 import argparse
 from pathlib import Path
@@ -16,13 +16,13 @@ def parse_args() -> argparse.Namespace:
         '--dir',
         type=Path,
         default=default_folder(),
-        help='folder to write to (default: %(default)s); configs look into GCVIT_MM_CHECKPOINTS, '
-        'or else into checkpoints',
+        help='folder to write to (default: %(default)s); configs read from GCVIT_MM_CHECKPOINTS, '
+        'or from checkpoints',
     )
-    parser.add_argument('--list', action='store_true', help='show all weights and what is there')
+    parser.add_argument('--list', action='store_true', help='list all and the downloaded weights')
     args = parser.parse_args()
     if not (args.names or args.list):
-        parser.error('give the NAME of weights, or --list')
+        parser.error('pass the NAME of weights, or --list')
     return args
 
 

@@ -1,7 +1,7 @@
 """Export a model to a file that runs without this package: ONNX, or PyTorch's ``.pt2``.
 
-Images go in as they are, RGB and of any size; their normalisation is part of the file. The file
-is compared with the model in PyTorch, and kept only if it computes the same.
+The file takes RGB images of any size without preprocessing; it includes normalisation. Its outputs
+are compared with those of the model in PyTorch, and the file is kept only if they match.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ def parse_args() -> argparse.Namespace:
         required=True,
         type=Path,
         metavar='FILE',
-        help='FILE.onnx or FILE.pt2; FILE.json beside it says what it takes and gives',
+        help='FILE.onnx or FILE.pt2; FILE.json beside it describes the inputs and outputs',
     )
     parser.add_argument(
         '--what',
         choices=['model', 'features'],
         default='model',
-        help='the model, or the maps of its backbone; default: model',
+        help='the whole model, or the feature maps of its backbone; default: model',
     )
     parser.add_argument(
         '--static',
         type=parse_size,
         metavar='HxW',
-        help='only for images of this height and width, which is faster; default: any size',
+        help='support only this height and width, which is faster; default: any size',
     )
     parser.add_argument(
         '--argmax',
         action='store_true',
-        help='of a model of segmentation, the class of each pixel instead of logits',
+        help='for segmentation, return the class of each pixel instead of logits',
     )
     parser.add_argument(
-        '--random-weights', action='store_true', help='no checkpoint: to try the export'
+        '--random-weights', action='store_true', help='try the export without a checkpoint'
     )
     return parser.parse_args()
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width of ``512x640``."""
+    """Parse height and width, such as ``512x640``."""
     match = re.fullmatch(r'([1-9]\d*)x([1-9]\d*)', text)
     if not match:
-        raise argparse.ArgumentTypeError(f'{text!r} is not of the form HxW: 512x640 for example')
+        raise argparse.ArgumentTypeError(f'{text!r} is not HxW, such as 512x640')
     return int(match[1]), int(match[2])
 
 
 def main() -> None:
     args = parse_args()
     if args.checkpoint and args.random_weights:
-        raise UserError('--checkpoint and --random-weights exclude each other: leave one out')
+        raise UserError('--checkpoint and --random-weights exclude each other: pass only one')
     check_model(args)
     import torch
 
@@ -85,7 +85,7 @@ def main() -> None:
     graph = build_graph(
         source.model, source.task, args.what == 'features', args.argmax, args.static
     )
-    print('tracing the model, which takes minutes if it is large', flush=True)
+    print('tracing the model, which takes minutes for large models', flush=True)
     program = trace(graph)
     about = describe(source, graph, program)
     with TemporaryDirectory(prefix=f'.{args.out.name}.', dir=args.out.parent) as folder:
@@ -95,7 +95,7 @@ def main() -> None:
         size_mb = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
         execute = load(file, torch.get_num_threads())
         deviations = compare(graph, execute)
-        about['off_by'] = max(found.off_by for found in deviations)
+        about['off_by'] = max(deviation.off_by for deviation in deviations)
         file.with_suffix('.json').write_text(json.dumps(about, indent=1) + '\n')
         publish(Path(folder), args.out)
     print_deviations(deviations)
@@ -104,21 +104,21 @@ def main() -> None:
 
 
 def print_deviations(deviations: list[Deviation]) -> None:
-    """Print how far the file is from the model."""
-    print('images  height  width  off by')
-    for found in deviations:
-        batch, height, width = found.images
-        print(f'{batch:6}  {height:6}  {width:5}  {found.off_by:.1e}')
+    """Print the largest deviations of the file from the model."""
+    print('images  height  width  deviation')
+    for deviation in deviations:
+        batch, height, width = deviation.images
+        print(f'{batch:6}  {height:6}  {width:5}  {deviation.off_by:.1e}')
 
 
 def publish(folder: Path, out: Path) -> None:
-    """Put the files where they belong, the one that needs the others last."""
+    """Move the files to the output folder, the main file last because it needs the others."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name == out.name):
         os.replace(path, out.with_name(path.name))
 
 
 def print_speed(graph: ImageModel, execute: Run, task: str) -> None:
-    """Print what an image takes, beside PyTorch."""
+    """Print the time per image of the file and of PyTorch."""
     import torch
 
     from gcvit_mm.export.check import speeds
@@ -126,7 +126,7 @@ def print_speed(graph: ImageModel, execute: Run, task: str) -> None:
     size = graph.size or ((224, 224) if task == 'classification' else (512, 512))
     model, file = speeds(graph, execute, size, REPEAT)
     print(
-        f'an image of {size[0]}x{size[1]}: {file * 1e3:.0f} ms, PyTorch {model * 1e3:.0f} ms '
+        f'time per image of {size[0]}x{size[1]}: {file * 1e3:.0f} ms, PyTorch {model * 1e3:.0f} ms '
         f'(median of {REPEAT}, {torch.get_num_threads()} thread(s))'
     )
 

@@ -1,7 +1,7 @@
-"""Make a checkpoint of a training into a file to publish, with a record of what it is.
+"""Prepare a checkpoint of a training for publication, with a record of its origin.
 
-The optimizer's state and all else that only a training needs is left out. ``DST.json`` states the
-file's sha256, where the weights come from, what they reach, and the config as text.
+The state of the optimizer and of the training is removed. ``DST.json`` has the sha256 of the file,
+the origin of the weights, their metrics, and the config as text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
         '--metrics',
         metavar='FILE',
         help='metrics of the checkpoint, PREFIX.metrics.json of tools/test.py; by default those of '
-        "its validation in the training's log",
+        'its validation, from the log of the training',
     )
     parser.add_argument('--force', action='store_true', help='overwrite DST and its record')
     add_trust_argument(parser)
@@ -65,7 +65,7 @@ def main() -> None:
     record_file = f'{args.target}.json'
     check_target(args.target, args.source, args.force)
     if os.path.exists(record_file) and not args.force:
-        raise UserError(f'{record_file} exists: --force overwrites it')
+        raise UserError(f'{record_file} exists: pass --force to overwrite it')
     source = Path(args.source)
     content = read_checkpoint(source)
     meta = training_meta(source, content)
@@ -85,26 +85,26 @@ def main() -> None:
     write_checkpoint(args.target, state, meta)
     record = {**fingerprint(Path(args.target)), **description}
     atomic_text(record_file, json.dumps(record, indent=1, default=str) + '\n')
-    print(f'left out: {shorten([name for name in content if name not in ("meta", "state_dict")])}')
+    print(f'removed: {shorten([name for name in content if name not in ("meta", "state_dict")])}')
     print(f'weights: {len(state)} tensors, {record["weights"]}')
-    print(f'metrics: {shown(metrics) or "none found, --metrics FILE gives them"}')
+    print(f'metrics: {shown(metrics) or "none found, pass --metrics FILE to add them"}')
     print(f'written: {args.target}, {record["size"] / 1e6:.1f} MB, and {record_file}')
     print(f'sha256: {record["sha256"]}')
 
 
 def training_meta(source: Path, content: Any) -> dict[str, Any]:
-    """What a training says about its checkpoint, as far as it is worth keeping."""
+    """The metadata of a training that are published."""
     meta = content.get('meta') if isinstance(content, Mapping) else None
     if not isinstance(meta, Mapping) or 'epoch' not in meta:
         raise UserError(
-            f'{source} is not a checkpoint of tools/train.py: tools/convert_checkpoint.py takes '
-            'other files'
+            f'{source} is not a checkpoint of tools/train.py: convert other files by '
+            'tools/convert_checkpoint.py'
         )
     return {key: plain(meta[key]) for key in KEPT if key in meta}
 
 
 def plain(value: Any) -> Any:
-    """Without numpy's types, which other readers refuse."""
+    """Convert NumPy's types, which other programs refuse, to Python's."""
     import numpy as np
 
     if isinstance(value, Mapping):
@@ -115,7 +115,7 @@ def plain(value: Any) -> Any:
 
 
 def task_of(meta: Mapping[str, Any]) -> str | None:
-    # A config is Python: it is read as text here, and never run.
+    # A config is a Python program: it is searched as text, and never run.
     scope = re.search(r"^default_scope = '(\w+)'", meta.get('cfg') or '', re.MULTILINE)
     return PACKAGES[scope[1]].task if scope and scope[1] in PACKAGES else None
 
@@ -137,14 +137,14 @@ def read_metrics(file: str) -> tuple[dict[str, float], str]:
     if not isinstance(metrics, dict) or not all(
         isinstance(v, int | float) for v in metrics.values()
     ):
-        raise UserError(f'metrics {file} are not those of tools/test.py: names with numbers')
+        raise UserError(f'metrics {file} must be a JSON object of numbers, as by tools/test.py')
     return metrics, Path(file).name
 
 
 def logged_metrics(source: Path, meta: Mapping[str, Any]) -> tuple[dict[str, float], str | None]:
-    """Those of the validation at the end of a checkpoint's own epoch or iteration.
+    """The metrics of the validation after the epoch or iteration of a checkpoint, from the log.
 
-    The file's name tells which of the two counts; a renamed file has none.
+    The name of the file tells which of the two it counts; a renamed file has no metrics.
     """
     named = re.search(r'(epoch|iter)_(\d+)\.pth$', source.name)
     if not named or meta.get(named[1]) != int(named[2]):
@@ -153,7 +153,7 @@ def logged_metrics(source: Path, meta: Mapping[str, Any]) -> tuple[dict[str, flo
         entries = log_entries(log)
         trainings = [entry for entry in entries if 'iter' in entry]
         if any('epoch' in entry for entry in trainings) != (named[1] == 'epoch'):
-            continue  # its validations are counted in the other unit
+            continue  # the log counts validations in the other unit
         for entry in reversed(entries):
             if 'iter' not in entry and entry.get('step') == meta[named[1]]:
                 metrics = {k: v for k, v in entry.items() if k not in ('step', 'time', 'data_time')}
@@ -164,17 +164,17 @@ def logged_metrics(source: Path, meta: Mapping[str, Any]) -> tuple[dict[str, flo
 def log_entries(log: Path) -> list[dict[str, Any]]:
     entries = []
     for line in log.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # a run that was cut off ends within a line
+        with contextlib.suppress(ValueError):  # an interrupted run may end within a line
             entries.append(json.loads(line))
     return entries
 
 
 def versions() -> dict[str, str]:
-    found = {'gcvit_mm': gcvit_mm.__version__}
+    installed = {'gcvit_mm': gcvit_mm.__version__}
     for name in ('torch', 'torchvision', *OPENMMLAB, *ONEDL):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def fingerprint(file: Path) -> dict[str, Any]:

@@ -29,16 +29,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         metavar='PREFIX',
-        help='write the metrics to PREFIX.metrics.json, and the predictions: detections in COCO '
-        'format to PREFIX.bbox.json and PREFIX.segm.json; label maps, with the values of the '
-        "data set's own, to PREFIX.maps/IMAGE.png; classes with scores to PREFIX.csv",
+        help='write metrics to PREFIX.metrics.json and predictions: detections in COCO format to '
+        'PREFIX.bbox.json and PREFIX.segm.json; label maps, with the values of the data set, to '
+        'PREFIX.maps/IMAGE.png; classes with scores to PREFIX.csv',
     )
-    parser.add_argument('--show-dir', metavar='DIR', help='write pictures of the predictions')
+    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions to a folder')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='features in bfloat16, or float16 where the GPU lacks it; predictions in float32',
+        help='compute features in bfloat16, or float16 if the GPU lacks it; heads use float32',
     )
     return parser.parse_args()
 
@@ -51,7 +51,7 @@ def main() -> None:
     cfg = load_run_config(args, ('test_dataloader',))
     from mmengine.dist import is_main_process
 
-    import gcvit_mm.evaluation  # noqa: F401  (registers)
+    import gcvit_mm.evaluation  # noqa: F401  (registers metrics)
     from gcvit_mm.datasets.preflight import check_data
     from gcvit_mm.engine.setup import prepare, report_bad_images
 
@@ -81,18 +81,18 @@ def evaluate(cfg: Config, tta: bool, amp: bool) -> dict[str, Any]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if amp:
         dtype = extract_in_half_precision(model)
-        runner.logger.info(f'Features are computed in {dtype}, predictions from them in float32')
+        runner.logger.info(f'Features are computed in {dtype}, predictions in float32')
     if tta:
-        runner.model = model  # without the wrapper of several processes: a test has no use for it
+        runner.model = model  # tests do not need the wrapper for several processes
         runner.register_hook(PrepareTTAHook(dict(cfg.tta_model)))
     return runner.test()
 
 
 def extract_in_half_precision(model: Any) -> str:
-    """Have backbone and neck compute in a shorter type, and give their maps in float32.
+    """Compute backbone and neck in half precision, but convert their feature maps to float32.
 
-    Heads keep float32: mmdet's compute coordinates of boxes in the type of the maps, and with
-    bfloat16 they would be rounded to multiples of 8 pixels.
+    Heads need float32: those of mmdet compute box coordinates in the type of the feature maps, and
+    bfloat16 would round them to multiples of 8 pixels.
     """
     import torch
     from mmengine.utils import apply_to
@@ -114,7 +114,7 @@ def use_tta_pipeline(cfg: Config) -> None:
     from gcvit_mm.config import datasets_of
 
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        raise UserError('--tta: the config has no tta_model and tta_pipeline')
+        raise UserError('--tta: set tta_model and tta_pipeline in the config')
     for dataset in datasets_of(cfg.test_dataloader):
         dataset.pipeline = cfg.tta_pipeline
 
@@ -132,7 +132,7 @@ def show_in(cfg: Config, folder: str) -> None:
 
 @contextmanager
 def results_at(out: str | None) -> Iterator[str | None]:
-    """Give a prefix to write to; what stands there at the end of a whole run moves to ``out``."""
+    """Yield a temporary prefix to write to; its files are moved to ``out`` if the run succeeds."""
     from mmengine.dist import is_main_process
 
     if not out:
@@ -141,13 +141,13 @@ def results_at(out: str | None) -> Iterator[str | None]:
     out = out.removesuffix('.json')
     if out.endswith('/') or os.path.isdir(out):
         raise UserError(
-            f'--out {out}: a folder; give a prefix of file names, {Path(out) / "val"} perhaps'
+            f'--out {out} is a folder: pass a prefix of file names, such as {Path(out) / "val"}'
         )
     final, partial = Path(out).parent, Path(f'{out}.partial')
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f'--out {out}: the folder cannot be made: {error}') from error
+        raise UserError(f'--out {out}: the folder cannot be created: {error}') from error
     try:
         yield str(partial / Path(out).name)
         if is_main_process():
@@ -161,28 +161,28 @@ def results_at(out: str | None) -> Iterator[str | None]:
 
 
 def write_predictions(cfg: Config, prefix: str) -> None:
-    """Have the evaluators write the predictions, each in the format of its field."""
+    """Configure the evaluators to write the predictions, each in the format of its task."""
     from gcvit_mm.config import evaluators_of, package_of
 
     package, evaluators = package_of(cfg), evaluators_of(cfg, 'test')
     if package.evaluator:
         kind, option = package.evaluator
         if package.task == 'segmentation':
-            # mmseg makes the folder in one process alone, of which another may be ahead.
+            # mmseg creates the folder in one process, and another process may need it earlier.
             prefix += package.predictions
             os.makedirs(prefix, exist_ok=True)
         for evaluator in evaluators:
             if evaluator.type.endswith(kind):
                 evaluator[option] = prefix
     else:
-        # The config that a test leaves in its work folder has one already.
+        # A config that an earlier test wrote to its work directory has the metric already.
         evaluators = [metric for metric in evaluators if metric.type != 'ClassificationCSV']
         evaluators.append(dict(type='ClassificationCSV', out_file=prefix + package.predictions))
     cfg.test_evaluator = evaluators
 
 
 def as_json(metrics: dict[str, Any]) -> str:
-    """Metrics to 4 decimals; some come as numpy's scalars."""
+    """Format metrics, some of which are NumPy scalars, as JSON with 4 decimals."""
     plain = {
         name: value.tolist() if hasattr(value, 'tolist') else value
         for name, value in metrics.items()

@@ -23,31 +23,31 @@ def parse_args() -> argparse.Namespace:
     add_config_arguments(parser)
     add_run_arguments(parser)
     parser.add_argument(
-        '--amp', action='store_true', help='mixed precision: bfloat16 where the GPU has it'
+        '--amp', action='store_true', help='mixed precision: bfloat16 if the GPU supports it'
     )
     parser.add_argument(
         '--shard',
         action='store_true',
-        help='spread parameters, gradients and optimizer state over the processes (FSDP)',
+        help='shard parameters, gradients and optimizer state over the processes (FSDP)',
     )
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help="scale the learning rate from the recipe's batch to this run's",
+        help='scale the learning rate from the batch size of the recipe to that of this run',
     )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint, by default the newest whole one in the work folder',
+        help='resume from a checkpoint, by default the newest intact one in the work directory',
     )
     parser.add_argument(
         '--track',
         action='append',
         choices=TRACKERS,
         default=[],
-        help='also write curves and config for this tool; may be given more than once',
+        help='also log curves and config with this tool; can be repeated',
     )
     return parser.parse_args()
 
@@ -85,12 +85,12 @@ def main() -> None:
 
 
 def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
-    """Let a training go on from a checkpoint; 'auto' is the newest whole one.
+    """Configure a training to resume from a checkpoint.
 
     Args:
         cfg: The config.
-        checkpoint: A file, or 'auto'.
-        since: Only checkpoints of this time or later, as they state it: YYYYMMDD_HHMMSS.
+        checkpoint: A file, or 'auto' for the newest intact one in the work directory.
+        since: Ignore checkpoints of an earlier time, YYYYMMDD_HHMMSS, for 'auto'.
     """
     from mmengine.dist import is_main_process
 
@@ -100,16 +100,16 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
     if checkpoint == 'auto':
         folder = checkpoint_folder(cfg)
         checkpoint, lines = broadcast_from_main(lambda: find_resumable(folder, since))
-        going_on = (
-            f'training goes on from {checkpoint}'
+        start = (
+            f'training resumes from {checkpoint}'
             if checkpoint
             else f'nothing to resume in {folder}: training starts from scratch'
         )
         if is_main_process():
-            print(*(f'skipped: {line}' for line in lines), going_on, sep='\n', flush=True)
+            print(*(f'skipped: {line}' for line in lines), start, sep='\n', flush=True)
     if checkpoint:
         cfg.resume, cfg.load_from = True, checkpoint
-        # It has all the weights.
+        # The checkpoint has all weights.
         cfg.model.get('backbone', {}).pop('init_cfg', None)
 
 
@@ -117,12 +117,12 @@ def use_amp(cfg: Config) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise UserError('--amp needs a GPU: leave it out, a CPU trains in float32')
+        raise UserError('--amp needs a GPU: train without it on a CPU')
     bf16 = torch.cuda.is_bf16_supported()
     cfg.optim_wrapper.update(
         type='GuardedAmpOptimWrapper',
         dtype='bfloat16' if bf16 else 'float16',
-        # bfloat16 has float32's range: nothing to scale.
+        # bfloat16 has the range of float32, so the loss needs no scaling.
         loss_scale=dict(enabled=False) if bf16 else 'dynamic',
     )
 

@@ -16,27 +16,27 @@ START, END = '<!-- zoo: written by tools/zoo_table.py -->', '<!-- /zoo -->'
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--check', action='store_true', help='write nothing, fail if it is old')
+    parser.add_argument('--check', action='store_true', help='only fail if the table is outdated')
     check = parser.parse_args().check
     readme = ROOT / 'README.md'
     old = readme.read_text()
     new = with_table(old, table())
     if check and new != old:
-        raise UserError('the table of models in README.md is old: run tools/zoo_table.py')
+        raise UserError('the table of models in README.md is outdated: run tools/zoo_table.py')
     if new != old:
         readme.write_text(new)
 
 
 def with_table(text: str, lines: str) -> str:
-    """Replace what stands between the marks."""
+    """Replace the lines between the marks."""
     if text.count(START) != 1 or text.count(END) != 1:
-        raise UserError(f'README.md must have the marks {START!r} and {END!r} once')
+        raise UserError(f'README.md must have each of the marks {START!r} and {END!r} once')
     before, _, rest = text.partition(START)
     return f'{before}{START}\n{lines}{END}{rest.partition(END)[2]}'
 
 
 def table() -> str:
-    """One table, a row per config, grouped by data set."""
+    """The table, with a row per config, grouped by data set."""
     import yaml
 
     models = yaml.safe_load((ROOT / 'configs' / 'metafile.yml').read_text())['Models']

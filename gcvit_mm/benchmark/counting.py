@@ -1,4 +1,4 @@
-"""How much arithmetic a step does, and how many bytes it cannot help moving."""
+"""Counting of the FLOPs of a step, and of the bytes that it must move."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ _BATCHED = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 @dataclass
 class Work:
-    """What a step costs on any device.
+    """FLOPs and minimum memory traffic of a step, on any device.
 
     Attributes:
-        flops: Floating-point operations of matrix products and convolutions, attention's
-            included; a multiplication and its addition are two.
-        bytes: Sizes of what those read and write, each product by itself: what has to move where
-            all else (norms, activations, sums, softmax, reordering) is fused into them. Attention
-            scores do not count, a fused kernel never writes them.
+        flops: FLOPs of matrix products and convolutions, including attention; a multiplication and
+            an addition are two.
+        bytes: Bytes that these operations read and write: the minimum traffic if all others (norms,
+            activations, sums, softmax, reordering) are fused into them. Attention scores do not
+            count, because fused kernels do not write them.
     """
 
     flops: int = 0
@@ -52,8 +52,8 @@ class _Counter(TorchDispatchMode):
                 self.work.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=out)
             outs = out if isinstance(out, tuple | list) else (out,)
             sizes = sorted(x.nbytes for x in (*args, *outs) if isinstance(x, Tensor))
-            # The largest matrix of attention's two products is that of the scores; of other
-            # products no matrix is larger than both others.
+            # In the two products of attention, the scores are larger than both other matrices. In
+            # other products, no matrix is.
             scores = packet in _BATCHED and sizes[-1] > sizes[-2]
             self.work.bytes += sum(sizes[:-1] if scores else sizes)
         return out
@@ -62,27 +62,27 @@ class _Counter(TorchDispatchMode):
 def _flops_of_convolution_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, *settings: Any
 ) -> int:
-    # PyTorch's own count of the weight's gradient leaves groups out: depthwise ones would do the
-    # arithmetic of dense ones. Each gradient takes what the forward pass takes.
-    *_, transposed, _, _, wanted = settings
+    # PyTorch's count for the gradient of the weight ignores groups, as if depthwise convolutions
+    # were dense. Each gradient needs as many FLOPs as the forward pass.
+    *_, transposed, _, _, output_mask = settings
     sizes = list(x.shape), list(weight.shape), list(gradient.shape)
     forward: int = conv_flop_count(*sizes, transposed=transposed)
-    return forward * sum(wanted[:2])
+    return forward * sum(output_mask[:2])
 
 
 def count_work(step: Callable[[], object]) -> Work:
-    """Run a step once, and count what it does.
+    """Run a step once, and count its FLOPs and bytes.
 
-    Attention must go through ``torch.matmul`` or ``scaled_dot_product_attention``: other kernels
-    of one's own are not seen.
+    Attention must use ``torch.matmul`` or ``scaled_dot_product_attention``: custom kernels are not
+    counted.
 
     Raises:
-        UserError: This torch is too old.
+        UserError: The installed torch is too old.
     """
     if not flop_registry:
         raise UserError(f'benchmarks need torch 2.4 or later, this is {torch.__version__}')
     counter = _Counter()
-    # Attention in its parts, which are counted the same way on every device.
+    # Split attention into its matrix products, whose counts are equal on all devices.
     with sdpa_kernel(SDPBackend.MATH), counter:
         step()
     return counter.work

@@ -1,4 +1,4 @@
-"""What a benchmark compares: GC ViT, its peers, and the whole models of configs."""
+"""Models for benchmarks: GC ViT, other backbones, and the whole models of configs."""
 
 import copy
 import re
@@ -28,10 +28,10 @@ PEERS: dict[str, dict[str, Any]] = {
     ),
     'resnet50': dict(type='mmdet.ResNet', depth=50),
 }
-"""Backbones of the mm packages as they come, by our name."""
+"""Configs of other backbones in OpenMMLab, by the names that commands use."""
 
 OURS, TIMM = 'gcvit_', 'timm_'
-OBJECTS = 10  # in each made-up image
+OBJECTS = 10  # in each random image
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Subject:
     """A model and the step that is timed.
 
     Attributes:
-        name: As it was asked for.
+        name: Name of the model, with its options.
         model: The model, on its device.
-        step: Forward or, for training, forward and backward.
+        step: The forward pass; for training, forward and backward pass.
     """
 
     name: str
@@ -49,13 +49,13 @@ class Subject:
     step: Callable[[], object]
 
     def nbytes(self) -> int:
-        """The size of its parameters and buffers."""
+        """Size of the parameters and buffers in bytes."""
         return sum(x.nbytes for x in (*self.model.parameters(), *self.model.buffers()))
 
 
 @dataclass
 class Spec:
-    """``NAME[:key=value ...][:compile]``, taken apart."""
+    """The parts of ``NAME[:key=value ...][:compile]``."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
@@ -63,16 +63,16 @@ class Spec:
     counted: bool = False
 
     def adapt(self, backbone: dict[str, Any]) -> None:
-        """Give a GC ViT whose arithmetic is counted attention that can be seen."""
+        """Choose an attention whose FLOPs can be counted, for a GC ViT."""
         if self.counted and backbone.get('attn_impl') != 'eager':
             backbone['attn_impl'] = 'sdpa'
 
 
 def parse_spec(text: str) -> Spec:
-    """Take the name of a model apart; values are read as ``--cfg-options`` reads them.
+    """Parse the name of a model with options, whose values are parsed as for ``--cfg-options``.
 
     Raises:
-        UserError: It is not of that form.
+        UserError: An option is neither key=value nor compile.
     """
     name, *parts = re.split('(?<!:):(?!:)', text)  # mmdet::CONFIG is one name
     spec = Spec(name)
@@ -83,7 +83,7 @@ def parse_spec(text: str) -> Spec:
         elif equals and key:
             spec.options[key] = DictAction._parse_iterable(value)
         else:
-            raise UserError(f'{text}: {part!r} is neither key=value nor compile')
+            raise UserError(f'{text}: {part!r} must be key=value or compile')
     return spec
 
 
@@ -97,21 +97,21 @@ def build_subject(
     device: torch.device,
     counted: bool = False,
 ) -> Subject:
-    """Build a model with random weights and images, and the step to be timed.
+    """Build a model with random weights, random images, and the step to time.
 
     Args:
-        text: ``gcvit_tiny`` and the other archs, a key of ``PEERS``, ``timm_`` with a name of
-            timm's, or the path of a config; behind it options such as ``:window_size=7,7,14,7``
-            (for configs ``:model.backbone.with_cp=True``), and ``:compile``.
-        batch: Images.
-        size: Their height and width in pixels.
-        training: Forward and backward instead of inference.
-        dtype: float32, or what autocast computes in.
-        device: Where to build it.
-        counted: Build GC ViT so that ``count_work`` sees all it does.
+        text: ``gcvit_`` with an arch, a key of ``PEERS``, ``timm_`` with a name of timm, or the
+            path of a config, followed by options such as ``:window_size=7,7,14,7`` (for configs
+            ``:model.backbone.with_cp=True``) and ``:compile``.
+        batch: Batch size.
+        size: Height and width of the images in pixels.
+        training: Time forward and backward passes instead of inference.
+        dtype: float32, or the type of autocast.
+        device: Device of the model.
+        counted: Build GC ViT so that ``count_work`` can count all its FLOPs.
 
     Raises:
-        UserError: There is no such model, or it does not take the options.
+        UserError: The model is unknown, or does not accept the options.
     """
     spec = parse_spec(text)
     whole = spec.name.endswith('.py')
@@ -170,10 +170,10 @@ def _build_backbone(spec: Spec) -> nn.Module:
         if spec.name in PEERS:
             return MODELS.build({**PEERS[spec.name], **spec.options})
     except TypeError as error:
-        raise UserError(f'{spec.name} does not take these options: {error}') from error
+        raise UserError(f'{spec.name} does not accept these options: {error}') from error
     names = [*(f'{OURS}{arch}' for arch in ARCHS), *PEERS]
     raise UserError(
-        f'there is no model {spec.name}: take {", ".join(names)}, {TIMM}NAME, or a config file'
+        f'model {spec.name} is unknown: choose {", ".join(names)}, {TIMM}NAME, or a config file'
     )
 
 
@@ -187,7 +187,7 @@ def _timm_backbone(spec: Spec) -> nn.Module:
         model: Any = timm.create_model(name, **spec.options)
     except RuntimeError as error:
         raise UserError(f'timm has no model {name}: {error}') from error
-    model.forward = model.forward_features  # as the others, without a classifier
+    model.forward = model.forward_features  # without the classifier, like other backbones
     model.reset_classifier(0)
     return model
 
@@ -198,7 +198,7 @@ def _whole_model(
     try:
         read = get_config if '::' in spec.name else Config.fromfile
         cfg = read(spec.name)
-    except Exception as error:  # a config is Python: it may raise anything
+    except Exception as error:  # a config is Python code and may raise any error
         raise UserError(f'config {spec.name} cannot be read: {error}') from error
     try:
         cfg.merge_from_dict(spec.options)
@@ -216,7 +216,7 @@ def _whole_model(
     data = _SAMPLES[cfg.default_scope](model, batch, size)
 
     def forward() -> Any:
-        # The pre-processor may write into what it is given.
+        # The data preprocessor may change its input.
         inputs = model.data_preprocessor(copy.deepcopy(data), training)
         if not training:
             return model(**inputs, mode='predict')

@@ -1,19 +1,19 @@
-"""The figures of a benchmark as a table."""
+"""Tables of benchmark results."""
 
 from typing import Any
 
 
 def heading(run: dict[str, Any]) -> str:
-    """What was measured, in a line."""
+    """Describe the setting of a measurement in a line."""
     height, width = run['size']
     images = f'{run["batch"]} image{"s" * (run["batch"] > 1)}'
     return f'{run["mode"]}, {run["dtype"]}, {images} of {height}x{width}'
 
 
 def table(run: dict[str, Any]) -> list[list[str]]:
-    """A row of titles, and one for each model.
+    """The rows of a table: titles, then one row per model.
 
-    The last columns are the model's time over that of each model, by number.
+    The last columns are the time of the model divided by that of each model, by number.
     """
     names = [row['model'] for row in run['models']]
     over = [f'time / {i}' for i in range(1, len(names) + 1)]
@@ -39,5 +39,5 @@ def table(run: dict[str, Any]) -> list[list[str]]:
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, and all those before the point."""
+    """Format a number with three significant digits, or more before the decimal point."""
     return f'{value:.0f}' if value >= 100 else f'{value:.3g}'

@@ -1,4 +1,4 @@
-"""Clocks: steps of several models taking turns, and what the device can do at best."""
+"""Timing of models, which take turns, and of the peak rates of a device."""
 
 import statistics
 import time
@@ -13,12 +13,12 @@ from .subjects import Subject
 
 @dataclass
 class Measured:
-    """What the steps of one model took.
+    """Time and memory of the steps of one model.
 
     Attributes:
-        seconds: Of each timed step.
-        first: Seconds of the very first step, which compiles and tunes.
-        peak_bytes: The most memory that a step held at once, the model's own included.
+        seconds: Seconds of each timed step.
+        first: Seconds of the first step, which includes compilation and tuning.
+        peak_bytes: Peak memory of a step, including the model.
     """
 
     seconds: list[float]
@@ -27,7 +27,7 @@ class Measured:
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """Median seconds of a step."""
         return statistics.median(self.seconds)
 
 
@@ -39,14 +39,14 @@ def measure(
     warmup: int = 2,
     turn: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[Measured]:
-    """Time the steps of several models, which take turns so that all see the same machine.
+    """Time the steps of several models, which take turns so that conditions are equal for all.
 
     Args:
         subjects: The models.
-        device: Where they are.
-        repeat: Timed steps of each.
-        warmup: Steps of each before.
-        turn: Wraps the rounds, for a progress bar.
+        device: Device of the models.
+        repeat: Timed steps per model.
+        warmup: Untimed steps per model before.
+        turn: Function that wraps the iterable of rounds, for a progress bar.
     """
     first = [_seconds(subject.step, device) for subject in subjects]
     peaks = []
@@ -83,13 +83,13 @@ def _peak_bytes(subject: Subject, device: torch.device) -> int:
         subject.step()
         torch.cuda.synchronize(device)
         return subject.nbytes() + torch.cuda.max_memory_allocated(device) - before
-    # PyTorch keeps no statistics of a CPU's memory, but reports each allocation to the profiler.
-    # What was there before is not to be freed under its eyes.
+    # PyTorch has no memory statistics for CPUs, but reports each allocation to the profiler. Older
+    # memory, such as gradients, must not be freed while the profiler counts.
     subject.model.zero_grad(set_to_none=True)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         subject.step()
     held = peak = 0
-    for event in profiler.profiler.kineto_results.events():  # in the order of time
+    for event in profiler.profiler.kineto_results.events():  # in chronological order
         if event.name() == '[memory]':
             held += event.nbytes()
             peak = max(peak, held)
@@ -98,23 +98,23 @@ def _peak_bytes(subject: Subject, device: torch.device) -> int:
 
 @dataclass
 class Peaks:
-    """What a device was seen to do at best: operations and bytes in a second."""
+    """Measured peak rates of a device: FLOPs and bytes per second."""
 
     flops: float
     bytes: float
 
 
 SLOW = 0.05
-"""Seconds of a matrix product that is large enough to measure."""
+"""Minimum seconds of a matrix product that is large enough to measure."""
 
 
 def measure_peaks(device: torch.device, dtype: torch.dtype, repeat: int = 10) -> Peaks:
-    """Time a large matrix product and a large copy; the fastest of several counts."""
+    """Measure the peak rates by the fastest of several large matrix products and copies."""
     length = 2**28 if device.type == 'cuda' else 2**26
-    # Processors without bfloat16 or float16 take minutes for what others do in milliseconds.
+    # CPUs without bfloat16 or float16 need minutes for a product that others do in milliseconds.
     for side in (8192,) if device.type == 'cuda' else (256, 512, 1024, 2048):
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-        if _seconds(lambda: a @ b, device) > SLOW:  # noqa: B023 - it is called here
+        if _seconds(lambda: a @ b, device) > SLOW:  # noqa: B023 - called at once
             break
     source = torch.ones(length, device=device)
     target = torch.empty_like(source)

@@ -1,1 +1,1 @@
-"""What the other packages are, and what is changed in them."""
+"""Descriptions of the OpenMMLab packages, and changes to them at run time."""

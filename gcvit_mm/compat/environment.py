@@ -1,7 +1,7 @@
-"""Whether the packages that this one stands on are there and fit; asked before their first use.
+"""Checks that required packages are installed and compatible, before their first use.
 
-No package can require them: ``mmengine`` comes from OpenMMLab's packages or from the onedl ones,
-which install the same modules, so that requiring one family would overwrite the other.
+They cannot be dependencies: ``mmengine`` comes either from OpenMMLab's packages or from the onedl
+packages. Both install modules of equal names, so requiring one family would overwrite the other.
 """
 
 import re
@@ -22,12 +22,12 @@ ONEDL = (
     'onedl-mmpretrain',
 )
 MIN_TORCH = (2, 1)
-# The vulnerabilities of torch's loader and the first release without each.
+# Vulnerabilities of torch's loader, and the first release without each.
 LOADER_CVES = {'CVE-2025-32434': (2, 6), 'CVE-2026-24747': (2, 10)}
 
 
 class Problem(NamedTuple):
-    """What stops the package from being imported, and how to fix it: commands are indented."""
+    """A problem that prevents importing the package, and its fix, with indented commands."""
 
     what: str
     fix: str
@@ -35,19 +35,19 @@ class Problem(NamedTuple):
 
 @cache
 def check() -> None:
-    """Says what is missing, too old or broken, and how to fix it; a good environment is asked once.
+    """Check the environment; if it is good, only once.
 
     Raises:
-        ImportError: If mmengine or torch is missing, if torch is older than 2.1, or if both
-            families of mm packages are installed over each other.
+        ImportError: mmengine or torch is missing, torch is older than 2.1, or both families of
+            OpenMMLab packages are installed over each other. The message tells how to fix it.
     """
     for problem in problems().values():
         raise ImportError(f'{problem.what}\n{problem.fix}')
-    found = version('torch')
-    cves = loader_cves(found)
+    torch = version('torch')
+    cves = loader_cves(torch)
     if cves:
         warnings.warn(
-            f'With torch {found}, loading a hostile .pth file can run code, even with '
+            f'With torch {torch}, loading a hostile .pth file can run code, even with '
             f'weights_only=True ({", ".join(cves)}; fixed in torch 2.10). '
             'Load only .pth files that you trust; .safetensors files are not affected.',
             stacklevel=_callers_level(),
@@ -55,11 +55,12 @@ def check() -> None:
 
 
 def _callers_level() -> int:
-    """The ``stacklevel``, for the calling function, of the line that made gcvit_mm be used."""
+    """The ``stacklevel``, for the calling function, of the line that uses gcvit_mm."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back and _module(frame).split('.')[0] in ('gcvit_mm', 'importlib'):
         frame = frame.f_back
-        level += not _module(frame).startswith('importlib._bootstrap')  # warnings do not count it
+        # The warnings module does not count frames of importlib.
+        level += not _module(frame).startswith('importlib._bootstrap')
     return level
 
 
@@ -68,18 +69,18 @@ def _module(frame: FrameType) -> str:
 
 
 def problems() -> dict[str, Problem]:
-    """All that ``check`` would raise, by 'mm' or 'torch'; nothing is imported to find it."""
-    found = {'mm': _mm_problem(), 'torch': _torch_problem()}
-    return {name: problem for name, problem in found.items() if problem is not None}
+    """All problems for which ``check`` would raise, by 'mm' or 'torch', without importing them."""
+    checks = {'mm': _mm_problem(), 'torch': _torch_problem()}
+    return {name: problem for name, problem in checks.items() if problem is not None}
 
 
 def loader_cves(torch_version: str) -> list[str]:
-    """The known vulnerabilities of the loader of a release of torch."""
+    """The known vulnerabilities of the loader in a release of torch."""
     return [cve for cve, fixed in LOADER_CVES.items() if release(torch_version) < fixed]
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The first two numbers of a version of torch: (2, 14) of '2.14.1+cu130'."""
+    """The first two numbers of a version of torch: (2, 14) for '2.14.1+cu130'."""
     match = re.match(r'(\d+)\.(\d+)', version)
     return tuple(map(int, match.groups())) if match else MIN_TORCH
 
@@ -99,17 +100,15 @@ def _mm_problem() -> Problem | None:
             f'  pip install {" ".join(openmmlab)}',
         )
     spec = find_spec('mmengine')
-    # A namespace package (no origin) is a folder that an uninstallation left behind.
+    # A namespace package, without origin, is a folder that remained after uninstalling.
     if spec is not None and spec.origin is not None:
         return None
-    listed = openmmlab + onedl
-    if any('mmengine==' in pin for pin in listed):
+    pins = openmmlab + onedl
+    if any('mmengine==' in pin for pin in pins):
         return Problem(
             'mmengine is listed as installed but its files are gone, as when another package '
             'that provided them is uninstalled.',
-            'Install the packages again:\n'
-            f'  {_uninstall(listed)}\n'
-            f'  pip install {" ".join(listed)}',
+            f'Install the packages again:\n  {_uninstall(pins)}\n  pip install {" ".join(pins)}',
         )
     return Problem(
         'gcvit_mm needs mmengine, which is not installed.',
@@ -122,11 +121,11 @@ def _mm_problem() -> Problem | None:
 
 def _torch_problem() -> Problem | None:
     try:
-        found = version('torch')
+        torch = version('torch')
     except PackageNotFoundError:
         return Problem('gcvit_mm needs torch, which is not installed.', _GET_TORCH)
-    if release(found) < MIN_TORCH:
-        return Problem(f'gcvit_mm needs torch 2.1 or newer, and this is {found}.', _GET_TORCH)
+    if release(torch) < MIN_TORCH:
+        return Problem(f'gcvit_mm needs torch 2.1 or newer, and this is {torch}.', _GET_TORCH)
     return None
 
 
@@ -141,8 +140,8 @@ _GET_TORCH = (
 def let_mmengine_find_mmseg() -> None:
     """Make ``_base_ = 'mmseg::...'`` work with the onedl packages.
 
-    mmengine looks for mmseg by the distribution's name, mmsegmentation, but there it is
-    onedl-mmsegmentation; the module's name serves as well.
+    mmengine looks for the distribution mmsegmentation, but the one of onedl is
+    onedl-mmsegmentation. Looking for the module mmseg finds it too.
     """
     from mmengine.config.utils import MODULE2PACKAGE
 
@@ -151,7 +150,7 @@ def let_mmengine_find_mmseg() -> None:
 
 
 def installed(names: tuple[str, ...]) -> list[str]:
-    """Those of the distributions that are installed, as pins."""
+    """The installed ones of some distributions, as pins."""
     pins = []
     for name in names:
         try:

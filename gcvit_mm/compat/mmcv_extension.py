@@ -1,8 +1,8 @@
-"""Offers a stand-in for ``mmcv._ext`` where mmcv comes without its compiled extension.
+"""A substitute for mmcv's compiled extension ``mmcv._ext``.
 
 ``mmcv.ops`` imports the binary module ``mmcv._ext``, which the pure Python wheels of mmcv lack.
-``gcvit_mm.compat.mmcv_ops`` has the operations that stand in for it, and is imported when they are
-asked for. A compiled ``mmcv._ext`` always wins.
+``gcvit_mm.compat.mmcv_ops`` implements its operations, and is imported when they are needed. A
+compiled ``mmcv._ext`` has priority.
 """
 
 import ast
@@ -21,15 +21,14 @@ NAME = 'mmcv._ext'
 
 
 def install() -> None:
-    """Offer the stand-in for ``mmcv._ext``; call it before anything imports ``mmcv.ops``.
+    """Provide the substitute for ``mmcv._ext``; call it before anything imports ``mmcv.ops``.
 
-    Nothing is imported here as long as mmcv has not been, and a second call does nothing. Modules
-    that were imported before, and whose ``try: from mmcv.ops import ...`` therefore failed, are
-    given the names that they miss.
+    Unless mmcv has been imported, this function imports nothing. Calling it again does nothing.
+    Modules whose ``try: from mmcv.ops import ...`` has failed before get the missing names.
 
     Raises:
-        UserError: It is too late: ``mmcv.ops`` is already loaded without its extension, or a class
-            was derived from the placeholder of an op.
+        UserError: ``mmcv.ops`` has been imported without its extension, or a class has been derived
+            from the placeholder of an operation.
     """
     if STAND_IN in sys.meta_path:
         return
@@ -43,14 +42,14 @@ def install() -> None:
         failed = list(_failed_imports())
         for module, statement in failed:
             _check_repairable(module, statement)
-    # At the end, so that the normal finders serve a compiled extension first.
+    # At the end, so that other finders can find a compiled extension first.
     sys.meta_path.append(STAND_IN)
     for module, statement in failed:
         _repair(module, statement)
 
 
 class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finder and loader of the one module ``mmcv._ext``."""
+    """Finder and loader of the module ``mmcv._ext``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -67,10 +66,10 @@ class _StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _failed_imports() -> Iterator[tuple[ModuleType, ast.ImportFrom]]:
-    """Yield each import that a failed ``try: from mmcv.ops import ...`` left undone.
+    """Yield each import of a failed ``try: from mmcv.ops import ...``.
 
-    OpenMMLab's packages, which are told by their common prefix, put such blocks at module level.
-    One block may hold further imports, which were skipped with the first.
+    OpenMMLab's packages, recognised by their prefix ``mm``, have such blocks at module level. A
+    block may have more imports, which were skipped after the first one failed.
     """
     for name, module in list(sys.modules.items()):
         loader = getattr(module, '__loader__', None)
@@ -99,7 +98,7 @@ def _check_repairable(module: ModuleType, statement: ast.ImportFrom) -> None:
 
 
 def _repair(module: ModuleType, statement: ast.ImportFrom) -> None:
-    # A name that this mmcv does not have stays as the module's own handler left it.
+    # A name that this mmcv does not have keeps its placeholder.
     with contextlib.suppress(ImportError, AttributeError):
         relative_name = '.' * statement.level + (statement.module or '')
         source = importlib.import_module(relative_name, module.__package__)

@@ -1,8 +1,8 @@
-"""The operations that stand in for mmcv's compiled extension.
+"""Implementations of the operations of mmcv's compiled extension.
 
-They are made of torchvision's compiled NMS and RoIAlign and of PyTorch code, and cover what Mask
-R-CNN, Cascade R-CNN, RetinaNet and the DETR family call; every other op exists by name only and
-raises when it is called. ``gcvit_mm.compat.mmcv_extension`` offers them to mmcv.
+They use torchvision's compiled NMS and RoIAlign and PyTorch code, and cover the operations of Mask
+R-CNN, Cascade R-CNN, RetinaNet and the DETR family. All other operations raise an error when they
+are called. ``gcvit_mm.compat.mmcv_extension`` provides the operations to mmcv.
 """
 
 import functools
@@ -21,13 +21,13 @@ from .mmcv_extension import NAME, STAND_IN
 
 
 def fill(module: ModuleType) -> None:
-    """Put the operations into the module that stands in for ``mmcv._ext``, and log it."""
+    """Add the operations to the substitute for ``mmcv._ext``, and log it."""
     vars(module).update(_OPS, __getattr__=_missing_op)
     print_log(_describe(), logger='current', level=logging.INFO)
 
 
 def implementation() -> str:
-    """Say in one line which implementation of mmcv's ops runs in this process."""
+    """Describe in one line which implementation of mmcv's operations this process uses."""
     try:
         extension = importlib.import_module(NAME)
     except ImportError as error:
@@ -49,27 +49,27 @@ def _require_torchvision() -> str:
     """Import torchvision, which registers ``torch.ops.torchvision``, and return its version.
 
     Raises:
-        UserError: There is no torchvision, or it was built for another version of PyTorch.
+        UserError: torchvision is missing, or was built for another version of PyTorch.
     """
     try:
         import torchvision
 
-        torch.ops.torchvision.nms  # noqa: B018 - raises where the binary part was not loaded
-    # A torchvision that was built for another PyTorch fails in many ways.
+        torch.ops.torchvision.nms  # noqa: B018 - raises if the binary part is not loaded
+    # A torchvision for another version of PyTorch fails in many ways.
     except Exception as error:
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise UserError(
-            'nms and roi_align need torchvision: install the release that belongs to '
+            'nms and roi_align need torchvision: install the release for '
             f'torch {torch.__version__} ({reason})'
         ) from error
     return torchvision.__version__
 
 
-# The ops, with the signatures of mmcv's extension ---------------------------------------------
+# Operations with the signatures of mmcv's extension -------------------------------------------
 
 
 def _widen(x: Tensor) -> Tensor:
-    """Cast half precision to float32: some kernels lack it, and coordinates need the digits."""
+    """Cast half precision to float32, which some kernels and the precision of boxes need."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -79,20 +79,20 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Args:
         boxes: (N, 4) as x1, y1, x2, y2.
         scores: (N,).
-        iou_threshold: A box goes if its IoU with a kept, higher scoring box exceeds this.
-        offset: A side is x2 - x1 + offset long.
+        iou_threshold: Boxes whose IoU with a kept box of a higher score exceeds it are removed.
+        offset: The width of a box is x2 - x1 + offset; likewise its height.
 
     Returns:
-        (K,) indices of the kept boxes by falling score, on CPU and CUDA; of equal scores the one
-        that comes first in ``scores`` counts as higher.
+        (K,) indices of the kept boxes by descending score, on CPU and CUDA; of equal scores the
+        first one counts as higher.
 
     Raises:
-        UserError: torchvision is missing or does not fit.
+        UserError: torchvision is missing or incompatible.
     """
     _require_torchvision()
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
     boxes = boxes.to(dtype)
-    # Moving x2 and y2 by the offset adds it to the sides of the boxes and of their intersections.
+    # Adding the offset to x2 and y2 adds it to the sides of boxes and of intersections.
     boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
     return torch.ops.torchvision.nms(boxes, scores.to(dtype), iou_threshold)
 
@@ -121,12 +121,12 @@ def roi_align_forward(
         aligned_height: Height of the output.
         aligned_width: Width of the output.
         spatial_scale: Size of ``input`` relative to the image.
-        sampling_ratio: Samples per bin and axis; 0 takes about one per pixel of ``input``.
+        sampling_ratio: Samples per bin and axis; 0 uses about one per pixel of ``input``.
         pool_mode: 0 for max, 1 for average.
-        aligned: Whether pixel centres lie at half integers.
+        aligned: Whether pixel centres are at half integers.
 
     Raises:
-        UserError: For max pooling, or torchvision is missing or does not fit.
+        UserError: ``pool_mode`` is 0, or torchvision is missing or incompatible.
     """
     _check_pool_mode(pool_mode)
     _require_torchvision()
@@ -159,7 +159,7 @@ def roi_align_backward(
 ) -> None:
     """Gradient of ``roi_align_forward`` with respect to its input.
 
-    On CUDA the kernel adds in an undefined order, so PyTorch refuses it under
+    The CUDA kernel adds in random order, so PyTorch refuses it under
     ``torch.use_deterministic_algorithms(True)``.
 
     Args:
@@ -208,18 +208,18 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Multi-scale deformable attention, through mmcv's own PyTorch version of it.
+    """Multi-scale deformable attention by mmcv's implementation in PyTorch.
 
-    mmcv calls it for CUDA tensors only. It takes more memory than a fused kernel; half precision
-    is computed in float32.
+    mmcv calls it only for CUDA tensors. It needs more memory than a fused kernel; half precision is
+    computed in float32.
 
     Args:
-        value: (B, K, heads, D), the pixels of all levels one after the other.
+        value: (B, K, heads, D), the concatenated pixels of all levels.
         value_spatial_shapes: (L, 2) as height, width of each level.
-        value_level_start_index: Unused, it follows from the shapes.
+        value_level_start_index: Unused, because the shapes determine it.
         sampling_locations: (B, Q, heads, L, P, 2) as x, y in [0, 1].
         attention_weights: (B, Q, heads, L, P).
-        im2col_step: Unused, the batch is not split.
+        im2col_step: Unused, because the batch is not split.
 
     Returns:
         (B, Q, heads * D) in the dtype of ``value``.
@@ -244,7 +244,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Gradients of ``ms_deform_attn_forward``, by running it again under autograd.
+    """Gradients of ``ms_deform_attn_forward``, computed by running it again with autograd.
 
     Args:
         value: As for the forward pass.
@@ -253,9 +253,9 @@ def ms_deform_attn_backward(
         sampling_locations: As for the forward pass.
         attention_weights: As for the forward pass.
         grad_output: (B, Q, heads * D).
-        grad_value: Filled in place, shaped as ``value``.
-        grad_sampling_loc: Filled in place, shaped as ``sampling_locations``.
-        grad_attn_weight: Filled in place, shaped as ``attention_weights``.
+        grad_value: Shape of ``value``, filled in place.
+        grad_sampling_loc: Shape of ``sampling_locations``, filled in place.
+        grad_attn_weight: Shape of ``attention_weights``, filled in place.
         im2col_step: Unused.
     """
     inputs = [x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)]
@@ -269,7 +269,7 @@ def ms_deform_attn_backward(
 def _deformable_attention(
     value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
 ) -> Tensor:
-    # Imported late: mmcv.ops is what loads this module's ops.
+    # Imported late, because importing mmcv.ops loads the operations of this module.
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     return multi_scale_deformable_attn_pytorch(
@@ -280,7 +280,7 @@ def _deformable_attention(
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Focal loss of each logit; mmdet calls it for CUDA tensors only.
+    """Focal loss of each logit; mmdet calls it only for CUDA tensors.
 
     Args:
         input: (N, C) logits.
@@ -288,7 +288,7 @@ def sigmoid_focal_loss_forward(
         weight: Empty; weights per class are not supported.
         output: (N, C), filled in place.
         gamma: Exponent of the focusing term.
-        alpha: Weight of the target class, and 1 - alpha that of the others.
+        alpha: Weight of the target class; the other classes have 1 - alpha.
 
     Raises:
         UserError: ``weight`` is not empty.
@@ -325,7 +325,7 @@ def sigmoid_focal_loss_backward(
 def _focal_terms(
     input: Tensor, target: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return where a logit is its row's target, and log p, p, 1 - p of the right answer."""
+    """Whether each logit is that of the target class, and log p, p, 1 - p of the correct label."""
     if weight.numel():
         raise UserError(f'mmcv op sigmoid_focal_loss with class weights is not available; {_CURE}')
     is_target = target[:, None] == torch.arange(input.shape[1], device=target.device)
@@ -335,23 +335,23 @@ def _focal_terms(
 
 
 def get_compiler_version() -> str:
-    """Say that no compiler was involved; ``mmcv.utils.collect_env`` prints it."""
-    return 'not compiled (stand-in from gcvit_mm)'
+    """The text that ``mmcv.utils.collect_env`` prints instead of a version."""
+    return 'not compiled (substitute from gcvit_mm)'
 
 
 def get_compiling_cuda_version() -> str:
-    """Say that no compiler was involved; ``mmcv.utils.collect_env`` prints it."""
+    """The text that ``mmcv.utils.collect_env`` prints instead of a version."""
     return get_compiler_version()
 
 
 _CURE = (
-    "it takes mmcv's compiled extension: build OpenMMLab's mmcv or onedl-mmcv from source with "
-    'MMCV_WITH_OPS=1 against the installed torch'
+    "it needs mmcv's compiled extension: build OpenMMLab's mmcv or onedl-mmcv from source with "
+    'MMCV_WITH_OPS=1 for the installed torch'
 )
 
 
 def _missing_op(name: str) -> Callable:
-    """Module-level ``__getattr__``: ``mmcv.ops`` asks for every op by name when it is imported."""
+    """``__getattr__`` of the module, as ``mmcv.ops`` looks up all operations at import."""
     if name.startswith('__'):
         raise AttributeError(f'module {NAME!r} has no attribute {name!r}')
     return functools.partial(_refuse, name)

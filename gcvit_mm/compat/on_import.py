@@ -1,4 +1,4 @@
-"""What is to be done as soon as mmengine is imported, after gcvit_mm or before it."""
+"""Actions upon the import of mmengine, whether it happens before or after that of gcvit_mm."""
 
 import importlib.abc
 import importlib.machinery
@@ -13,21 +13,21 @@ Action = Callable[[], object]
 
 
 def install() -> None:
-    """Have GC ViT registered in time, without an import of mmengine or torch here."""
+    """Arrange the registration of GC ViT without importing mmengine or torch."""
     after('mmengine', _prepare_mmengine)
     after('mmengine.model', _register_backbone)
 
 
 def after(name: str, action: Action) -> None:
-    """Call ``action`` when a module has been imported: now, or as the last step of its import.
+    """Call ``action`` after the import of a module: now, or as the last step of a later import.
 
     Args:
-        name: One of mmengine's modules.
-        action: It is called again where it raises, at the next attempt to import the module.
+        name: A module of mmengine.
+        action: The function to call. If it raises, the next import of the module calls it again.
 
     Raises:
-        ImportError: The environment is broken (``environment.check``); raised by the import of the
-            module where that is still to come.
+        ImportError: The environment is broken (see ``environment.check``); raised by the import of
+            the module if it is not imported yet.
     """
     if name in sys.modules:
         environment.check()
@@ -39,7 +39,7 @@ def after(name: str, action: Action) -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules that are waited for as the other finders do, and notices their import."""
+    """Finds awaited modules by the other finders, and runs actions after their import."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, list[Action]] = {}
@@ -62,7 +62,7 @@ class _Finder(importlib.abc.MetaPathFinder):
                     action()
                 self.waiting.pop(fullname, None)
 
-            # The loader itself stays: it also serves the module's source and resources.
+            # The loader is not replaced, because it also provides source code and resources.
             vars(spec.loader)['exec_module'] = exec_module
         return spec
 
@@ -73,7 +73,7 @@ _FINDER = _Finder()
 def _prepare_mmengine() -> None:
     environment.let_mmengine_find_mmseg()
     registry = import_module('mmengine.registry').MODELS
-    # For who looks up a name before mmengine.model, which takes seconds, has been imported.
+    # For lookups before the import of mmengine.model, which takes seconds.
     if 'gcvit_mm.models' not in registry._locations:
         registry._locations.append('gcvit_mm.models')
 

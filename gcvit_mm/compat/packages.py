@@ -1,18 +1,18 @@
-"""What mmdet, mmsegmentation and mmpretrain are to the tools: one record for each."""
+"""Properties of mmdet, mmsegmentation and mmpretrain that the tools need."""
 
 from typing import Any, NamedTuple
 
 
 class Package(NamedTuple):
-    """A package whose models are trained.
+    """A package of models for one task.
 
     Attributes:
-        task: What its models do.
-        distributions: Its names on PyPI: OpenMMLab's, and that of its continuation.
-        predictions: What ``tools/test.py --out PREFIX`` adds to the prefix.
-        evaluator: The evaluator that writes them, and by which option; None for our own.
-        pictures: Options of its visualization hook that make it draw.
-        pictures_in: Option of that hook that names the folder; None where the visualizer has it.
+        task: Task of the models.
+        distributions: Names on PyPI: OpenMMLab's, and that of the onedl package.
+        predictions: Suffix that ``tools/test.py --out PREFIX`` adds to the prefix.
+        evaluator: The evaluator that writes predictions and its option for the path, or None.
+        pictures: Options of the visualization hook that enable drawing.
+        pictures_in: Option of the visualization hook for the folder; None if the visualizer has it.
     """
 
     task: str
@@ -49,4 +49,4 @@ PACKAGES = {
         'out_dir',
     ),
 }
-"""By module, which is also the ``default_scope`` of its configs."""
+"""Packages by module, which is also the ``default_scope`` of their configs."""

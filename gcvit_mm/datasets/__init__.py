@@ -1,4 +1,4 @@
-"""Data sets, their checks, and the loading of images, which importing this registers."""
+"""Data sets and their checks; importing this package registers the transform ``LoadWholeImage``."""
 
 from .load_image import LoadWholeImage
 

@@ -1,4 +1,4 @@
-"""What entries of annotation files in COCO's format must have."""
+"""Validation of entries in COCO annotation files."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,37 +35,37 @@ FIELDS: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
 
 
 def wrong_fields(key: str, entry: Any) -> list[str]:
-    """The fields that an entry of 'images' or 'annotations' lacks, or has with another meaning."""
+    """The fields that are missing or invalid in an entry of 'images' or 'annotations'."""
     if not isinstance(entry, dict):
         return list(FIELDS[key])
     return [name for name, (fits, _) in FIELDS[key].items() if not fits(entry.get(name))]
 
 
-def find_misfit(key: str, entry: Any) -> str | None:
-    """What keeps an entry of 'images' or 'annotations' from being used, in words."""
+def find_mismatch(key: str, entry: Any) -> str | None:
+    """Describe why an entry of 'images' or 'annotations' cannot be used; None if it can."""
     for name in wrong_fields(key, entry):
         return f'{name} is not {FIELDS[key][name][1]}'
     if key == 'annotations':
         if not finite(entry['bbox'], 4):
             return 'bbox is not four finite numbers'
-        return _misfit_of_mask(entry.get('segmentation'))
+        return _mismatch_of_mask(entry.get('segmentation'))
     return None
 
 
-# pycocotools takes all memory for a polygon that is drawn far away, and crashes on huge masks.
-FARTHEST, MOST_PIXELS = 1e6, 2e9
+# pycocotools uses up the memory for polygons with huge coordinates, and crashes on huge masks.
+MAX_COORDINATE, MAX_PIXELS = 1e6, 2e9
 
 
-def _misfit_of_mask(mask: Any) -> str | None:
+def _mismatch_of_mask(mask: Any) -> str | None:
     if isinstance(mask, dict):
         size: Any = mask.get('size')
         fits = isinstance(size, list) and len(size) == 2 and all(map(_is_length, size))
-        fits = fits and size[0] * size[1] < MOST_PIXELS
+        fits = fits and size[0] * size[1] < MAX_PIXELS
         fits = fits and isinstance(mask.get('counts'), list | str)
-        return None if fits else 'segmentation is no run-length encoding with size and counts'
+        return None if fits else 'segmentation is not a run-length encoding with size and counts'
     polygons = mask or []
     fits = isinstance(polygons, list) and all(map(_is_polygon, polygons))
-    return None if fits else 'segmentation is no list of polygons of numbers of pixels'
+    return None if fits else 'segmentation is not a list of polygons in pixels'
 
 
 def _is_polygon(polygon: Any) -> bool:
@@ -73,17 +73,18 @@ def _is_polygon(polygon: Any) -> bool:
         points = np.asarray(polygon, float)
     except (TypeError, ValueError, OverflowError):
         return False
-    # NaN compares as false.
-    return isinstance(polygon, list) and points.ndim == 1 and bool((abs(points) < FARTHEST).all())
+    if not isinstance(polygon, list) or points.ndim != 1:
+        return False
+    return bool((abs(points) < MAX_COORDINATE).all())  # False for NaN
 
 
 def finite(values: Any, count: int | None = None) -> bool:
-    """Whether it is a list of finite numbers, ``count`` of them."""
+    """Whether ``values`` is a list of finite numbers, of length ``count`` if that is given."""
     return isinstance(values, list) and count in (None, len(values)) and all(map(is_number, values))
 
 
 def brief(entry: Any) -> str:
-    """An entry in a line, without its mask."""
+    """Format an entry in one line, without its mask."""
     if isinstance(entry, dict):
         entry = {name: value for name, value in entry.items() if name != 'segmentation'}
     text = str(entry)

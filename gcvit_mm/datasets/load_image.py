@@ -1,4 +1,4 @@
-"""Loading of images that notices damage."""
+"""Image loading that detects truncated files."""
 
 import logging
 from io import BytesIO
@@ -16,9 +16,9 @@ from ..errors import UserError
 
 
 def in_eight_bits(image: Image.Image) -> Image.Image:
-    """The image itself; one of 16 bits, as of microscopes, with their upper half.
+    """Reduce an image of 16 bits per channel, such as a microscope's, to the upper 8 bits.
 
-    Pillow's own conversion to RGB makes everything above 255 white.
+    Pillow's own conversion to RGB turns all values above 255 white.
     """
     if not image.mode.startswith('I;16'):
         return image
@@ -27,19 +27,19 @@ def in_eight_bits(image: Image.Image) -> Image.Image:
 
 @TRANSFORMS.register_module()
 class LoadWholeImage(LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile`` that refuses an image of which a part is missing.
+    """mmcv's ``LoadImageFromFile``, but truncated images are detected.
 
-    OpenCV fills what is missing of a JPEG with grey and says nothing; Pillow raises.
+    OpenCV silently fills the missing part of a JPEG with grey; Pillow, used here, raises an error.
 
     Args:
-        on_bad: What an unreadable image does. 'raise' stops with its name; 'skip' leaves it out,
-            the data set then draws another one; 'blank' puts a black image in its place, for
-            evaluation, where its objects count as missed.
-        bad_images_file: Where the paths of unreadable images are appended, one a line.
-        max_bad_images: How many of them there may be; None for any number.
+        on_bad: What to do with an unreadable image. 'raise' stops with its name; 'skip' makes the
+            data set draw another image; 'blank' returns a black image, for evaluation, where its
+            objects count as missed.
+        bad_images_file: File to append the paths of unreadable images to, one per line.
+        max_bad_images: Maximum number of unreadable images; None for no limit.
         to_float32: Return float32 instead of uint8.
-        color_type: mmcv's ``imfrombytes`` flag.
-        backend_args: mmengine's file backend.
+        color_type: Flag of mmcv's ``imfrombytes``.
+        backend_args: Arguments of mmengine's file backend.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class LoadWholeImage(LoadImageFromFile):
         """Read ``results['img_path']`` into ``img``, ``img_shape`` and ``ori_shape``.
 
         Raises:
-            UserError: The image cannot be read and ``on_bad`` is 'raise', or there are more than
-                ``max_bad_images`` of them.
+            UserError: The image cannot be read and ``on_bad`` is 'raise', or more than
+                ``max_bad_images`` images cannot be read.
         """
         try:
             return self._load(results)
@@ -75,7 +75,7 @@ class LoadWholeImage(LoadImageFromFile):
             if self.on_bad == 'raise':
                 raise UserError(
                     f'image {path} cannot be read ({error}): replace it, or pass '
-                    '--skip-bad-images to go on without such images'
+                    '--skip-bad-images to skip unreadable images'
                 ) from error
         print_log(f'bad image {path} is skipped', logger='current', level=logging.WARNING)
         if self.bad_images_file:
@@ -95,12 +95,12 @@ class LoadWholeImage(LoadImageFromFile):
             appended.write(f'{path}\n')
         if self.max_bad_images is None:
             return
-        with open(file) as listed:  # other processes append to it too
-            count = len(set(listed))
+        with open(file) as paths:  # other processes append to it too
+            count = len(set(paths))
         if count > self.max_bad_images:
             raise UserError(
-                f'{count} images cannot be read, more than the {self.max_bad_images} that '
-                f'--skip-bad-images allows; they are listed in {file}'
+                f'{count} images cannot be read, but --skip-bad-images allows '
+                f'{self.max_bad_images}: replace the images listed in {file}'
             )
 
     def _blank(self, results: dict) -> dict:

@@ -1,13 +1,13 @@
-"""A small made-up data set of textured shapes, for demonstrations and tests without a download.
+"""A small generated data set of textured shapes, for demonstrations and tests without a download.
 
-One folder serves detection and segmentation: the same images carry COCO instances and ADE-style
-semantic maps, both read off the same z-buffer::
+One folder serves detection and segmentation: each image has COCO instances and an ADE-style label
+map, both taken from one z-buffer::
 
     ROOT/images/{training,validation}/000000.jpg
     ROOT/annotations/{training,validation}/000000.png    0 is background, 1..3 are CLASSES
     ROOT/annotations/instances_{training,validation}.json
-    ROOT/request.json    written first: what this folder is being filled with
-    ROOT/shapes.json     written last: the folder is complete
+    ROOT/request.json    settings of the data set, written first
+    ROOT/shapes.json     written last, when the folder is complete
 """
 
 import colorsys
@@ -23,30 +23,30 @@ from ..errors import UserError
 from ..fileio import atomic_write
 
 CLASSES = ('disk', 'box', 'star')
-# To draw labels with: none of these is a colour that objects of the class have.
+# Colours for drawing labels, different from those of the objects of each class.
 PALETTE = [[0, 230, 255], [255, 40, 220], [255, 220, 0]]
 SPLITS = ('training', 'validation')
 
-# Raise it with every change that alters a written byte: folders of another version are refused.
+# Raise the version with every change of a written byte: folders of other versions are refused.
 VERSION = 1
-# By index and not by chance, so that a split of 20 images has both kinds.
+# The index decides which images have a crowd or are empty, so a split of 20 images has both kinds.
 CYCLE, CROWD_TURN, EMPTY_TURN = 25, 7, 19
 MAX_OBJECTS = 6
 MIN_VISIBLE_FRACTION, MIN_VISIBLE_PIXELS = 0.4, 60
 SUPERSAMPLE = 4
-# Smallest and largest radius of each class, as a share of the image's size.
+# Smallest and largest radius of each class, relative to the size of the image.
 RADII = {'disk': (1 / 14, 1 / 6), 'box': (1 / 11, 1 / 5), 'star': (1 / 9, 1 / 4)}
 
 
 @dataclass
-class Thing:
-    """One object of a scene, or one crowd region.
+class Shape:
+    """One object of a scene, or one crowd.
 
     Attributes:
         label: Index into ``CLASSES``.
         outlines: Closed polygons, each (points, 2) as x, y in pixels; a crowd has many.
-        coverage: (size, size) float32, how much of each pixel the thing covers, 0 to 1.
-        visible: (size, size) bool, the pixels that are this thing's in the z-buffer.
+        coverage: The part of each pixel that the shape covers, (size, size) float32, 0 to 1.
+        visible: The pixels of this shape in the z-buffer, (size, size) bool.
     """
 
     label: int
@@ -62,24 +62,24 @@ class Thing:
 def make_shapes(
     root: str | Path, *, train: int = 800, val: int = 120, size: int = 128, seed: int = 0
 ) -> Path:
-    """Write the data set to a folder, or find it there.
+    """Write the data set to a folder, unless the folder has it already.
 
-    A finished folder is left as it is. An interrupted one is finished, with the same bytes as if
-    it had never been interrupted. Several processes may call this at once for one folder.
+    An interrupted folder is completed, and is identical to one that was not interrupted. Several
+    processes may call this function for one folder at the same time.
 
     Args:
-        root: Folder to fill; made if absent.
+        root: Folder to write to; created if it does not exist.
         train: Number of training images.
         val: Number of validation images.
         size: Height and width of the images in pixels.
-        seed: Scenes of different seeds differ.
+        seed: Seed of the scenes.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: A number is out of range, the folder cannot be written, or it holds something
-            else than this very data set.
+        UserError: A number is out of range, the folder cannot be written, or it contains other
+            files.
     """
     root = Path(root)
     for name, value, low, high in (
@@ -89,7 +89,7 @@ def make_shapes(
         ('seed', seed, 0, 2**63),
     ):
         if not low <= value <= high:
-            raise UserError(f'{name} is {value}, but must be from {low} to {high}')
+            raise UserError(f'{name} is {value}: set a number from {low} to {high}')
     request = {'version': VERSION, 'train': train, 'val': val, 'size': size, 'seed': seed}
     counts = dict(zip(SPLITS, (train, val), strict=True))
     try:
@@ -99,7 +99,7 @@ def make_shapes(
             for split, count in counts.items():
                 _write_split(root, split, count, size, seed, bar)
         if _count_files(root) != counts:
-            raise UserError(f'{root} holds images from elsewhere: delete it and run again')
+            raise UserError(f'{root} contains images from elsewhere: delete it and run again')
         _write(root / 'shapes.json', _json_bytes({**request, 'images': counts}))
     except OSError as error:
         raise UserError(f'cannot write the shapes to {root}: {error.strerror or error}') from error
@@ -107,28 +107,26 @@ def make_shapes(
 
 
 def _claim(root: Path, request: dict) -> bool:
-    """Make sure that the folder is for this request; say whether it was once finished."""
+    """Check that the folder is for this request; return whether it was completed before."""
     if root.exists() and not root.is_dir():
-        raise UserError(f'{root} is a file: name a folder')
+        raise UserError(f'{root} is a file: choose a folder')
     root.mkdir(parents=True, exist_ok=True)
     claim = root / 'request.json'
     if not claim.exists():
-        # Hidden names are the temporary files of a process that claims it at this moment.
+        # Hidden files are temporary files of another process that claims the folder just now.
         foreign = [p.name for p in root.iterdir() if p.name[0] != '.' and p.name != claim.name]
-        # The second look is for a process that has claimed it and gone on since the first.
+        # Check again, as another process may have claimed the folder in the meantime.
         if foreign and not claim.exists():
-            raise UserError(
-                f'{root} is in use for something else ({foreign[0]}): name a new folder'
-            )
+            raise UserError(f'{root} contains other files ({foreign[0]}): choose a new folder')
         _write(claim, _json_bytes(request))
     try:
-        found = json.loads(claim.read_bytes())
+        present = json.loads(claim.read_bytes())
     except ValueError:
-        found = None
-    if found != request:
+        present = None
+    if present != request:
         raise UserError(
-            f'{root} was made with other settings ({_brief(found)}; asked for: {_brief(request)}): '
-            'name another folder or delete this one'
+            f'{root} has other settings ({_brief(present)}) than requested ({_brief(request)}): '
+            'choose another folder or delete this one'
         )
     return (root / 'shapes.json').exists()
 
@@ -138,7 +136,7 @@ def _brief(request: dict | None) -> str:
 
 
 def _count_files(root: Path) -> dict[str, int]:
-    """Count the complete images of each split; -1 where images, maps and instances disagree."""
+    """Count the images of each split; -1 if images, label maps and instances do not match."""
     counts = {}
     for split in SPLITS:
         images = {p.stem for p in (root / 'images' / split).glob('[!.]*')}
@@ -149,28 +147,28 @@ def _count_files(root: Path) -> dict[str, int]:
 
 
 def _write_split(root: Path, split: str, count: int, size: int, seed: int, bar: tqdm) -> None:
-    """Write what is missing of one split, and its instances."""
+    """Write the missing images and label maps of a split, and its instances."""
     image_folder, map_folder = root / 'images' / split, root / 'annotations' / split
     image_folder.mkdir(parents=True, exist_ok=True)
     map_folder.mkdir(parents=True, exist_ok=True)
     images: list[dict] = []
     annotations: list[dict] = []
     for index in range(count):
-        # Each image has its own generator: its bytes do not depend on which were drawn before.
+        # Each image has its own generator, so it does not depend on which ones were drawn before.
         rng = np.random.default_rng([seed, SPLITS.index(split), index])
-        things = lay_out(rng, size, index)
+        shapes = lay_out(rng, size, index)
         image_file = image_folder / f'{index:06d}.jpg'
         map_file = map_folder / f'{index:06d}.png'
         if not image_file.exists():
-            picture = paint(rng, things, size)
+            picture = paint(rng, shapes, size)
             _write(image_file, _encode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 95]))
         if not map_file.exists():
-            _write(map_file, _encode('.png', semantic_map(things, size), []))
+            _write(map_file, _encode('.png', semantic_map(shapes, size), []))
         images.append({'id': index, 'file_name': image_file.name, 'height': size, 'width': size})
-        for thing in things:
-            # From 1, because COCO's evaluation takes the id 0 for "no match".
+        for shape in shapes:
+            # Ids start at 1, because COCO's evaluation takes the id 0 for "no match".
             ids = {'id': len(annotations) + 1, 'image_id': index}
-            annotations.append({**ids, **_annotation(thing)})
+            annotations.append({**ids, **_annotation(shape)})
         bar.update()
     coco = {
         'info': {'description': f'shapes, {split}, seed {seed}', 'version': str(VERSION)},
@@ -195,30 +193,30 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-# The scene: where things are.
+# The scene: positions of the shapes.
 
 
-def lay_out(rng: np.random.Generator, size: int, index: int) -> list[Thing]:
-    """Place the things of one scene, from back to front.
+def lay_out(rng: np.random.Generator, size: int, index: int) -> list[Shape]:
+    """Place the shapes of one scene.
 
-    What would be hidden almost wholly, by others or by the border, is left out of the scene, so
-    that every pixel that shows a thing is labelled.
+    Shapes that others or the border would hide almost completely are dropped, so that every pixel
+    of a shape is labelled.
 
     Args:
-        rng: The image's own generator.
+        rng: Random generator of the image.
         size: Height and width in pixels.
-        index: The image's number in its split; decides whether it is empty or has a crowd.
+        index: Index of the image in its split; decides whether it is empty or has a crowd.
 
     Returns:
-        The things; their ``visible`` masks are disjoint.
+        The shapes from back to front; their ``visible`` masks are disjoint.
     """
     if index % CYCLE == EMPTY_TURN:
         return []
     proposals = [_random_shape(rng, size) for _ in range(rng.integers(1, MAX_OBJECTS + 1))]
     if index % CYCLE == CROWD_TURN:
         proposals.insert(0, (CLASSES.index('disk'), _random_crowd(rng, size)))
-    # From front to back, since only what is in front decides how much of a thing shows.
-    things = []
+    # From front to back, because the shapes in front decide how much of a shape is visible.
+    shapes = []
     free = np.ones((size, size), bool)
     for label, outlines in proposals:
         coverage = _coverage(outlines, size)
@@ -226,13 +224,13 @@ def lay_out(rng: np.random.Generator, size: int, index: int) -> list[Thing]:
         visible = mask & free
         whole = mask.sum() if len(outlines) > 1 else cv2.contourArea(outlines[0])
         if visible.sum() >= max(MIN_VISIBLE_PIXELS, MIN_VISIBLE_FRACTION * whole):
-            things.append(Thing(label, outlines, coverage, visible))
+            shapes.append(Shape(label, outlines, coverage, visible))
             free &= ~mask
-    return things[::-1]
+    return shapes[::-1]
 
 
 def _random_shape(rng: np.random.Generator, size: int) -> tuple[int, list[np.ndarray]]:
-    """Draw a class and one outline of it, centred inside the image."""
+    """Draw a random class and an outline of it with its centre in the image."""
     label = int(rng.integers(len(CLASSES)))
     if CLASSES[label] == 'disk':
         points = _unit_circle(48) * (1, rng.uniform(0.65, 1))
@@ -265,24 +263,24 @@ def _unit_circle(points: int) -> np.ndarray:
 
 
 def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
-    """Rasterise outlines, which may overlap, with smooth edges: (size, size) float32, 0 to 1."""
+    """Rasterise outlines, which may overlap, with smooth edges to (size, size) float32, 0 to 1."""
     fine = np.zeros((size * SUPERSAMPLE, size * SUPERSAMPLE), np.uint8)
     for outline in outlines:
-        # OpenCV's integer coordinates are pixel centres; `shift` keeps 4 fractional bits.
+        # OpenCV's integer coordinates are pixel centres; ``shift`` adds 4 fractional bits.
         points = np.rint((outline * SUPERSAMPLE - 0.5) * 16).astype(np.int32)
         cv2.fillPoly(fine, [points], (255,), shift=4)
     return cv2.resize(fine, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-# The picture: how things look.
+# The image: textures and colours of the shapes.
 
 
-def paint(rng: np.random.Generator, things: list[Thing], size: int) -> np.ndarray:
-    """Draw the scene; each class has its texture, and hues that others rarely have.
+def paint(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray:
+    """Draw the scene; each class has its own texture and its own range of hues.
 
     Args:
-        rng: The image's own generator, as ``lay_out`` left it.
-        things: From back to front.
+        rng: Random generator of the image, in the state after ``lay_out``.
+        shapes: The shapes from back to front.
         size: Height and width in pixels.
 
     Returns:
@@ -290,25 +288,25 @@ def paint(rng: np.random.Generator, things: list[Thing], size: int) -> np.ndarra
     """
     picture = _background(rng, size)
     backdrop = picture.mean(axis=(0, 1))
-    for thing in things:
-        candidates = np.array([_colour(rng, thing.label) for _ in range(4)])
-        # The one that stands out most: objects are to be found by a small network.
+    for shape in shapes:
+        candidates = np.array([_colour(rng, shape.label) for _ in range(4)])
+        # Take the colour of the highest contrast, so that a small network can detect the shape.
         colour = candidates[np.abs(candidates - backdrop).sum(axis=1).argmax()]
-        skin = _crowd_skin(rng, thing, colour) if thing.is_crowd else _skin(rng, thing, colour)
-        picture += thing.coverage[..., None] * (skin - picture)
+        skin = _crowd_skin(rng, shape, colour) if shape.is_crowd else _skin(rng, shape, colour)
+        picture += shape.coverage[..., None] * (skin - picture)
     picture += rng.normal(0, 4, picture.shape)
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
 def _colour(rng: np.random.Generator, label: int) -> tuple[float, ...]:
-    """A colour around the hue of a class, as OpenCV's B, G, R from 0 to 255."""
+    """Draw a colour around the hue of a class, in BGR from 0 to 255."""
     hue = (label / len(CLASSES) + rng.normal(0, 0.1)) % 1
     rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.5, 1), rng.uniform(0.4, 1))
     return tuple(255 * channel for channel in reversed(rgb))
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A gradient between two colours with soft clouds: (size, size, 3) float32."""
+    """Draw a gradient between two colours with soft clouds, (size, size, 3) float32."""
     start, end = rng.uniform(50, 205, (2, 3)).astype(np.float32)
     across = _waves(rng, size, period=4 * size)[0]
     across = (across - across.min()) / np.ptp(across)
@@ -317,14 +315,14 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
     return start + across[..., None] * (end - start) + clouds
 
 
-def _skin(rng: np.random.Generator, thing: Thing, colour: np.ndarray) -> np.ndarray:
-    """A surface of one main colour with the texture of the class: (size, size, 3) float32."""
-    size = len(thing.coverage)
+def _skin(rng: np.random.Generator, shape: Shape, colour: np.ndarray) -> np.ndarray:
+    """Draw a surface of one main colour with the texture of the class, (size, size, 3) float32."""
+    size = len(shape.coverage)
     u, v = _waves(rng, size, period=rng.uniform(5, 11) * size / 128)
     pattern: np.ndarray
-    if CLASSES[thing.label] == 'disk':  # speckle
+    if CLASSES[shape.label] == 'disk':  # speckle
         pattern = cv2.GaussianBlur(rng.normal(0, 4, (size, size)).astype(np.float32), (5, 5), 1)
-    elif CLASSES[thing.label] == 'box':  # stripes
+    elif CLASSES[shape.label] == 'box':  # stripes
         pattern = np.sin(u)
     else:  # checks
         pattern = np.sin(u) * np.sin(v)
@@ -334,15 +332,15 @@ def _skin(rng: np.random.Generator, thing: Thing, colour: np.ndarray) -> np.ndar
 
 
 def _waves(rng: np.random.Generator, size: int, period: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two phases in radians that grow along perpendicular directions: (size, size) each."""
+    """Two phases in radians that grow in perpendicular directions, (size, size) each."""
     angle = rng.uniform(0, np.pi)
     y, x = np.mgrid[:size, :size].astype(np.float32) * np.float32(2 * np.pi / period)
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     return x * cos + y * sin, y * cos - x * sin
 
 
-def _crowd_skin(rng: np.random.Generator, crowd: Thing, colour: np.ndarray) -> np.ndarray:
-    """Disks of slightly different colours, one over the other: (size, size, 3) float32."""
+def _crowd_skin(rng: np.random.Generator, crowd: Shape, colour: np.ndarray) -> np.ndarray:
+    """Draw overlapping disks of slightly different colours, (size, size, 3) float32."""
     skin = np.empty((*crowd.coverage.shape, 3), np.float32)
     skin[:] = colour
     for outline in crowd.outlines:
@@ -351,31 +349,31 @@ def _crowd_skin(rng: np.random.Generator, crowd: Thing, colour: np.ndarray) -> n
     return skin
 
 
-# The labels: what the files say.
+# The labels.
 
 
-def semantic_map(things: list[Thing], size: int) -> np.ndarray:
-    """Give each pixel its class: (size, size) uint8, 0 for background, else 1 + label."""
+def semantic_map(shapes: list[Shape], size: int) -> np.ndarray:
+    """The label map, (size, size) uint8: 0 for background, otherwise 1 + label."""
     labels = np.zeros((size, size), np.uint8)
-    for thing in things:
-        labels[thing.visible] = thing.label + 1
+    for shape in shapes:
+        labels[shape.visible] = shape.label + 1
     return labels
 
 
-def _annotation(thing: Thing) -> dict:
-    """Describe one thing as COCO does, from its visible pixels."""
-    mask = thing.visible.astype(np.uint8)
+def _annotation(shape: Shape) -> dict:
+    """The COCO annotation of a shape, computed from its visible pixels."""
+    mask = shape.visible.astype(np.uint8)
     return {
-        'category_id': thing.label + 1,
-        'segmentation': _run_lengths(mask) if thing.is_crowd else _polygons(mask),
+        'category_id': shape.label + 1,
+        'segmentation': _run_lengths(mask) if shape.is_crowd else _polygons(mask),
         'area': int(mask.sum()),
         'bbox': [float(v) for v in cv2.boundingRect(mask)],
-        'iscrowd': int(thing.is_crowd),
+        'iscrowd': int(shape.is_crowd),
     }
 
 
 def _run_lengths(mask: np.ndarray) -> dict:
-    """COCO's uncompressed form: column by column, zeros first."""
+    """Encode a mask as COCO's uncompressed run lengths: column by column, zeros first."""
     flat = mask.T.ravel()
     changes = np.flatnonzero(np.diff(flat, prepend=np.uint8(0)))
     runs = np.diff(changes, prepend=0, append=flat.size)
@@ -383,14 +381,14 @@ def _run_lengths(mask: np.ndarray) -> dict:
 
 
 def _polygons(mask: np.ndarray) -> list[list[float]]:
-    """Trace a mask (size, size) of 0 and 1 as flat lists x, y, x, y, ... in pixels."""
-    # Contours run through pixel centres and would lose half a pixel all round; on a mask 4 times
-    # as fine they lose an eighth.
+    """Trace the outlines of a mask (size, size) of 0 and 1 as flat lists x, y, ... in pixels."""
+    # Contours run through pixel centres and lose half a pixel on each side; on a mask of 4 times
+    # the resolution they lose an eighth.
     fine = cv2.resize(mask, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
     contours, tree = cv2.findContours(fine, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     for contour, parent in zip(contours, tree[0, :, 3], strict=True):
         if parent >= 0:
-            # A hole, which polygons cannot have: cut the mask in two through its middle.
+            # Polygons cannot have holes: cut the mask in two through the middle of the hole.
             column = int(contour[:, 0, 0].mean() / 4 + 0.5)
             left, right = mask.copy(), mask.copy()
             left[:, column:] = 0

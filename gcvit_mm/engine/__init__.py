@@ -1,4 +1,4 @@
-"""Training: loops, optimizers, hooks, processes; importing it registers them."""
+"""Loops, optimizers, hooks and processes for training; importing this package registers them."""
 
 from .hooks.checkpoint_guard_hook import CheckpointGuardHook
 from .hooks.data_time_hook import DataTimeHook

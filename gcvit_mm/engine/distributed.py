@@ -1,4 +1,4 @@
-"""The processes of a run: how they find each other, and agree."""
+"""The process group of a run: setting it up, and sharing decisions."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ from ..errors import UserError
 
 
 def init_processes(cfg: Config) -> None:
-    """Connect the processes of ``cfg.launcher``, by gloo on machines without GPUs.
+    """Initialise the process group for ``cfg.launcher``, with gloo on machines without GPUs.
 
     Raises:
         UserError: There are fewer GPUs than processes.
@@ -31,12 +31,12 @@ def init_processes(cfg: Config) -> None:
         return
     if cfg.launcher == 'slurm':
         _name_slurm_processes()
-    # mmengine would select a GPU for each process; it leaves alone what is initialised already.
+    # mmengine would select a GPU for each process, but skips a process group that exists already.
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
-        broadcast_buffers=False,  # as mmengine has it on GPUs
+        broadcast_buffers=False,  # mmengine's default on GPUs
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
     if is_main_process():
@@ -44,7 +44,7 @@ def init_processes(cfg: Config) -> None:
 
 
 def _name_slurm_processes() -> None:
-    """Tell PyTorch what SLURM says of this process, as torchrun does."""
+    """Set the environment variables that torchrun would set, from those of SLURM."""
     names = dict(RANK='PROCID', WORLD_SIZE='NTASKS', LOCAL_RANK='LOCALID')
     for name, slurm in names.items():
         os.environ[name] = os.environ[f'SLURM_{slurm}']
@@ -57,17 +57,17 @@ def _name_slurm_processes() -> None:
 
 
 def broadcast_from_main(decide: Callable[[], Any]) -> Any:
-    """What the main process decides, in all processes."""
+    """Call ``decide`` in the main process, and return the result in all processes."""
     decided = [decide() if is_main_process() else None]
     broadcast_object_list(decided)
     return decided[0]
 
 
 def check_gpus(processes: int, gpus: int) -> None:
-    """Raise ``UserError`` where a machine has GPUs, but fewer than processes."""
+    """Raise a ``UserError`` if the machine has GPUs, but fewer than processes."""
     if 0 < gpus < processes:
         raise UserError(
-            f'{processes} processes were asked for, but this machine has {gpus} GPU(s): pass '
+            f'{processes} processes were requested, but this machine has {gpus} GPU(s): pass '
             f'{gpus} to tools/dist_train.sh or tools/dist_test.sh, or as GPUS_PER_NODE to '
             'tools/slurm_train.sh or tools/slurm_test.sh'
         )

@@ -1,4 +1,4 @@
-"""Training whose parameters, gradients and optimizer state are spread over the processes."""
+"""Sharded training: each process holds a part of the parameters, gradients and optimizer state."""
 
 from typing import Any
 
@@ -17,27 +17,27 @@ from ..fsdp_units import fsdp_units
 class ShardedRunner(Runner):
     """mmengine's ``Runner`` with PyTorch's fully sharded data parallelism (FSDP, ``fully_shard``).
 
-    Checkpoints are those of a ``Runner``: each goes on from the other's, and with any number of
-    processes. mmengine's own ``FSDPStrategy`` needs GPUs and another runner, and its checkpoints
-    are of another form.
+    Its checkpoints have the format of ``Runner``, so either runner can resume from them, with any
+    number of processes. mmengine's ``FSDPStrategy`` needs GPUs and ``FlexibleRunner``, and writes
+    another format.
     """
 
     full: dict[str, Any]
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Initialise the model and spread it; mmengine calls it.
+        """Initialise and shard the model; mmengine calls this method.
 
         Raises:
             UserError: PyTorch is too old, there is one process, a hook needs a whole model, or the
                 model has no units.
         """
         if get_world_size() == 1:
-            raise UserError('--shard needs several processes: tools/dist_train.sh CONFIG GPUS')
+            raise UserError('--shard needs several processes: run tools/dist_train.sh CONFIG GPUS')
         try:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
         except ImportError as error:
-            raise UserError(f'--shard needs torch 2.6, this is {torch.__version__}') from error
+            raise UserError(f'--shard needs torch 2.6, not {torch.__version__}') from error
         if any('EMAHook' in str(hook['type']) for hook in self.cfg.get('custom_hooks', [])):
             raise UserError('--shard: EMAHook keeps a whole model, set custom_hooks=[]')
         units = list(fsdp_units(model))
@@ -49,33 +49,33 @@ class ShardedRunner(Runner):
             )
         model.to(get_device())
         self.model = model
-        super()._init_model_weights()  # while it is whole
+        super()._init_model_weights()  # before the model is sharded
         mesh = init_device_mesh(get_device(), (get_world_size(),))
         for module in (*units, model):
             fully_shard(module, mesh=mesh)
         parts: list[Any] = list(model.parameters())
-        kept = sum(part.to_local().numel() for part in parts)
+        local = sum(part.to_local().numel() for part in parts)
         total = sum(part.numel() for part in parts)
-        self.logger.info(f'of {total:,} parameters, this process keeps {kept:,}')
+        self.logger.info(f'this process holds {local:,} of {total:,} parameters')
         return model
 
     def _init_model_weights(self) -> None:
-        pass  # done before the model was spread
+        pass  # ``wrap_model`` has done it
 
     def resume(self, filename: str, **kwargs: Any) -> None:
-        """Go on from a checkpoint, a whole one."""
+        """Resume from an unsharded checkpoint."""
         self._resume = True
         super().resume(filename, **kwargs)
 
     def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Gather everything in all processes, and write it in one."""
+        """Gather model and optimizer state in all processes, and write them in one."""
         self.full = dict(state_dict=_gather(self.model.state_dict()))
         if kwargs.get('save_optimizer', True):
             self.full['optimizer'] = _gather(self.optim_wrapper.state_dict())
         super().save_checkpoint(*args, **kwargs)
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        """Let hooks see whole checkpoints; mmengine reads and writes this process's part."""
+        """Give hooks unsharded checkpoints; mmengine reads and writes this process's shard."""
         if fn_name == 'before_save_checkpoint':
             kwargs['checkpoint'].update(self.full)
         super().call_hook(fn_name, **kwargs)
@@ -86,19 +86,19 @@ class ShardedRunner(Runner):
         own, state = self.model.state_dict(), checkpoint['state_dict']
         for name in own.keys() & state.keys():
             if own[name].shape == state[name].shape:
-                state[name] = _spread_as(own[name], state[name])
+                state[name] = _shard_like(own[name], state[name])
         if self._resume and 'optimizer' in checkpoint:
-            # Its state is numbered as the parameters are in their groups.
+            # Optimizers number their state in the order of the parameter groups.
             groups = self.optim_wrapper.param_groups
             parameters = [parameter for group in groups for parameter in group['params']]
             for number, entries in checkpoint['optimizer']['state'].items():
                 for key, value in entries.items():
                     if value.shape == parameters[number].shape:
-                        entries[key] = _spread_as(parameters[number], value)
+                        entries[key] = _shard_like(parameters[number], value)
 
 
 def _gather(state: Any) -> Any:
-    """The same with whole tensors, in the memory of the CPU."""
+    """Replace sharded tensors by whole ones in CPU memory."""
     return apply_to(
         state,
         torch.is_tensor,
@@ -106,8 +106,8 @@ def _gather(state: Any) -> Any:
     )
 
 
-def _spread_as(like: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor, which all processes have, in the parts that another is in."""
+def _shard_like(like: Tensor, whole: Tensor) -> Tensor:
+    """Shard a tensor, which all processes have, in the way that ``like`` is sharded."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(like, DTensor):

@@ -1,4 +1,4 @@
-"""Learning rates that fall from layer to layer towards the stem, in models of all packages."""
+"""Layer-wise learning-rate decay for models of mmdet, mmsegmentation and mmpretrain."""
 
 from collections.abc import Callable
 
@@ -25,19 +25,19 @@ _OPTIONS = (
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
-    """mmengine's constructor of optimizers, with a learning rate for each layer of the backbone.
+    """Builds an optimizer with a learning rate for each layer of the backbone.
 
-    A layer's rate is ``layer_decay_rate`` times that of the layer behind it; heads, necks and all
-    else have the full rate. The backbone is the module named ``backbone``, of whatever class has
-    mmpretrain's method ``get_layer_depth``: ``GCViT``, ``mmpretrain.SwinTransformer``,
-    ``mmpretrain.VisionTransformer`` and others, in a model of mmdet, mmseg or mmpretrain.
+    The learning rate of a layer is ``layer_decay_rate`` times that of the next layer; heads, necks
+    and all other modules have the full rate. The backbone is the module named ``backbone``, of any
+    class with mmpretrain's method ``get_layer_depth``: ``GCViT``, ``mmpretrain.SwinTransformer``,
+    ``mmpretrain.VisionTransformer`` and others.
 
-    The log has one line per layer.
+    The constructor logs one line per layer.
 
     Args:
-        optim_wrapper_cfg: As for mmengine's; its ``optimizer`` must have ``lr``.
-        paramwise_cfg: ``layer_decay_rate`` in (0, 1], and any of mmengine's options, which mean
-            the same: ``lr_mult`` multiplies the layer's rate.
+        optim_wrapper_cfg: Config of the optimizer wrapper; its ``optimizer`` must have ``lr``.
+        paramwise_cfg: ``layer_decay_rate`` in (0, 1], and any option of mmengine's
+            ``DefaultOptimWrapperConstructor``; ``lr_mult`` multiplies the rate of the layer.
 
     Raises:
         UserError: An option is unknown or out of range, or the model has no such backbone.
@@ -59,17 +59,17 @@ class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
         unknown = set(self.paramwise_cfg) - set(_OPTIONS)
         if unknown:
             raise UserError(
-                f'optim_wrapper.paramwise_cfg has no option {", ".join(sorted(unknown))}: with '
-                f'layer decay it takes {", ".join(_OPTIONS)}'
+                f'optim_wrapper.paramwise_cfg has no option {", ".join(sorted(unknown))}: choose '
+                f'from {", ".join(_OPTIONS)}'
             )
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if not isinstance(rate, int | float) or not 0 < rate <= 1:
             raise UserError(
-                f'optim_wrapper.paramwise_cfg.layer_decay_rate is {rate}, but must be above 0 and '
-                'at most 1, 0.9 for example'
+                f'optim_wrapper.paramwise_cfg.layer_decay_rate is {rate}: set a number above 0 and '
+                'at most 1, such as 0.9'
             )
         if self.base_lr is None:
-            raise UserError('optim_wrapper.optimizer.lr is not set, and layer decay needs it')
+            raise UserError('optim_wrapper.optimizer.lr is not set: layer-wise decay needs it')
 
     def arrange(
         self, singles: list[dict], names: dict[nn.Parameter, str], model: nn.Module
@@ -85,15 +85,15 @@ class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
         lines = [f'layer decay {self.paramwise_cfg["layer_decay_rate"]}']
         for layer, own in layers.items():
             rates = ', '.join(f'{lr:.3g}' for lr in sorted({single['lr'] for single in own}))
-            spared = sum(single.get('weight_decay') == 0 for single in own)
+            no_decay = sum(single.get('weight_decay') == 0 for single in own)
             lines.append(
-                f'{layer}: learning rate {rates}; {len(own)} tensors, {spared} of them '
+                f'{layer}: learning rate {rates}; {len(own)} tensors, {no_decay} of them '
                 'without weight decay'
             )
         return lines
 
     def _place(self, name: str, depths: dict[str, Depth]) -> tuple[str, float]:
-        """The layer that a parameter is of, in words, and the factor of its learning rate."""
+        """The layer of a parameter, as shown in the log, and the factor of its learning rate."""
         for prefix, get_layer_depth in depths.items():
             layer, count = get_layer_depth(name, prefix)
             if layer < count - 1:
@@ -103,7 +103,7 @@ class LayerDecayOptimWrapperConstructor(GroupedOptimWrapperConstructor):
 
 
 def _find_depths(model: nn.Module) -> dict[str, Depth]:
-    """The ``get_layer_depth`` of the modules named ``backbone``, by their prefixes."""
+    """The ``get_layer_depth`` of each module named ``backbone``, by the prefix of its names."""
     backbones = {
         f'{name}.': module
         for name, module in model.named_modules()
@@ -117,7 +117,7 @@ def _find_depths(model: nn.Module) -> dict[str, Depth]:
     if not depths:
         types = ' and '.join(sorted({type(module).__name__ for module in backbones.values()}))
         raise UserError(
-            f'layer decay: {types or "a module named backbone"} of {type(model).__name__} '
-            "has no method get_layer_depth, as GCViT and most of mmpretrain's backbones have it"
+            f'layer decay: {types or "a module named backbone"} of {type(model).__name__} has no '
+            "method get_layer_depth: use GCViT or one of mmpretrain's backbones that has it"
         )
     return depths

@@ -1,9 +1,8 @@
-"""Training loops that go on exactly where an interrupted training was.
+"""Training loops that resume an interrupted training exactly.
 
-Random numbers are a function of the seed and the place in the training: those of a sample of how
-often the data were gone through and its index, those of a step of its number and the process. So
-there are no generators' states to keep, workers included, and neither the number of workers nor
-what happened between two steps changes anything.
+Random numbers depend only on the seed and the position in the training: for a sample, on the epoch
+and its index; for a step, on its number and the rank. Checkpoints therefore need no generator
+states, not even those of workers, and results do not depend on the number of workers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,11 +21,11 @@ from .randomness import seed_generators
 from .seeded_data import SeededBatchSampler, SeededDataset
 
 PASSES, SAMPLES = 'data_passes', 'data_samples'
-"""Where the message hub, which is in checkpoints, has the place in the data."""
+"""Keys of the position in the data, in the message hub and so in checkpoints: epoch and samples."""
 
 
 class _Exact:
-    """What both loops share."""
+    """Tracks the position in the data, seeds the steps, and rolls back; shared by both loops."""
 
     runner: Runner
     dataloader: DataLoader
@@ -38,7 +37,7 @@ class _Exact:
         return self.dataloader.batch_sampler  # type: ignore[return-value]
 
     def _start_pass(self, passes: int, samples: int = 0) -> int:
-        """Set where the data go on; the number of the first batch."""
+        """Set the position in the data, and return the number of the first batch."""
         self._batches.go_to(_seed(self.runner), passes, samples)
         self._note(passes, samples)
         return self._batches.first
@@ -56,12 +55,12 @@ class _Exact:
         try:
             yield
         except (Exception, KeyboardInterrupt):
-            self.runner.call_hook('after_failure')  # which mmengine's hooks lack
+            self.runner.call_hook('after_failure')  # mmengine's hooks have no such event
             raise
         self.runner.call_hook('after_train')
 
     @contextmanager
-    def _going_back(self) -> Iterator[None]:
+    def _rolling_back(self) -> Iterator[None]:
         try:
             yield
         except RollBack as back:
@@ -71,22 +70,22 @@ class _Exact:
             lower_learning_rate(runner, back.lr_factor)
 
     def _enter_step(self, passes: int, batch: int) -> None:
-        # A checkpoint after this step goes on behind it.
+        # A training that resumes from a checkpoint of this step begins with the next batch.
         self._note(passes, (batch + 1) * self._batches.samples_per_batch)
         seed_generators(_seed(self.runner), self._iter, get_rank())
 
 
 @LOOPS.register_module()
 class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
-    """mmengine's ``EpochBasedTrainLoop`` that also goes on within an epoch, and exactly.
+    """mmengine's ``EpochBasedTrainLoop`` with exact resumption, also within an epoch.
 
     Args:
         runner: The runner.
         dataloader: Config of the data loader.
         max_epochs: Epochs to train.
-        val_begin: The first epoch that is evaluated after.
+        val_begin: The first epoch after which the model is evaluated.
         val_interval: Epochs between evaluations.
-        dynamic_intervals: Milestones, in epochs, and ``val_interval`` from there.
+        dynamic_intervals: Pairs of an epoch and the ``val_interval`` from that epoch on.
     """
 
     def __init__(
@@ -108,10 +107,10 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
         )
 
     def run(self) -> nn.Module:
-        """Train."""
+        """Train the model and return it."""
         with self._training():
             while self._epoch < self._max_epochs and not self.stop_training:
-                with self._going_back():
+                with self._rolling_back():
                     self.run_epoch()
                     self._validate_if_due()
         return self.runner.model
@@ -123,7 +122,7 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
             self.runner.val_loop.run()
 
     def run_epoch(self) -> None:
-        """Train an epoch, or what is left of it."""
+        """Train for an epoch, or for the rest of it after a resumption."""
         started = self._noted(PASSES, self._epoch) == self._epoch
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
@@ -138,15 +137,15 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
-    """mmengine's ``IterBasedTrainLoop`` that goes on exactly, without reading what it passes over.
+    """mmengine's ``IterBasedTrainLoop`` with exact resumption, without reading skipped samples.
 
     Args:
         runner: The runner.
         dataloader: Config of the data loader.
         max_iters: Iterations to train.
-        val_begin: The first iteration that is evaluated after.
+        val_begin: The first iteration after which the model is evaluated.
         val_interval: Iterations between evaluations.
-        dynamic_intervals: Milestones, in iterations, and ``val_interval`` from there.
+        dynamic_intervals: Pairs of an iteration and the ``val_interval`` from that iteration on.
     """
 
     def __init__(
@@ -168,12 +167,12 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
         )
 
     def run(self) -> nn.Module:
-        """Train."""
+        """Train the model and return it."""
         with self._training():
-            # For hooks and logs, the whole training is an epoch.
+            # Hooks and logs see the whole training as one epoch.
             self.runner.call_hook('before_train_epoch')
             while self._iter < self._max_iters and not self.stop_training:
-                with self._going_back():
+                with self._rolling_back():
                     self._run_steps()
             self.runner.call_hook('after_train_epoch')
         return self.runner.model
@@ -188,8 +187,9 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
                 return
 
     def _endless(self) -> Iterator[tuple[int, int, Sequence]]:
-        """Batches, each with how often the sampler was exhausted, and its number since."""
-        before = self._iter * self._batches.samples_per_batch  # mmengine's own loop notes nothing
+        """Yield the epoch, the number of the batch in it, and the batch, without end."""
+        # Checkpoints of mmengine's loop do not have the position in the data.
+        before = self._iter * self._batches.samples_per_batch
         passes, samples = self._noted(PASSES, 0), self._noted(SAMPLES, before)
         while True:
             number = self._start_pass(passes, samples)
@@ -206,17 +206,17 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
 
 
 def _seed(runner: Runner) -> int:
-    """The training's seed, the same in all processes."""
-    assert runner.seed is not None  # it draws one where the config has none
+    """The seed of the training, which all processes share."""
+    assert runner.seed is not None  # the runner draws one if the config has none
     own = runner._randomness_cfg.get('diff_rank_seed', False)
     return runner.seed - get_rank() if own else runner.seed
 
 
 def seeded(dataloader: Any, seed: int) -> dict:
-    """The config of a data loader with samples whose augmentation follows from their place."""
+    """The config of a data loader that seeds augmentation by the position of each sample."""
     if not isinstance(dataloader, dict):
         raise ArgumentError(
-            'the loops of gcvit_mm take the config of a data loader, not a built one'
+            'the loops of gcvit_mm need the config of a data loader, not a DataLoader'
         )
     batch_sampler = dict(
         type=SeededBatchSampler,

@@ -1,4 +1,4 @@
-"""The learning rate for another batch than a recipe's."""
+"""Scaling of the learning rate to the batch size."""
 
 import math
 
@@ -9,20 +9,20 @@ from ..errors import UserError
 
 
 def effective_batch(cfg: Config) -> tuple[int, int, int]:
-    """Images of a process, processes, and accumulated steps: their product makes a step."""
+    """The factors of the images per step: batch per process, processes, accumulated batches."""
     accumulated = cfg.optim_wrapper.get('accumulative_counts', 1)
     return cfg.train_dataloader.batch_size, get_world_size(), accumulated
 
 
 def learning_rate_factor(cfg: Config) -> tuple[float, str] | None:
-    """What the recipe's learning rate is to be multiplied by for this run's batch, and the rule.
+    """The factor of the learning rate for the batch size of this run, and its scaling rule.
 
-    Adam's step does not depend on the gradient's size, so that its noise falls with the root of
-    the batch alone: the square root (Malladi et al., 2022, arXiv 2205.10287). For others the
-    factor is linear (Goyal et al., 2017, arXiv 1706.02677).
+    Adam normalises the gradient, so only its noise depends on the batch size: the learning rate
+    grows with the square root (Malladi et al., 2022, arXiv 2205.10287). For other optimizers it
+    grows linearly (Goyal et al., 2017, arXiv 1706.02677).
 
     Returns:
-        The factor and the rule's name; None where the config does not say what batch it is for.
+        The factor and the name of the rule; None if the config does not set a base batch size.
     """
     base = cfg.get('auto_scale_lr', {}).get('base_batch_size')
     if not base:
@@ -35,13 +35,13 @@ def learning_rate_factor(cfg: Config) -> tuple[float, str] | None:
 
 
 def scale_learning_rate(cfg: Config) -> None:
-    """Change the config's learning rate to this run's batch.
+    """Scale the learning rate of the config to the batch size of this run.
 
     Raises:
-        UserError: The config does not say what batch its learning rate is for.
+        UserError: The config does not set a base batch size.
     """
     scaled = learning_rate_factor(cfg)
     if scaled is None:
-        raise UserError('--auto-scale-lr: the config has no auto_scale_lr.base_batch_size')
+        raise UserError('--auto-scale-lr: set auto_scale_lr.base_batch_size in the config')
     cfg.optim_wrapper.optimizer.lr *= scaled[0]
     cfg.auto_scale_lr.scaled = True

@@ -1,4 +1,4 @@
-"""Optimizers that take no step on numbers that are not finite, and what follows from it."""
+"""Optimizers that skip steps with NaN or Inf, and a hook that limits how many in a row."""
 
 import math
 from collections.abc import Iterator
@@ -19,17 +19,17 @@ from .hooks.safe_checkpoint_hook import checkpoint_hook
 
 
 class _Guard:
-    """An optimizer wrapper that leaves out steps whose gradients are not finite.
+    """An optimizer wrapper that skips steps whose gradients have NaN or Inf.
 
     Attributes:
-        skipped: Whether the latest step was left out.
+        skipped: Whether the latest step was skipped.
     """
 
     skipped = False
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        # With a loss that is not finite all gradients are to be, so that processes which share
-        # them agree: its factor is 1 otherwise, exactly.
+        # A loss of NaN or Inf makes all gradients NaN, so all processes skip the step. The factor
+        # of a finite loss is exactly 1.
         super().backward(loss * (1 + 0 * loss.detach()), **kwargs)  # type: ignore[misc]
 
     def step(self, **kwargs: Any) -> None:
@@ -38,7 +38,7 @@ class _Guard:
         if scaled and not self.clip_grad_kwargs:  # type: ignore[attr-defined]
             scaler.unscale_(self.optimizer)  # type: ignore[union-attr, attr-defined]
         self.skipped = not math.isfinite(_norm_of_gradients(self.optimizer))  # type: ignore[attr-defined]
-        # A scaler leaves the step out by itself, and lowers its scale.
+        # A gradient scaler skips the step itself, and lowers its scale.
         if scaled or not self.skipped:
             super().step(**kwargs)  # type: ignore[misc]
 
@@ -49,47 +49,47 @@ def _norm_of_gradients(optimizer: torch.optim.Optimizer) -> float:
     ]
     if hasattr(nn.utils, 'get_total_norm'):
         norm = nn.utils.get_total_norm([p.grad for p in with_grad])
-        # Gradients that are spread over processes have a norm of parts.
+        # The norm of sharded gradients is itself a sharded tensor.
         return float(norm.full_tensor() if hasattr(norm, 'full_tensor') else norm)
     return float(nn.utils.clip_grad_norm_(with_grad, math.inf))  # before torch 2.6
 
 
 @OPTIM_WRAPPERS.register_module()
 class GuardedOptimWrapper(_Guard, OptimWrapper):
-    """mmengine's ``OptimWrapper``, which leaves out steps with gradients that are not finite."""
+    """mmengine's ``OptimWrapper``, but steps whose gradients have NaN or Inf are skipped."""
 
 
 @OPTIM_WRAPPERS.register_module()
 class GuardedAmpOptimWrapper(_Guard, AmpOptimWrapper):
-    """mmengine's ``AmpOptimWrapper``, which leaves out steps with gradients that are not finite."""
+    """mmengine's ``AmpOptimWrapper``, but steps whose gradients have NaN or Inf are skipped."""
 
 
 class RollBack(Exception):
-    """Training is to go on from an earlier checkpoint.
+    """Asks the training loop to roll back to an earlier checkpoint.
 
     Args:
-        checkpoint: The file.
-        lr_factor: What all learning rates are to be multiplied by.
+        checkpoint: The checkpoint file.
+        lr_factor: Factor for all learning rates.
     """
 
     def __init__(self, checkpoint: str, lr_factor: float) -> None:
-        super().__init__(f'back to {checkpoint}')
+        super().__init__(f'roll back to {checkpoint}')
         self.checkpoint = checkpoint
         self.lr_factor = lr_factor
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Name the images of steps that were left out, and act when too many follow each other.
+    """Logs the images of skipped steps, and stops or rolls back after too many in a row.
 
-    It needs ``GuardedOptimWrapper`` or ``GuardedAmpOptimWrapper``, and to go back, the loops of
-    this package.
+    The hook needs ``GuardedOptimWrapper`` or ``GuardedAmpOptimWrapper``; rolling back also needs
+    the loops of this package.
 
     Args:
-        limit: Steps in a row that may be left out.
+        limit: Number of skipped steps in a row that triggers ``at_limit``.
         at_limit: 'stop' the training, or 'roll_back' to the newest checkpoint.
-        lr_factor: What going back multiplies the learning rates by, each time.
-        max_roll_backs: How often to go back before stopping.
+        lr_factor: Factor for the learning rates at each rollback.
+        max_roll_backs: Maximum number of rollbacks; the training stops after them.
     """
 
     def __init__(
@@ -103,20 +103,20 @@ class NonFiniteHook(Hook):
         self.at_limit = at_limit
         self.lr_factor = lr_factor
         self.max_roll_backs = max_roll_backs
-        self.in_a_row = self.in_all = self.roll_backs = 0
-        self.checkpoint, self.factor = '', 1.0  # of the latest going back
+        self.in_a_row = self.total = self.roll_backs = 0
+        self.checkpoint, self.factor = '', 1.0  # of the latest rollback
         self.statistics: list[Tensor] = []
         self.before: list[Tensor] = []
-        self.passes: list[tuple[Any, list[str]]] = []  # of the step: losses, images
+        self.batches: list[tuple[Any, list[str]]] = []  # loss and images of each batch of the step
 
     def before_train(self, runner: Runner) -> None:
-        """Find what a forward pass changes: the statistics of batch normalisation."""
+        """Collect the buffers that a forward pass changes: those of batch normalisation."""
         norms = [m for m in runner.model.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         self.statistics = [buffer for norm in norms for buffer in norm.buffers()]
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        """Keep it."""
-        if runner.optim_wrapper.should_update():  # else the step has begun already
+        """Save the statistics of batch normalisation."""
+        if runner.optim_wrapper.should_update():  # otherwise gradient accumulation has begun
             self.before = [buffer.clone() for buffer in self.statistics]
 
     def after_train_iter(
@@ -126,64 +126,64 @@ class NonFiniteHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Count.
+        """Log a skipped step and restore the statistics of batch normalisation.
 
         Raises:
-            UserError: Too many steps in a row were left out.
-            RollBack: Likewise, and there is a checkpoint to go back to.
+            UserError: Too many steps in a row were skipped.
+            RollBack: Too many steps in a row were skipped, and there is a checkpoint to resume.
         """
-        self.passes.append(((outputs or {}).get('loss', math.nan), list(_images(data_batch))))
+        self.batches.append(((outputs or {}).get('loss', math.nan), list(_images(data_batch))))
         if not runner.optim_wrapper.should_update():
-            return  # gradients are being accumulated
-        passes, self.passes = self.passes, []
+            return  # the step is not complete yet
+        batches, self.batches = self.batches, []
         if not getattr(runner.optim_wrapper, 'skipped', False):
             self.in_a_row = 0
             return
         self.in_a_row += 1
-        self.in_all += 1
+        self.total += 1
         for buffer, before in zip(self.statistics, self.before, strict=True):
             buffer.copy_(before)
-        own = [(math.isfinite(float(loss)), names) for loss, names in passes]
+        own = [(math.isfinite(float(loss)), names) for loss, names in batches]
         reports = [report for reports in all_gather_object(own) for report in reports]
         bad = [names for finite, names in reports if not finite]
         names = [name for part in bad or [names for _, names in reports] for name in part]
-        what = 'loss' if bad else 'gradient'
+        source = 'loss' if bad else 'gradient'
         runner.logger.warning(
-            f'the {what} of iteration {runner.iter + 1} is not finite: its step is left out '
-            f'({self.in_a_row} in a row, {self.in_all} in all). Its images: {", ".join(names)}'
+            f'the {source} of iteration {runner.iter + 1} is NaN or Inf: the step is skipped '
+            f'({self.in_a_row} in a row, {self.total} in total). Images: {", ".join(names)}'
         )
         if self.in_a_row >= self.limit:
             self._act(runner)
 
     def _act(self, runner: Runner) -> None:
-        problem = f'{self.in_a_row} steps in a row had a loss or gradients that are not finite'
+        problem = f'{self.in_a_row} steps in a row had a loss or gradients of NaN or Inf'
         advice = (
-            'lower optim_wrapper.optimizer.lr, set optim_wrapper.clip_grad.max_norm, or look at '
-            'the images that the log names'
+            'lower optim_wrapper.optimizer.lr, set optim_wrapper.clip_grad.max_norm, or check the '
+            'images listed in the log'
         )
         hook = checkpoint_hook(runner)
         if self.at_limit == 'stop' or hook is None or self.roll_backs >= self.max_roll_backs:
             raise UserError(f'{problem}: {advice}')
-        # Others in the folder are of an earlier training, unless this one goes on from it.
+        # Older checkpoints in the folder belong to another training, unless this one resumed it.
         since = '' if runner._resume else runner.timestamp
         checkpoint, _ = broadcast_from_main(lambda: find_resumable(hook.out_dir, since))
         if checkpoint is None:
-            raise UserError(f'{problem}, and there is no checkpoint to go back to: {advice}')
+            raise UserError(f'{problem}, and there is no checkpoint to roll back to: {advice}')
         self.in_a_row = 0
         self.roll_backs += 1
-        # The checkpoint itself keeps its rate: a second time would be as the first.
-        again = self.factor if checkpoint == self.checkpoint else 1.0
-        self.checkpoint, self.factor = checkpoint, again * self.lr_factor
+        # The checkpoint keeps its learning rate, so factors of repeated rollbacks are multiplied.
+        previous = self.factor if checkpoint == self.checkpoint else 1.0
+        self.checkpoint, self.factor = checkpoint, previous * self.lr_factor
         runner.logger.warning(
-            f'{problem}: training goes back to {checkpoint}, with {self.factor:g} of its learning '
-            f'rate ({self.roll_backs} of at most {self.max_roll_backs} times)'
+            f'{problem}: training rolls back to {checkpoint}, with {self.factor:g} times its '
+            f'learning rate (rollback {self.roll_backs} of at most {self.max_roll_backs})'
         )
         raise RollBack(checkpoint, self.factor)
 
     def after_train(self, runner: Runner) -> None:
-        """Sum up."""
-        if self.in_all:
-            runner.logger.warning(f'{self.in_all} steps were left out, as they were not finite')
+        """Log the number of skipped steps."""
+        if self.total:
+            runner.logger.warning(f'{self.total} steps were skipped because of NaN or Inf')
 
 
 def _images(data_batch: Any) -> Iterator[str]:
@@ -193,7 +193,7 @@ def _images(data_batch: Any) -> Iterator[str]:
 
 
 def lower_learning_rate(runner: Runner, factor: float) -> None:
-    """Multiply all learning rates, those to come included."""
+    """Multiply the current and all scheduled learning rates by ``factor``."""
     for group in runner.optim_wrapper.param_groups:
         for key in {'lr', 'initial_lr'} & group.keys():
             group[key] *= factor

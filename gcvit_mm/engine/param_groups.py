@@ -1,4 +1,4 @@
-"""Optimizers that take few and large steps."""
+"""Optimizers with few, large parameter groups."""
 
 import logging
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ from ..errors import UserError
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor of optimizers, with one group for all parameters of equal settings.
+    """Builds an optimizer with one group for all parameters of equal settings.
 
-    mmengine's makes a group of every parameter, and optimizers take their steps group by group:
-    hundreds of small ones, where fused and multi-tensor steps could take two.
+    Optimizers update one group after the other. mmengine's ``DefaultOptimWrapperConstructor`` makes
+    a group of each parameter, and so hundreds of small updates where two fused ones are enough.
 
     Args:
-        optim_wrapper_cfg: As for mmengine's.
-        paramwise_cfg: As for mmengine's, with the same meaning.
+        optim_wrapper_cfg: Config of the optimizer wrapper.
+        paramwise_cfg: Options of ``DefaultOptimWrapperConstructor``.
 
     Raises:
         UserError: A parameter is in the model more than once, without ``bypass_duplicate``.
@@ -34,8 +34,8 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         prefix: str = '',
         is_dcn_module: int | float | None = None,
     ) -> None:
-        """Append a model's groups of parameters to ``params``; mmengine calls it."""
-        if prefix:  # one of the calls by which mmengine's method goes through the model
+        """Append the parameter groups of a model to ``params``; mmengine calls this method."""
+        if prefix:  # mmengine's method calls itself for each submodule
             super().add_params(params, module, prefix, is_dcn_module)
             return
         singles: list[dict] = []
@@ -50,15 +50,15 @@ class GroupedOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def arrange(
         self, singles: list[dict], names: dict[nn.Parameter, str], model: nn.Module
     ) -> list[str]:
-        """Change the settings of parameters, each in a group of its own, before they are joined.
+        """Change the settings of single parameters before those of equal settings are grouped.
 
         Returns:
-            Lines for the log: here, the settings and how many tensors have them.
+            Lines for the log: here, the settings of each group and its number of tensors.
         """
         lines = []
         for group in _merge(singles):
             settings = [f'{key} {value:g}' for key, value in group.items() if key != 'params']
-            lines.append(f'{len(group["params"])} tensors: {", ".join(settings) or "as it is"}')
+            lines.append(f'{len(group["params"])} tensors: {", ".join(settings) or "defaults"}')
         return lines
 
 
@@ -75,7 +75,7 @@ def _refuse_duplicates(singles: list[dict], names: dict[nn.Parameter, str]) -> N
 
 
 def _merge(singles: list[dict]) -> list[dict]:
-    """Join groups of equal settings: an optimizer takes its step group by group."""
+    """Join groups of equal settings."""
     merged: dict[str, dict] = {}
     for single in singles:
         applied = ('params', 'lr_mult', 'decay_mult')
@@ -87,7 +87,7 @@ def _merge(singles: list[dict]) -> list[dict]:
 
 @contextmanager
 def _without_lines_per_parameter() -> Iterator[None]:
-    """Keep mmengine from logging each parameter's settings: the groups' are logged."""
+    """Keep mmengine from logging the settings of each parameter; those of groups are logged."""
 
     def is_wanted(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith('paramwise_options')

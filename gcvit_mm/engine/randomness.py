@@ -1,4 +1,4 @@
-"""Random numbers that follow from where a training is, and not from what was before."""
+"""Random numbers that depend only on the position in a training."""
 
 import random
 
@@ -7,12 +7,12 @@ import torch
 
 
 def seed_generators(*key: int) -> None:
-    """Seed Python's, numpy's and PyTorch's generators.
+    """Seed the generators of Python, NumPy and PyTorch.
 
     Args:
-        key: What the numbers depend on; keys that differ give unrelated numbers.
+        key: Integers to derive the seeds from; different keys give unrelated random numbers.
     """
-    # PyTorch keeps 64 bits, the others take any number of words.
+    # PyTorch uses 64 bits of a seed, Python and NumPy any number of words.
     words = np.random.SeedSequence([part % 2**64 for part in key]).generate_state(6)
     random.seed(int.from_bytes(words[:2].tobytes(), 'little'))
     np.random.seed(words[2:4])

@@ -1,4 +1,4 @@
-"""Samples whose augmentation follows from their place in a training."""
+"""Samples whose augmentation depends only on their position in a training."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +14,12 @@ from .randomness import seed_generators
 
 @DATASETS.register_module()
 class SeededDataset(Dataset):
-    """A data set that augments a sample as its key says, in whichever process and order it is read.
+    """A data set that augments a sample by its key alone, whichever process reads it, and when.
 
-    Everything but its samples is the other data set's, attributes that are set included.
+    All attributes are read from and set on the wrapped data set.
 
     Args:
-        dataset: Another data set, or its config.
+        dataset: The data set to wrap, or its config.
     """
 
     def __init__(self, dataset: Any) -> None:
@@ -33,7 +33,7 @@ class SeededDataset(Dataset):
         return len(self.seeded)
 
     def __getitem__(self, key: tuple[int, ...]) -> Any:
-        """The sample of the index that is last in ``key``, augmented by random numbers from it."""
+        """Load the sample with the last integer of ``key`` as index; all of ``key`` is the seed."""
         seed_generators(*key)
         with _noting(lambda: f'while loading sample {key[-1]} of {self._name(key[-1])}'):
             return self.seeded[key[-1]]
@@ -45,7 +45,7 @@ class SeededDataset(Dataset):
         return f'{file}: {self.seeded.get_data_info(index).get("img_path")}'
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'seeded':  # not there yet: the object is being unpickled
+        if name == 'seeded':  # not set yet, as the object is being unpickled
             raise AttributeError(name)
         return getattr(self.seeded, name)
 
@@ -61,30 +61,28 @@ class SeededDataset(Dataset):
 
 @contextmanager
 def _noting(say: Callable[[], str]) -> Iterator[None]:
-    """Add to what is raised where it came from."""
+    """Add a note to exceptions about what was being read."""
     try:
         yield
     except Exception as error:
-        if hasattr(error, 'add_note'):  # Python 3.11
+        if hasattr(error, 'add_note'):  # Python 3.11 and later
             error.add_note(say())
         raise
 
 
 @DATA_SAMPLERS.register_module()
 class SeededBatchSampler:
-    """Batches of keys for ``SeededDataset``, from any place in a pass over the data.
+    """Batches of keys for ``SeededDataset``, from any position in an epoch.
 
-    A key is (seed, how often the data were gone through before, index). It does not depend on how
-    many processes share the data.
+    A key is (seed, epoch, index). It does not depend on the number of processes.
 
     Args:
         sampler: A sampler of the data set.
         batch_size: Samples in a batch of one process.
-        seed: Of the training.
-        sampler_cfg: The sampler's config: samplers remember what they gave, so each pass gets a
-            new one.
-        batch_sampler_cfg: Config of what makes batches of its indices; None takes PyTorch's.
-        drop_last: For PyTorch's.
+        seed: Seed of the training.
+        sampler_cfg: Config of the sampler. Samplers have state, so each epoch gets a new one.
+        batch_sampler_cfg: Config of the batch sampler; None takes PyTorch's ``BatchSampler``.
+        drop_last: Whether ``BatchSampler`` drops an incomplete last batch.
     """
 
     def __init__(
@@ -104,12 +102,12 @@ class SeededBatchSampler:
         self.go_to(seed, 0, 0)
 
     def go_to(self, seed: int, passes: int, samples: int) -> None:
-        """Set where the next iteration begins.
+        """Set the position of the next batch.
 
         Args:
-            seed: Of the training.
-            passes: How often a sampler was exhausted.
-            samples: How many were given since, to all processes.
+            seed: Seed of the training.
+            passes: Number of finished epochs.
+            samples: Samples of the current epoch that all processes together have taken.
         """
         self.seed = seed
         self.passes = passes
@@ -126,12 +124,12 @@ class SeededBatchSampler:
 
     @property
     def samples_per_batch(self) -> int:
-        """Samples of a batch in all processes."""
+        """Samples of a batch, summed over all processes."""
         return self.batch_size * get_world_size()
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         for number, batch in enumerate(islice(self.batches, self.first, None), self.first):
-            # An infinite sampler goes through the data again and again in one pass.
+            # One iteration over an infinite sampler has many epochs.
             rounds = self.passes + number * self.samples_per_batch // len(self.dataset)
             yield [(self.seed, rounds, index) for index in batch]
 

@@ -1,4 +1,4 @@
-"""From a config to what mmengine's runner takes: shared by trainings and tests."""
+"""Preparing a config for mmengine's runner, for training and testing."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from ..weights.mm_loaders import register_loaders
 from .distributed import init_processes
 
 LOADER_TIMEOUT = 600
-"""Seconds after which a loader that gives no batch is an error."""
+"""Seconds to wait for a batch before the data loader raises an error."""
 HOOKS = (
     'RunSummaryHook',
     'DataTimeHook',
@@ -22,22 +22,22 @@ HOOKS = (
     'CheckpointGuardHook',
     'PreemptionHook',
 )
-"""What every run of ours has."""
+"""Hooks that every run has."""
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
-    """Prepare a config for a run: safe reading of checkpoints, our hooks, connected processes.
+    """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes.
 
     Raises:
         UserError: There are fewer GPUs than processes.
     """
     register_loaders()
-    # Configs of other people lack our hooks, and older work folders have them here.
+    # Configs from elsewhere lack these hooks; those of older work directories have them already.
     present = {hook.get('type') for hook in (cfg.get('default_hooks') or {}).values() if hook}
     others = [hook for hook in cfg.custom_hooks if hook.get('type') not in HOOKS]
     cfg.custom_hooks = others + [dict(type=name) for name in HOOKS if name not in present]
-    if sys.platform == 'darwin':  # where mmengine forks by default, which Metal does not survive
+    if sys.platform == 'darwin':  # mmengine forks by default, but Metal fails in forked processes
         env = cfg.get('env_cfg', {})
         cfg.env_cfg = {**env, 'mp_cfg': {'mp_start_method': 'spawn', **env.get('mp_cfg', {})}}
     for name in LOADERS:
@@ -50,7 +50,7 @@ def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
     init_processes(cfg)
 
 
-def _skip_bad_images(cfg: Config, most: int) -> None:
+def _skip_bad_images(cfg: Config, maximum: int) -> None:
     os.makedirs(cfg.work_dir, exist_ok=True)
     path = os.path.join(cfg.work_dir, BAD_IMAGES)
     Path(path).unlink(missing_ok=True)
@@ -61,15 +61,15 @@ def _skip_bad_images(cfg: Config, most: int) -> None:
                 step.update(
                     on_bad='blank' if dataset.get('test_mode') else 'skip',
                     bad_images_file=path,
-                    max_bad_images=most,
+                    max_bad_images=maximum,
                 )
                 loaders.append(step)
     if not loaders:
-        raise UserError('--skip-bad-images: no pipeline of this config loads by LoadWholeImage')
+        raise UserError('--skip-bad-images: use LoadWholeImage in the pipelines of the config')
 
 
 def report_bad_images(cfg: Config) -> None:
-    """Say at the end of a run how many images were skipped."""
+    """Print how many images were skipped, at the end of a run."""
     path = Path(cfg.work_dir) / BAD_IMAGES
     if is_main_process() and path.is_file():
         count = len(set(path.read_text().splitlines()))

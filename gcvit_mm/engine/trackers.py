@@ -1,6 +1,6 @@
-"""Curves of a training in TensorBoard, Weights & Biases and MLflow: ``tools/train.py --track``.
+"""Tracking of a training in TensorBoard, Weights & Biases and MLflow: ``tools/train.py --track``.
 
-mmengine has a backend for each of them. These here go on with their run when a training is resumed.
+These are mmengine's backends, but a training that is resumed also resumes its runs in the trackers.
 """
 
 import json
@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..fileio import atomic_text
 
 PROJECT = 'gcvit_mm'
-"""What wandb calls a project, and MLflow an experiment, unless their own variables name another."""
+"""Default project of wandb and experiment of MLflow; their environment variables override it."""
 TIMES = ('time', 'data_time')
 PARAMS = (
     'model',
@@ -34,20 +34,21 @@ PARAMS = (
     'auto_scale_lr',
     'randomness',
 )
-"""Sections of a config that MLflow has as parameters; all of it is in the run's config.py."""
+"""Sections of the config to log as parameters in MLflow; config.py has the whole config."""
 
 
 class TrackHook(Hook):
-    """Give a training's curves to other tools too; the names of their runs are kept to be resumed.
+    """Adds trackers to the visualizer, and writes their run IDs to ``trackers.json`` for resuming.
 
-    It is none of the config's, which is kept with the checkpoints: testing them is not tracked.
+    Tests of a checkpoint use the config of its training, but are not tracked: the hook is therefore
+    registered with the runner, and is not in the config.
 
     Args:
         names: Keys of ``TRACKERS``.
-        resume: Whether the training goes on, and the runs with it.
+        resume: Whether to resume the runs of an earlier training in the work directory.
 
     Raises:
-        UserError: A tracker is not installed; before the training, also: it does not let us in.
+        UserError: A tracker is not installed, or refuses access before the training.
     """
 
     def __init__(self, names: Sequence[str], resume: bool) -> None:
@@ -55,18 +56,18 @@ class TrackHook(Hook):
         self.resume = resume
         for name in self.names:
             spec = find_spec(name)
-            if spec is None or spec.origin is None:  # a folder of files that it wrote, perhaps
+            if spec is None or spec.origin is None:  # no origin: a folder of results, perhaps
                 raise UserError(f"--track {name} needs {name}: pip install 'gcvit_mm[track]'")
 
     def before_train(self, runner: Runner) -> None:
-        """Begin the runs, or go on with them."""
+        """Start or resume the runs of the trackers."""
         if not is_main_process():
             return
         file = Path(runner.work_dir, 'trackers.json')
         runs = json.loads(file.read_text()) if self.resume and file.is_file() else {}
         for name in self.names:
-            shown_as = Path(runner.cfg.filename).stem
-            tracker = TRACKERS[name](runner.work_dir, shown_as, runs.get(name), lambda: runner.iter)
+            title = Path(runner.cfg.filename).stem
+            tracker = TRACKERS[name](runner.work_dir, title, runs.get(name), lambda: runner.iter)
             tracker.add_config(runner.cfg)
             runs[name] = tracker.run
             runner.visualizer._vis_backends[name] = tracker
@@ -74,10 +75,10 @@ class TrackHook(Hook):
 
 
 class _OverIterations:
-    """Numbers over the iterations of the training, those of validations too.
+    """Logs all scalars over the iterations of the training, including those of validations.
 
     Attributes:
-        iterations: Says how many there were.
+        iterations: Returns the current iteration.
     """
 
     iterations: Callable[[], int]
@@ -85,27 +86,27 @@ class _OverIterations:
     def add_scalars(
         self, scalar_dict: dict, step: int = 0, file_path: str | None = None, **kwargs: Any
     ) -> None:
-        """Record the numbers among some values."""
+        """Log the numbers in ``scalar_dict``."""
         numbers = {k: v for k, v in scalar_dict.items() if isinstance(v, int | float | np.number)}
         if 'iter' not in numbers:
-            # Of a validation, which mmengine counts in epochs, and whose times are called alike.
+            # mmengine counts validations in epochs, and names their times as those of training.
             step = self.iterations()
             numbers = {f'val_{k}' if k in TIMES else k: v for k, v in numbers.items()}
         super().add_scalars(numbers, step)  # type: ignore[misc]
 
 
 class TensorboardTracker(_OverIterations, TensorboardVisBackend):
-    """Event files in ``tensorboard/RUN`` of the work folder.
+    """Writes event files to ``tensorboard/RUN`` in the work directory.
 
     Args:
-        work_dir: The work folder.
-        name: Not used: the run is shown by the name of its folder.
-        run: The run to go on with; None begins one, named by the time.
-        iterations: Says where the training is. What the run has of later iterations when it is
-            gone on with will be trained again, and is hidden.
+        work_dir: The work directory.
+        name: Not used: TensorBoard shows the name of the folder.
+        run: The run to resume; None starts one, named by the time.
+        iterations: Returns the current iteration. Later ones in a resumed run are hidden, as they
+            are trained again.
 
     Attributes:
-        run: The run.
+        run: Name of the run.
     """
 
     def __init__(
@@ -122,16 +123,16 @@ class TensorboardTracker(_OverIterations, TensorboardVisBackend):
 
 
 class WandbTracker(_OverIterations, WandbVisBackend):
-    """A run of Weights & Biases, whose files are in ``wandb`` of the work folder.
+    """Logs to a run of Weights & Biases, with files in ``wandb`` in the work directory.
 
     Args:
-        work_dir: The work folder.
-        name: What the run is shown as.
-        run: The run to go on with; None begins one.
-        iterations: Says where the training is.
+        work_dir: The work directory.
+        name: Display name of the run.
+        run: ID of the run to resume; None starts one.
+        iterations: Returns the current iteration.
 
     Attributes:
-        run: The run, once there is one.
+        run: ID of the run, once it has started.
     """
 
     def __init__(
@@ -140,8 +141,8 @@ class WandbTracker(_OverIterations, WandbVisBackend):
         self.run = run
         self.iterations = iterations
         project = os.environ.get('WANDB_PROJECT', PROJECT)
-        # Its own count of steps goes up with every call. Curves are drawn over iterations, of which
-        # a validation's numbers get the last that was logged.
+        # wandb counts a step for each call. Curves are drawn over iterations instead; scalars of a
+        # validation get the last logged iteration.
         axis = [dict(name='*', step_metric='iter')]
         settings = dict(project=project, name=name, id=run, resume='allow')
         super().__init__(work_dir, init_kwargs=settings, define_metric_cfg=axis)
@@ -153,27 +154,27 @@ class WandbTracker(_OverIterations, WandbVisBackend):
             super()._init_env()
         except wandb.errors.Error as error:
             raise UserError(
-                f'--track wandb: {error} Or keep the run on this machine: WANDB_MODE=offline'
+                f'--track wandb: {error} Or set WANDB_MODE=offline to log on this machine only'
             ) from error
         self.run = self._wandb.run.id
 
     def add_config(self, config: Config, **kwargs: Any) -> None:
-        """Record the config; mmengine's would record all Python files under the current folder."""
-        # A resumed training has other values, that of the file to resume for one.
+        """Log the config, but not all Python files in the current directory as mmengine does."""
+        # Values such as the checkpoint to resume change in a resumed training.
         self.experiment.config.update(config.to_dict(), allow_val_change=True)
 
 
 class MLflowTracker(_OverIterations, MLflowVisBackend):
-    """A run of MLflow, in the store of ``MLFLOW_TRACKING_URI`` or in ``mlruns`` by the work folder.
+    """Logs to a run of MLflow, at ``MLFLOW_TRACKING_URI`` or in ``mlruns`` by the work directory.
 
     Args:
-        work_dir: The work folder.
-        name: What the run is shown as.
-        run: The run to go on with; None begins one.
-        iterations: Says where the training is.
+        work_dir: The work directory.
+        name: Display name of the run.
+        run: ID of the run to resume; None starts one.
+        iterations: Returns the current iteration.
 
     Attributes:
-        run: The run, once there is one.
+        run: ID of the run, once it has started.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class MLflowTracker(_OverIterations, MLflowVisBackend):
     def _init_env(self) -> None:
         own_store = not os.environ.get('MLFLOW_TRACKING_URI')
         if own_store:
-            # It prefers data bases, for which mlflow-skinny, the part that writes, has no driver.
+            # MLflow prefers a database, for which mlflow-skinny has no driver.
             os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')
         import mlflow
 
@@ -200,29 +201,29 @@ class MLflowTracker(_OverIterations, MLflowVisBackend):
             self.run = mlflow.start_run(self.run, run_name=self._run_name).info.run_id
         except mlflow.MlflowException as error:
             raise UserError(
-                f'--track mlflow: {mlflow.get_tracking_uri()} takes no runs, or not the one of '
-                f'this training (see MLFLOW_TRACKING_URI and trackers.json): {error}'
+                f'--track mlflow: {mlflow.get_tracking_uri()} refuses the run of this training '
+                f'(check MLFLOW_TRACKING_URI and trackers.json): {error}'
             ) from error
 
     def add_config(self, config: Config, **kwargs: Any) -> None:
-        """Record the config as a file, and settings as parameters, which cannot be changed."""
+        """Log the config as a file, and settings as parameters of new runs: they are immutable."""
         self.experiment.log_text(config.pretty_text, 'config.py')
         if self.is_new:
             sections = {key: config[key] for key in PARAMS if config.get(key) is not None}
             self.experiment.log_params(dict(_flat(Config(sections).to_dict())))
 
     def add_image(self, name: str, image: np.ndarray, step: int = 0, **kwargs: Any) -> None:
-        """Record an image, (H, W, 3) in RGB."""
+        """Log an RGB image of shape (H, W, 3)."""
         self.experiment.log_image(image, key=re.sub(r'[^\w-]', '_', name), step=step)
 
     def close(self) -> None:
-        """End the run; mmengine's would copy all logs and predictions of the work folder first."""
+        """End the run, without uploading the logs and predictions of the work directory."""
         if hasattr(self, '_mlflow'):
             self._mlflow.end_run()
 
 
 def _flat(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
-    """Settings by the path to each, in the letters that MLflow allows."""
+    """Yield each setting with its path as key, in the characters that MLflow allows."""
     if isinstance(value, dict):
         items = list(value.items())
     elif isinstance(value, list | tuple) and any(isinstance(x, dict) for x in value):

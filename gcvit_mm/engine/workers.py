@@ -1,4 +1,4 @@
-"""Processes that load data."""
+"""Worker processes of data loaders."""
 
 import copy
 import multiprocessing
@@ -21,27 +21,27 @@ from .randomness import seed_generators
 
 @FUNCTIONS.register_module()
 def init_worker(worker_id: int) -> None:
-    """Start a data loader's worker.
+    """Seed the random generators of a data loader's worker.
 
     Args:
-        worker_id: Its number; PyTorch gives it.
+        worker_id: Number of the worker; PyTorch passes it.
     """
     info = get_worker_info()
     assert info is not None
-    # All launchers name the process so. Of its group, only workers that were forked would know.
+    # All launchers set RANK. Workers that were not forked have no process group to ask.
     seed_generators(info.seed, int(os.environ.get('RANK', 0)))
 
 
 class Worker(multiprocessing.Process):
-    """A process that ends when the one that started it does or sends SIGTERM.
+    """A process that ignores signals, unless its parent ends or sends SIGTERM; Linux only.
 
-    Clusters send their signals to all processes, and without data a training could not come to a
-    point where it can be saved. Linux only.
+    Clusters send signals to all processes, but a training needs its workers to reach the end of the
+    step, where it can be saved.
 
     Args:
-        method: How it is started: 'fork', 'forkserver' or 'spawn'.
-        signals: What it does not hear from others.
-        arguments: Of multiprocessing's processes.
+        method: Start method: 'fork', 'forkserver' or 'spawn'.
+        signals: Signals to ignore, except SIGTERM from the parent.
+        arguments: Arguments of ``multiprocessing.Process``.
     """
 
     def __init__(self, method: str, signals: Collection[signal.Signals], **arguments: Any) -> None:
@@ -54,12 +54,12 @@ class Worker(multiprocessing.Process):
         return multiprocessing.get_context(process.method).Process._Popen(process)
 
     def start(self) -> None:
-        """Start; what is blocked meanwhile is blocked in the new process from its first moment."""
+        """Start the process with ``signals`` blocked, which it inherits from its parent."""
         with blocked(self.signals):
             super().start()
 
     def run(self) -> None:
-        """Do what it was started for."""
+        """Run the target, and watch the parent process in a thread."""
         threading.Thread(target=_end_with_parent, daemon=True).start()
         super().run()
 
@@ -75,24 +75,24 @@ def _end_with_parent() -> None:
 
 
 def worker_context(signals: Collection[signal.Signals], context: BaseContext | None) -> BaseContext:
-    """What a data loader takes as ``multiprocessing_context`` to start ``Worker``s.
+    """A ``multiprocessing_context`` with which a data loader starts ``Worker``s.
 
     Args:
-        signals: What they do not hear from others.
-        context: How they are started; None takes the default.
+        signals: Signals for the workers to ignore.
+        context: The context whose start method is used; None takes the default.
     """
     context = copy.copy(context or multiprocessing.get_context())
     method = context.get_start_method()
-    if method == 'forkserver':  # which is started with the first worker
+    if method == 'forkserver':  # the first worker starts the server
         context.set_forkserver_preload(['__main__', __name__])
     context.Process = partial(Worker, method, signals)  # type: ignore[attr-defined]
     return context
 
 
 def start_resource_tracker(signals: Collection[signal.Signals]) -> None:
-    """Start what counts multiprocessing's resources, which no signal ends then.
+    """Start multiprocessing's resource tracker with signals blocked, so that it survives them.
 
-    A worker in whose start it had to be started again would hear signals.
+    Restarting the tracker would unblock the signals while a worker starts.
     """
     if multiprocessing.get_start_method() != 'fork':
         with blocked(signals):
@@ -101,7 +101,7 @@ def start_resource_tracker(signals: Collection[signal.Signals]) -> None:
 
 @contextmanager
 def blocked(signals: Collection[int]) -> Iterator[None]:
-    """Let signals wait, to this thread and to what it starts."""
+    """Block signals in this thread and in the processes that it starts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -110,7 +110,7 @@ def blocked(signals: Collection[int]) -> Iterator[None]:
 
 
 def _unblock_others(worker: type[Worker]) -> None:
-    """Let a process of the fork server's, which blocks signals, hear them if it is no worker."""
+    """Unblock signals in processes of the fork server, which blocks them, except in workers."""
     forked_by_server = multiprocessing.get_start_method() == 'forkserver'
     if forked_by_server and not isinstance(multiprocessing.current_process(), worker):
         signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -1,4 +1,4 @@
-"""Evaluation that the mm packages lack; importing it registers."""
+"""Metrics and test-time augmentation that OpenMMLab lacks; importing them registers them."""
 
 from .classification_csv import ClassificationCSV
 from .faster_coco_metric import coco_metric

@@ -1,4 +1,4 @@
-"""Predictions of a classifier as a table."""
+"""Writing of the predictions of a classifier to a table."""
 
 import csv
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ COLUMNS = ('image', 'true_label', 'true_class', 'label', 'class', 'score', 'top5
 
 @METRICS.register_module()
 class ClassificationCSV(BaseMetric):
-    """Write a line per image: its path, the true class, the predicted one, and the five best.
+    """Writes a line per image: its path, the true and the predicted class, and the top 5.
 
-    Classes are numbered as in the data set; the true one is empty where the data has none.
+    Classes have the numbers of the data set; the true class is empty if the data have no labels.
 
     Args:
         out_file: The file to write.
@@ -24,7 +24,7 @@ class ClassificationCSV(BaseMetric):
         self.out_file = out_file
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keep what the file needs of a batch of predictions."""
+        """Collect the paths, labels and top 5 predictions of a batch."""
         for sample in data_samples:
             scores, labels = sample['pred_score'].sort(descending=True, stable=True)
             truth = sample['gt_label'].item() if 'gt_label' in sample else None
@@ -33,7 +33,7 @@ class ClassificationCSV(BaseMetric):
             )
 
     def compute_metrics(self, results: list) -> dict:
-        """Write the file; there is no figure to report."""
+        """Write the file; the result has no metrics."""
         names = (self.dataset_meta or {}).get('classes')
         with open(self.out_file, 'w', newline='') as file:
             table = csv.writer(file)

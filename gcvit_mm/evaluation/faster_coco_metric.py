@@ -1,4 +1,4 @@
-"""What stands in for onedl-mmdetection's ``FasterCocoMetric`` where mmdet is OpenMMLab's."""
+"""A substitute for onedl-mmdetection's ``FasterCocoMetric``, which OpenMMLab's mmdet lacks."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from mmengine.logging import print_log
 from mmengine.registry import METRICS
 
 
-# mmdet's registry is asked before this one, so its own metric of this name goes first.
+# mmdet's registry is searched first, so its own metric of this name has priority.
 @METRICS.register_module(name='FasterCocoMetric')
 def coco_metric(**settings: Any) -> BaseMetric:
-    """Build mmdet's ``CocoMetric``, which gives the same figures in more time."""
-    print_log('this mmdet has no FasterCocoMetric: CocoMetric evaluates', logger='current')
+    """Build mmdet's ``CocoMetric``, which computes equal metrics more slowly."""
+    print_log('this mmdet has no FasterCocoMetric: using CocoMetric', logger='current')
     return METRICS.build(dict(type='mmdet.CocoMetric', **settings))

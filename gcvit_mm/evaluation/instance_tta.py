@@ -1,4 +1,4 @@
-"""Test-time augmentation of detectors with masks, which mmdet's own refuses."""
+"""Test-time augmentation of detectors with masks, which mmdet does not support."""
 
 from typing import Any
 
@@ -16,18 +16,17 @@ AXES = {None: [], 'horizontal': [3], 'vertical': [2], 'diagonal': [2, 3]}
 
 @MODELS.register_module()
 class InstanceTTAModel(BaseTTAModel):
-    """Mask R-CNN or Cascade Mask R-CNN on several views of each image: sizes and flips.
+    """Runs Mask R-CNN or Cascade Mask R-CNN on several views of each image: sizes and flips.
 
-    The boxes found in the views are put back on the original image and merged by the detector's
-    own NMS (``model.test_cfg.rcnn``). The mask heads then see the merged boxes in every view; their
-    probabilities, flipped back and averaged over the views, are the masks. This is how detectron2
-    and mmdet 2 make masks.
+    Boxes of all views are mapped to the original image and merged by the NMS of the detector
+    (``model.test_cfg.rcnn``). The mask heads then predict the masks of the merged boxes in each
+    view; their probabilities are flipped back and averaged. detectron2 and mmdet 2 use this method.
 
     Args:
         module: The detector, or its config.
 
     Raises:
-        UserError: The detector is no Mask R-CNN or Cascade Mask R-CNN.
+        UserError: The detector is not a Mask R-CNN or Cascade Mask R-CNN.
     """
 
     module: Any
@@ -37,11 +36,11 @@ class InstanceTTAModel(BaseTTAModel):
         from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 
         head: Any = getattr(self.module, 'roi_head', None)
-        # Exact types: subclasses score or refine masks in ways of their own.
+        # Subclasses are refused, because they score or refine masks differently.
         if type(head) not in (StandardRoIHead, CascadeRoIHead) or not head.with_mask:
             raise UserError(
-                'tta_model: InstanceTTAModel is for Mask R-CNN and Cascade Mask R-CNN, and this is '
-                f"{type(self.module).__name__}: detectors without masks take mmdet's DetTTAModel"
+                'tta_model: InstanceTTAModel is for Mask R-CNN and Cascade Mask R-CNN, not for '
+                f"{type(self.module).__name__}: use mmdet's DetTTAModel for detectors without masks"
             )
 
     def test_step(self, data: dict) -> list[BaseDataElement]:
@@ -49,24 +48,24 @@ class InstanceTTAModel(BaseTTAModel):
 
         Args:
             data: ``inputs`` and ``data_samples``, each a list over the views of lists over the
-                images, as mmcv's ``TestTimeAug`` gives them.
+                images, as returned by mmcv's ``TestTimeAug``.
 
         Returns:
-            A data sample per image, boxes and masks on the original image.
+            A data sample per image, with boxes and masks on the original image.
         """
         views = [
-            self._look(inputs, samples)
+            self._extract(inputs, samples)
             for inputs, samples in zip(data['inputs'], data['data_samples'], strict=True)
         ]
-        found = [self._detect(*view) for view in views]
-        merged = self.merge_preds(list(zip(*found, strict=True)))
+        predictions = [self._detect(*view) for view in views]
+        merged = self.merge_preds(list(zip(*predictions, strict=True)))
         masks = [self._mask_probabilities(*view, merged) for view in views]
         samples = views[0][1]
         self._paste([torch.stack(m).mean(0) for m in zip(*masks, strict=True)], merged, samples)
         return self.module.add_pred_to_datasample(samples, merged)
 
     def merge_preds(self, data_samples_list: list) -> list[InstanceData]:
-        """Merge the boxes of each image's views, which are on the original image, by NMS."""
+        """Merge the boxes of the views of each image by NMS, on the original image."""
         return [self._merge(InstanceData.cat(list(views))) for views in data_samples_list]
 
     def _merge(self, instances: InstanceData) -> InstanceData:
@@ -80,26 +79,26 @@ class InstanceTTAModel(BaseTTAModel):
         merged.bboxes, merged.scores = boxes[:, :4], boxes[:, 4]
         return merged[: limits.max_per_img] if limits.max_per_img > 0 else merged
 
-    def _look(self, inputs: Any, samples: list) -> tuple[tuple[Tensor, ...], list]:
+    def _extract(self, inputs: Any, samples: list) -> tuple[tuple[Tensor, ...], list]:
         data = self.module.data_preprocessor(dict(inputs=inputs, data_samples=samples), False)
         return self.module.extract_feat(data['inputs']), data['data_samples']
 
     def _detect(self, maps: tuple[Tensor, ...], samples: list) -> list[InstanceData]:
-        """Boxes that a view shows, on the original images."""
+        """Predict the boxes of a view, mapped to the original images."""
         from mmdet.structures.bbox import bbox_mapping_back
 
         head = self.module.roi_head
         proposals = self.module.rpn_head.predict(maps, samples, rescale=False)
         metas = [sample.metainfo for sample in samples]
-        found = head.predict_bbox(maps, metas, proposals, rcnn_test_cfg=head.test_cfg)
-        for instances, sample in zip(found, samples, strict=True):
+        predictions = head.predict_bbox(maps, metas, proposals, rcnn_test_cfg=head.test_cfg)
+        for instances, sample in zip(predictions, samples, strict=True):
             instances.bboxes = bbox_mapping_back(instances.bboxes, *_geometry(sample))
-        return found
+        return predictions
 
     def _mask_probabilities(
         self, maps: tuple[Tensor, ...], samples: list, merged: list[InstanceData]
     ) -> list[Tensor]:
-        """Per image (n, classes, h, w) in its boxes, as an image without a flip has them."""
+        """The mask probabilities in the boxes of each image without flip, (n, classes, h, w)."""
         from mmdet.structures.bbox import bbox2roi, bbox_mapping
 
         head: Any = self.module.roi_head
@@ -115,7 +114,7 @@ class InstanceTTAModel(BaseTTAModel):
         return [mask.flip(AXES[flip]) for mask, flip in zip(masks, flips, strict=True)]
 
     def _paste(self, masks: list[Tensor], merged: list[InstanceData], samples: list) -> None:
-        """Set ``masks`` of each image's instances, (n, H, W) of the original image."""
+        """Set ``masks`` of the instances of each image, (n, H, W) in the original image."""
         head: Any = self.module.roi_head
         last: Any = head.mask_head
         if isinstance(last, nn.ModuleList):
@@ -125,7 +124,7 @@ class InstanceTTAModel(BaseTTAModel):
 
 
 def _geometry(sample: BaseDataElement) -> tuple:
-    """What mmdet's ``bbox_mapping`` and ``bbox_mapping_back`` ask about a view."""
-    # mmcv leaves the direction None where it did not flip.
+    """The arguments of mmdet's ``bbox_mapping`` and ``bbox_mapping_back`` for a view."""
+    # mmcv sets the direction to None for a view without flip.
     direction = sample.get('flip_direction')
     return sample.img_shape, tuple(sample.scale_factor) * 2, direction is not None, direction

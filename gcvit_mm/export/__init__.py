@@ -1,1 +1,1 @@
-"""Models as files that run without this package: ONNX, and ``torch.export``'s ``.pt2``."""
+"""Export of models to files that run without this package: ONNX and PyTorch's ``.pt2``."""

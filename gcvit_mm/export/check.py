@@ -1,4 +1,4 @@
-"""A file beside the model that it was made of: the same outputs, and how fast."""
+"""Comparison of an exported file with its model: outputs and speed."""
 
 import statistics
 import time
@@ -15,44 +15,45 @@ from .files import Run
 from .graph import ImageModel
 
 BAR = 1e-4
-"""The most that an output may be off, of numbers above 1 in proportion to them."""
+"""Maximum deviation of an output: absolute up to 1, relative above."""
 SIZES = ((224, 224), (96, 160), (203, 310), (20, 33), (512, 640))
-"""Height and width: square, oblong, odd, smaller than a window, large."""
+"""Heights and widths: square, oblong, odd, smaller than a window, large."""
 BATCHES = (1, 3)
 
 
 @dataclass
 class Deviation:
-    """How far a file is off: ``off_by`` of images (N, H, W), as ``ImageModel.deviates`` has it."""
+    """The deviation ``off_by`` of a file for images (N, H, W), from ``ImageModel.deviates``."""
 
     images: tuple[int, int, int]
     off_by: float
 
 
 def compare(graph: ImageModel, run: Run) -> list[Deviation]:
-    """Compare a file with its model, on images of all ``SIZES`` or of the one that it is for.
+    """Compare a file with its model, on images of all ``SIZES`` or of its fixed size.
 
     Args:
         graph: The model.
-        run: The file.
+        run: The loaded file.
 
     Raises:
-        UserError: The outputs are off by more than ``BAR``.
+        UserError: An output deviates by more than ``BAR``.
     """
     generator = torch.Generator().manual_seed(0)
     sizes = SIZES if graph.size is None else (graph.size,)
-    found = []
+    deviations = []
     for batch, size in tqdm(list(product(BATCHES, sizes)), 'comparing', leave=False):
         image = _image(batch, size, generator)
-        found.append(Deviation((batch, *size), graph.deviates(run(image), graph.expected(image))))
-    worst = max(found, key=lambda deviation: deviation.off_by)
+        off_by = graph.deviates(run(image), graph.expected(image))
+        deviations.append(Deviation((batch, *size), off_by))
+    worst = max(deviations, key=lambda deviation: deviation.off_by)
     if worst.off_by > BAR:
         raise UserError(
-            f'the export is wrong, and not kept: with {worst.images[0]} image(s) of '
-            f'{worst.images[1]}x{worst.images[2]} it is off by {worst.off_by:.1e}, and {BAR:.0e} '
-            'is allowed'
+            f'the exported file is wrong and was deleted: with {worst.images[0]} image(s) of '
+            f'{worst.images[1]}x{worst.images[2]} it is off by {worst.off_by:.1e}, more than '
+            f'{BAR:.0e}'
         )
-    return found
+    return deviations
 
 
 def _image(batch: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
@@ -60,16 +61,16 @@ def _image(batch: int, size: tuple[int, int], generator: torch.Generator) -> Ten
 
 
 def speeds(graph: ImageModel, run: Run, size: tuple[int, int], repeat: int) -> list[float]:
-    """Time the model in PyTorch and the file in turns, one image at a time.
+    """Time the model in PyTorch and the file in turns, with one image.
 
     Args:
         graph: The model.
-        run: The file.
+        run: The loaded file.
         size: Height and width of the image.
-        repeat: How often each is timed, after one time that is not.
+        repeat: Timed runs of each, after an untimed one.
 
     Returns:
-        Medians in seconds: of the model, and of the file.
+        Median seconds of the model and of the file.
     """
     image = _image(1, size, torch.Generator().manual_seed(0))
     steps: list[Callable] = [graph.expected, run]

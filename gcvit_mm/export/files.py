@@ -1,4 +1,4 @@
-"""The two formats: how a traced model is written, and how a file is run."""
+"""Writing and loading of exported files in both formats."""
 
 import io
 import json
@@ -18,27 +18,26 @@ from ..errors import UserError
 from .graph import INPUT, open_sizes
 
 OPSET = 20
-"""The ONNX operators' version: ONNX Runtime has it since 1.17."""
+"""Version of the ONNX operators; ONNX Runtime supports it since 1.17."""
 META = 'gcvit_mm'
-"""The key of the description, JSON, within a file."""
+"""Key of the description in a file, as JSON."""
 
 ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
 Run = Callable[[Tensor], dict[str, Tensor]]
-"""Images (N, H, W, 3) of uint8 to the outputs by name."""
+"""Maps images (N, H, W, 3) of uint8 to the outputs by name."""
 
 
 def check_target(path: Path) -> None:
-    """Check, before the work, that a file can be written.
+    """Check that a file can be written, before the model is exported.
 
     Raises:
-        UserError: Its suffix is none of ``FORMATS``, whose packages may be missing, or its folder
-            is.
+        UserError: The suffix is not in ``FORMATS``, or its packages or the folder are missing.
     """
     if path.suffix not in FORMATS or path.is_dir():
-        raise UserError(f'--out {path}: give a file whose name ends in {" or ".join(FORMATS)}')
+        raise UserError(f'--out {path}: pass a file whose name ends in {" or ".join(FORMATS)}')
     if not path.parent.is_dir():
-        raise UserError(f'--out {path}: folder {path.parent} does not exist: make it first')
+        raise UserError(f'--out {path}: folder {path.parent} does not exist: create it first')
     if path.suffix == '.onnx':
         missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
         if missing:
@@ -52,14 +51,14 @@ def write(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
 
     Args:
         program: The model.
-        path: The file; ONNX's weights of more than 2 GB are written beside it, to ``PATH.data``.
-        about: What ``describe`` gives; the file carries it.
+        path: The file; ONNX weights of more than 2 GB are written to ``PATH.data`` beside it.
+        about: The result of ``describe``, which is stored in the file.
     """
     FORMATS[path.suffix][0](program, path, list(about['outputs']), json.dumps(about))
 
 
 def load(path: Path, threads: int) -> Run:
-    """Give what runs a file on the CPU: ONNX Runtime, or PyTorch."""
+    """Load a file to run it on the CPU, by ONNX Runtime or PyTorch."""
     return FORMATS[path.suffix][1](path, threads)
 
 
@@ -74,7 +73,9 @@ def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], meta: 
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
-        raise UserError(f'the model has an operation that ONNX lacks: {reason}') from error
+        raise UserError(
+            f'the model has an operation that ONNX lacks, try .pt2 instead: {reason}'
+        ) from error
     model = onnx_program.model
     names = ('batch', 'height', 'width')
     onnx_program.rename_axes(
@@ -122,4 +123,4 @@ FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path, int], Run]]] = {
     '.onnx': (_write_onnx, _load_onnx),
     '.pt2': (_write_pt2, _load_pt2),
 }
-"""How a format is written and loaded, by the suffix of its files."""
+"""Functions that write and load a format, by the suffix of its files."""

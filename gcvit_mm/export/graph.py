@@ -1,4 +1,4 @@
-"""A model as one graph: from the pixels of images to named outputs, for images of any size."""
+"""Models as one graph from the pixels of images to named outputs, for images of any size."""
 
 import copy
 from contextlib import AbstractContextManager
@@ -21,14 +21,14 @@ TORCH = '2.14'
 
 
 class ImageModel(nn.Module):
-    """What is exported, and what it is compared with.
+    """The exported graph of a model, and the original model to compare it with.
 
     Args:
         model: A model of mmdet, mmseg or mmpretrain, in evaluation mode.
-        size: Height and width of all images in pixels; None leaves them open.
+        size: Height and width of all images in pixels; None allows any size.
 
     Attributes:
-        outputs: The outputs' axes by name; the first of them is N, the images.
+        outputs: The axes of each output by name; the first axis is N, the images.
     """
 
     outputs: dict[str, tuple[str | int, ...]]
@@ -40,7 +40,7 @@ class ImageModel(nn.Module):
     def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
         super().__init__()
         self.size = size
-        # Not a module of this one: the file has no use for it.
+        # Not registered as a submodule, because the file must not contain it.
         self.__dict__['original'] = model
         self.model = _exportable(model, is_static=size is not None)
         preprocessor = model.data_preprocessor
@@ -53,46 +53,42 @@ class ImageModel(nn.Module):
         self.register_buffer('std', torch.ones(3, 1, 1) if mean is None else preprocessor.std)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Compute the outputs.
-
-        Args:
-            image: RGB images of shape (N, H, W, 3), uint8.
-        """
+        """Compute the outputs for RGB images of shape (N, H, W, 3), uint8."""
         x = image.permute(0, 3, 1, 2).to(self.mean.dtype)
         x = x if self.is_rgb else x.flip(1)
         return self.compute((x - self.mean) / self.std)
 
     def compute(self, x: Tensor) -> dict[str, Tensor]:
-        """The outputs for normalised images, (N, 3, H, W)."""
+        """Compute the outputs for normalised images, (N, 3, H, W)."""
         raise NotImplementedError
 
     def expected(self, image: Tensor) -> dict[str, Tensor]:
-        """The outputs of the original model, by its own package; ``image`` as of ``forward``."""
+        """Compute the outputs of the original model for images as for ``forward``."""
         data: dict[str, list] = dict(inputs=list(image.flip(3).permute(0, 3, 1, 2)))
         if getattr(self.original.data_preprocessor, 'test_cfg', None):
-            data['data_samples'] = [BaseDataElement() for _ in image]  # told what is padded
+            data['data_samples'] = [BaseDataElement() for _ in image]  # padding is recorded in them
         with torch.no_grad():
             return self.predict(self.original.data_preprocessor(data)['inputs'])
 
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
-        """The outputs of the original model for what its pre-processor gives."""
+        """Compute the outputs of the original model for the output of its data preprocessor."""
         raise NotImplementedError
 
-    def deviates(self, found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-        """How far outputs are from the expected ones: as ``deviation``, of the worst element."""
-        return max(deviation(found[name], expected[name]) for name in self.outputs)
+    def deviates(self, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+        """The largest ``deviation`` of all outputs."""
+        return max(deviation(actual[name], expected[name]) for name in self.outputs)
 
 
-def deviation(found: Tensor, expected: Tensor) -> float:
-    """The largest difference, of numbers above 1 in proportion to them; NaN counts as infinite."""
-    if found.shape != expected.shape:
+def deviation(actual: Tensor, expected: Tensor) -> float:
+    """The largest difference, absolute up to 1 and relative above; NaN counts as infinite."""
+    if actual.shape != expected.shape:
         return torch.inf
-    worst = ((found - expected).abs() / expected.abs().clamp_min(1)).max()
+    worst = ((actual - expected).abs() / expected.abs().clamp_min(1)).max()
     return float(worst.nan_to_num(nan=torch.inf))
 
 
 class Features(ImageModel):
-    """The maps of the backbone."""
+    """The feature maps of the backbone."""
 
     def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
         super().__init__(model, size)
@@ -107,14 +103,14 @@ class Features(ImageModel):
 
     @staticmethod
     def maps(model: Any, x: Tensor) -> tuple[Tensor, ...]:
-        """The maps of a model for normalised images."""
+        """Compute the feature maps of a model for normalised images."""
         return model.backbone(x)
 
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.outputs, self.maps(self.model, x), strict=True))
 
     def expected(self, image: Tensor) -> dict[str, Tensor]:
-        """As of any model; what the pre-processor of a detector pads is not part of the image."""
+        """Compute the feature maps of the original model, without padding by its preprocessor."""
         self.cut = image.shape[1:3]
         return super().expected(image)
 
@@ -125,7 +121,7 @@ class Features(ImageModel):
 
 
 class Pyramid(Features):
-    """The maps that the heads of a detector see: those of its neck."""
+    """The feature maps of the neck of a detector, which its heads get."""
 
     @staticmethod
     def maps(model: Any, x: Tensor) -> tuple[Tensor, ...]:
@@ -133,7 +129,7 @@ class Pyramid(Features):
 
 
 class Classifier(ImageModel):
-    """Scores of classes."""
+    """The scores and logits of the classes."""
 
     outputs = dict(scores=('N', 'class'), logits=('N', 'class'))
 
@@ -149,7 +145,7 @@ class Classifier(ImageModel):
 
 
 class Segmenter(ImageModel):
-    """Logits of classes for each pixel."""
+    """The logits of the classes for each pixel."""
 
     outputs = dict(logits=('N', 'class', 'H', 'W'))
 
@@ -178,32 +174,33 @@ class Labeller(Segmenter):
         dtype = torch.uint8 if logits.shape[1] <= 256 else torch.int32
         return dict(labels=logits.argmax(dim=1).to(dtype))
 
-    def deviates(self, found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-        """By how much a class was not the best one, in logits."""
+    def deviates(self, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+        """The largest deviation of the logit of a chosen class from the largest logit."""
         logits = expected['logits']
-        chosen = logits.gather(1, found['labels'].long()[:, None])
+        chosen = logits.gather(1, actual['labels'].long()[:, None])
         return deviation(chosen[:, 0], logits.amax(dim=1))
 
 
 def build_graph(
     model: Any, task: str, features: bool, argmax: bool, size: tuple[int, int] | None
 ) -> ImageModel:
-    """Prepare a model for its export.
+    """Prepare a model for export.
 
     Args:
         model: A model of mmdet, mmseg or mmpretrain, in evaluation mode.
         task: 'detection', 'segmentation' or 'classification'.
-        features: Take the backbone alone, of a detector with its neck.
-        argmax: Of a segmenter, give classes instead of their logits.
-        size: Height and width of all images in pixels; None leaves them open.
+        features: Export only the backbone, with the neck for a detector.
+        argmax: Return classes instead of logits, for a segmenter.
+        size: Height and width of all images in pixels; None allows any size.
 
     Raises:
-        UserError: It cannot be exported.
+        UserError: The model cannot be exported.
     """
     if not isinstance(model.backbone, GCViT):
-        raise UserError(f'the backbone is {type(model.backbone).__name__}, only GCViT is exported')
+        kind = type(model.backbone).__name__
+        raise UserError(f'the backbone is {kind}: only models with GCViT can be exported')
     if argmax and (task != 'segmentation' or features):
-        raise UserError('--argmax is for models of segmentation')
+        raise UserError('--argmax is for segmentation models without --what features')
     if features:
         return (Pyramid if task == 'detection' else Features)(model, size)
     if task == 'classification':
@@ -211,14 +208,14 @@ def build_graph(
         return Classifier(model, size)
     if task == 'segmentation':
         _check_segmenter(model)
-        # Tiling is left to whoever runs the file. The caller's model keeps its mode.
+        # The file does not tile images. The model of the caller keeps its mode.
         model = copy.copy(model)
         model.test_cfg = copy.copy(model.test_cfg)
         model.test_cfg['mode'] = 'whole'
         return (Labeller if argmax else Segmenter)(model, size)
     raise UserError(
-        'detectors are not exported as a whole: their number of boxes depends on the image, and '
-        'mmdet decides by it in Python. --what features exports backbone and neck'
+        'detectors cannot be exported as a whole, because mmdet branches in Python on the number '
+        'of boxes: pass --what features to export backbone and neck'
     )
 
 
@@ -229,8 +226,8 @@ def _check_classifier(model: Any) -> None:
     own = isinstance(head, ClsHead) and not isinstance(head, MultiLabelClsHead)
     if not isinstance(model, ImageClassifier) or not own:
         raise UserError(
-            f'{type(model).__name__} with {type(head).__name__} is not exported: of classifiers, '
-            'those are whose head gives one score for each class'
+            f'{type(model).__name__} with {type(head).__name__} cannot be exported: use a '
+            'classifier whose head returns one score per class, or pass --what features'
         )
 
 
@@ -239,25 +236,25 @@ def _check_segmenter(model: Any) -> None:
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
     head = model.decode_head
-    # Heads with a prediction of their own do more than to give logits.
+    # Heads that override prediction do more than return logits.
     usual = isinstance(head, BaseDecodeHead) and all(
         getattr(type(head), name) is getattr(BaseDecodeHead, name)
         for name in ('predict', 'predict_by_feat')
     )
     if not isinstance(model, EncoderDecoder) or not usual:
         raise UserError(
-            f'{type(model).__name__} with {type(head).__name__} is not exported: of segmenters, '
-            'those are whose head gives a map of logits, as UPerHead does'
+            f'{type(model).__name__} with {type(head).__name__} cannot be exported: use a '
+            'segmenter whose head returns logits per pixel, such as UPerHead, or --what features'
         )
     if model.data_preprocessor.test_cfg:
         raise UserError(
-            'data_preprocessor.test_cfg pads images, which is not exported: remove it, GC ViT '
-            'takes any size'
+            'data_preprocessor.test_cfg pads images, which cannot be exported: remove it, as GC '
+            'ViT takes images of any size'
         )
 
 
 def _exportable(model: Any, is_static: bool) -> Any:
-    """A copy of a model that computes the same, in operations which a graph can hold."""
+    """A copy of a model with equal outputs, made of operations that can be exported."""
     model = copy.deepcopy(model).requires_grad_(False)
     for module in list(model.modules()):
         if isinstance(module, WindowAttention):
@@ -268,59 +265,61 @@ def _exportable(model: Any, is_static: bool) -> Any:
             module.with_cp = False
         for name, child in module.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d):
-                setattr(module, name, _CellMeans(child.output_size))
+                setattr(module, name, _AdaptiveAvgPool(child.output_size))
     return model
 
 
-class _CellMeans(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as two products of matrices, for maps of any size."""
+class _AdaptiveAvgPool(nn.Module):
+    """``nn.AdaptiveAvgPool2d`` as two matrix products, for feature maps of any size."""
 
-    def __init__(self, cells: Any) -> None:
+    def __init__(self, size: Any) -> None:
         super().__init__()
-        self.cells = (cells, cells) if isinstance(cells, int) else tuple(cells)
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, columns = (
-            _shares(length, count, x) for length, count in zip(x.shape[2:], self.cells, strict=True)
+            _pool_weights(length, bins, x)
+            for length, bins in zip(x.shape[2:], self.size, strict=True)
         )
         return rows @ x @ columns.t()
 
 
-def _shares(length: int, cells: int, like: Tensor) -> Tensor:
-    """What each position of an axis adds to the mean of each cell, (cells, length)."""
-    cell = torch.arange(cells, device=like.device)
-    start = (cell * length).div(cells, rounding_mode='floor')
-    stop = ((cell + 1) * length + cells - 1).div(cells, rounding_mode='floor')
+def _pool_weights(length: int, bins: int, like: Tensor) -> Tensor:
+    """The weight of each position of an axis in the mean of each bin, (bins, length)."""
+    number = torch.arange(bins, device=like.device)
+    start = (number * length).div(bins, rounding_mode='floor')
+    stop = ((number + 1) * length + bins - 1).div(bins, rounding_mode='floor')
     at = torch.arange(length, device=like.device)
     inside = (at >= start[:, None]) & (at < stop[:, None])
     return inside.to(like.dtype) / (stop - start)[:, None]
 
 
 def open_sizes() -> AbstractContextManager:
-    """What tracing needs: to choose a kernel for attention, PyTorch asks how many windows it has.
+    """A context for tracing with open sizes, in which PyTorch does not choose attention kernels.
 
-    In the graph is the same operation, for which a kernel is chosen when it runs.
+    The choice depends on the number of windows. The traced operation does not change: its kernel is
+    chosen when it runs.
     """
     return sdpa_kernel(SDPBackend.MATH)
 
 
 def trace(graph: ImageModel) -> ExportedProgram:
-    """Trace a model: the number of images stays open, and their size if it is not given.
+    """Trace a model for any number of images, and for any size unless the model has a fixed one.
 
     Raises:
-        UserError: It cannot be traced.
+        UserError: The model cannot be traced.
     """
     if digit_version(torch.__version__) < digit_version(TORCH):
         raise UserError(f'export needs torch {TORCH} or later, this is {torch.__version__}')
     from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapeVar, TensorSpec
 
-    # Not Dim: what is traced with it asks for two images at least, and for more than a cell.
+    # Models traced with Dim need at least two images, and feature maps of more than one token.
     batch = ShapeVar('batch', min=1)
     size = graph.size or (ShapeVar('height', min=1), ShapeVar('width', min=1))
     spec = ParamsSpec({INPUT: TensorSpec([batch, *size, 3])})
     example = torch.zeros(2, *(graph.size or (200, 300)), 3, dtype=torch.uint8)
     try:
-        # With gradients, blocks put maps together in a way that graphs can hold.
+        # With gradients enabled, blocks join feature maps by operations that can be exported.
         with torch.enable_grad(), open_sizes():
             return torch.export.export(graph, (example,), dynamic_shapes=spec, strict=False)
     except (RuntimeError, ValueError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""What is exported: a model with its weights, and what whoever runs the file should know of it."""
+"""Loading of the model to export, and the description that is stored with it."""
 
 import os
 from contextlib import redirect_stdout
@@ -23,12 +23,12 @@ from .graph import INPUT, ImageModel
 
 @dataclass
 class Source:
-    """A model that is to be exported.
+    """A model to export.
 
     Attributes:
         model: The model, on the CPU and in evaluation mode.
         task: 'detection', 'segmentation' or 'classification'.
-        about: Plain data about it: its config, weights, classes and test pipeline.
+        about: Config, weights, classes and test pipeline of the model, as plain data.
     """
 
     model: Any
@@ -42,12 +42,12 @@ def load_source(
     """Load a model.
 
     Args:
-        model: A name of the zoo's, a config file, or the work folder of a training.
-        checkpoint: A file or ``gcvit://NAME``; by default as ``Predictor`` has it.
-        random_weights: Take no weights; ``model`` is a name or a config file then.
+        model: Name of a config of this package, a config file, or the work directory of a training.
+        checkpoint: A file or ``gcvit://NAME``; the default is that of ``find_model``.
+        random_weights: Do not load weights; ``model`` must be a name or a config file.
 
     Raises:
-        UserError: The model or its checkpoint cannot be read, or they do not fit each other.
+        UserError: The model or its checkpoint cannot be read, or the checkpoint does not fit.
     """
     if random_weights:
         cfg, file = read_config(model), None
@@ -70,7 +70,7 @@ def load_source(
 
 
 def describe(source: Source, graph: ImageModel, program: ExportedProgram) -> dict[str, Any]:
-    """What a file takes and gives, as plain data: it is written into the file, and beside it."""
+    """The description of the inputs and outputs of a file, stored in it and beside it."""
     results = program.graph.output_node().args[0]
     dtypes = [_name(result.meta['val'].dtype) for result in results]
     height, width = graph.size or ('H', 'W')
@@ -96,5 +96,5 @@ def _name(dtype: torch.dtype) -> str:
 
 def _random_model(cfg: Config) -> Any:
     torch.manual_seed(0)
-    with redirect_stdout(StringIO()):  # the packages print at import
+    with redirect_stdout(StringIO()):  # hides messages that packages print at import
         return revert_sync_batchnorm(build_model(cfg)).eval()

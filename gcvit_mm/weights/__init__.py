@@ -1,1 +1,1 @@
-"""Weights: reading, writing, conversion, loading, downloading."""
+"""Reading, writing, converting, loading and downloading of weights."""

@@ -1,4 +1,4 @@
-"""Conversion of a whole file: official, timm's and our checkpoints of GC ViT."""
+"""Conversion of GC ViT checkpoints between the official naming, timm's and ours."""
 
 import math
 import re
@@ -15,15 +15,15 @@ from .names import TO_TIMM, Contents, describe, rename, shorten, sizes_of, sort_
 
 @dataclass
 class Conversion:
-    """A state dict for a task, and what became of every tensor of its source.
+    """A converted state dict, and the tensors of the source that it does not have.
 
     Attributes:
-        naming: The source's naming.
-        variant: For example 'GC ViT tiny'.
-        windows: Side of the windows of each stage, in cells.
+        naming: Naming of the source.
+        variant: Variant of the model, such as 'GC ViT tiny'.
+        windows: Side of the windows of each stage, in tokens.
         classes: Number of classes; 0 without a classifier.
-        tensors: What was asked for.
-        left_out: Names of the source's other tensors, by what they are.
+        tensors: The converted tensors by name.
+        skipped: Names of the other tensors of the source, by group.
     """
 
     naming: str
@@ -31,35 +31,35 @@ class Conversion:
     windows: tuple[int, ...]
     classes: int
     tensors: dict[str, Tensor]
-    left_out: dict[str, list[str]]
+    skipped: dict[str, list[str]]
 
 
 def convert(state: Mapping[str, Tensor], task: str, to: str = 'gcvit_mm') -> Conversion:
-    """Convert a state dict; every tensor is taken, or left out in a group that has a name.
+    """Convert a state dict; each tensor is either converted or listed as skipped.
 
     Args:
-        state: Tensors by name: official, timm's or ours.
-        task: 'classification' gives the state of a classifier, in our naming of mmpretrain's
-            ``ImageClassifier`` with a ``LinearClsHead``; 'dense' that of a bare backbone.
-        to: 'gcvit_mm' or 'timm'.
+        state: Tensors by name, in the official naming, timm's or ours.
+        task: 'classification' returns a classifier, in our naming that of mmpretrain's
+            ``ImageClassifier`` with a ``LinearClsHead``; 'dense' returns the backbone.
+        to: Naming to convert to, 'gcvit_mm' or 'timm'.
 
     Raises:
-        UserError: Something is missing, or is not of a GC ViT.
+        UserError: A tensor is missing, or is not part of a GC ViT.
     """
     contents = sort_tensors(state)
-    left_out = _other_modules(contents)
+    skipped = _other_modules(contents)
     if contents.index:
-        left_out['index buffers, computed from the windows'] = contents.index
+        skipped['index buffers, computed from the windows'] = contents.index
     backbone, head = contents.backbone, contents.head
     if task == 'classification':
         _check_classifier(contents)
     elif head:
-        left_out['classifier'] = [f'head.{name}' for name in head]
+        skipped['classifier'] = [f'head.{name}' for name in head]
         head = {}
     whole = task == 'classification' or to == 'timm'
     early = [name for name in backbone if whole and re.match(r'norm[0-2]\.', name)]
     if early:
-        left_out['output norms of the first stages'] = early
+        skipped['output norms of the first stages'] = early
         backbone = {name: tensor for name, tensor in backbone.items() if name not in early}
     return Conversion(
         naming=contents.naming,
@@ -67,15 +67,15 @@ def convert(state: Mapping[str, Tensor], task: str, to: str = 'gcvit_mm') -> Con
         windows=_check_backbone(backbone, whole),
         classes=len(head['weight']) if head else 0,
         tensors=_timm_state(backbone, head) if to == 'timm' else _our_state(backbone, head),
-        left_out=left_out,
+        skipped=skipped,
     )
 
 
 def _other_modules(contents: Contents) -> dict[str, list[str]]:
-    """The tensors of the modules beside the backbone, by module."""
+    """The names of the tensors outside the backbone, by module."""
     if contents.others and not contents.prefix.endswith('backbone.'):
-        listed = shorten(list(contents.others))
-        raise UserError(f'it holds tensors that are not understood: {listed}')
+        unknown = shorten(list(contents.others))
+        raise UserError(f'the file has unknown tensors: {unknown}')
     root = contents.prefix.removesuffix('backbone.')
     modules: dict[str, list[str]] = {}
     for name in contents.others:
@@ -86,38 +86,38 @@ def _other_modules(contents: Contents) -> dict[str, list[str]]:
 def _check_classifier(contents: Contents) -> None:
     if set(contents.head) != {'weight', 'bias'}:
         raise UserError(
-            'it holds no classifier with a linear head (weight and bias): only its backbone can be '
-            'converted, by the task dense'
+            'the file has no classifier with a linear head (weight and bias): convert only its '
+            'backbone, with --task dense'
         )
     if contents.others:
-        listed = shorten(list(contents.others))
-        raise UserError(f'it holds tensors that a classifier does not have: {listed}')
+        unexpected = shorten(list(contents.others))
+        raise UserError(f'the file has tensors that a classifier does not have: {unexpected}')
 
 
 def _check_backbone(state: Mapping[str, Tensor], whole: bool) -> tuple[int, ...]:
-    """Compare with a backbone of the same sizes, tensor by tensor; give its windows."""
+    """Compare the tensors with those of a backbone of equal sizes, and return its windows."""
     expected, windows = _expected(state, whole)
     problems = {
         'missing': [name for name in expected if name not in state],
-        'not understood': [name for name in state if name not in expected],
+        'unknown': [name for name in state if name not in expected],
         'of another shape': [
             name for name in expected if name in state and state[name].shape != expected[name]
         ],
     }
-    found = [
+    descriptions = [
         f'{len(names)} tensors are {problem} ({shorten(names, 3)})'
         for problem, names in problems.items()
         if names
     ]
-    if found:
-        raise UserError(f'its tensors are not those of {describe(state)}: {"; ".join(found)}')
+    if descriptions:
+        raise UserError(f'the file does not fit {describe(state)}: {"; ".join(descriptions)}')
     return windows
 
 
 def _expected(
     state: Mapping[str, Tensor], whole: bool
 ) -> tuple[dict[str, torch.Size], tuple[int, ...]]:
-    """Shapes of a backbone of the sizes that a state dict shows; what it lacks gets a default."""
+    """The shapes and windows of a backbone with the sizes of a state dict, or with defaults."""
     dim, depths, ratio = sizes_of(state)
     table = 'stages.{}.blocks.0.attn.relative_position_bias_table'
     tables = [state.get(table.format(i), torch.empty(1, 1)) for i in range(4)]

@@ -1,4 +1,4 @@
-"""Checkpoint files: reading that executes nothing, and writing."""
+"""Reading of checkpoint files without executing code, and writing of them."""
 
 import json
 import os
@@ -19,14 +19,14 @@ from .names import shorten
 from .pth_file import read_pth
 from .safe_pickle import RefusedError
 
-# --- Reading: nothing in a file is executed ---------------------------------------------------
+# --- Reading ----------------------------------------------------------------------------------
 
 _META = 'gcvit_mm'
 _trusted = False
 
 
 def trust_checkpoints() -> None:
-    """From here on, read files that may execute code: the user says that they are to be trusted."""
+    """Allow checkpoint files to execute code, in all later reads of this process."""
     global _trusted
     _trusted = True
 
@@ -36,20 +36,20 @@ def read_checkpoint(
     map_location: str | torch.device | None = 'cpu',
     lazy: bool = False,
 ) -> Any:
-    """Read a ``.pth`` or ``.safetensors`` file without executing anything that it holds.
+    """Read a ``.pth`` or ``.safetensors`` file without executing code from it.
 
     Args:
-        path: The file.
-        map_location: Device of the tensors; None leaves them where a ``.pth`` file has them.
-        lazy: Leave the tensors of a ``.pth`` file on the disk: they have shapes and no values.
+        path: The checkpoint file.
+        map_location: Device of the tensors; None uses the devices stored in a ``.pth`` file.
+        lazy: Do not read the tensors of a ``.pth`` file: they have shapes, but no values.
 
     Returns:
-        The file's content, as ``torch.load`` gives it; of a ``.safetensors`` file the tensors as
-        ``state_dict``, beside the ``meta`` that ``write_checkpoint`` was given.
+        The content as ``torch.load`` returns it. For a ``.safetensors`` file, a dict with the
+        tensors as ``state_dict``, and the ``meta`` that was given to ``write_checkpoint``.
 
     Raises:
-        UserError: The file is missing, damaged, or names what
-            ``gcvit_mm.weights.safe_pickle`` does not read.
+        UserError: The file is missing or damaged, or refers to functions or types that
+            ``gcvit_mm.weights.safe_pickle`` does not allow.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -63,24 +63,24 @@ def read_checkpoint(
         return read_pth(path, map_location, lazy)
     except RefusedError as error:
         raise UserError(
-            f'checkpoint {path} is refused: {error}. For a file that you made yourself, there is '
+            f'checkpoint {path} is refused: {error}. If you made the file yourself, pass '
             '--trust-checkpoint'
         ) from error
     except pickle.UnpicklingError as error:
         raise UserError(
-            f'checkpoint {path} is not a checkpoint, or it is damaged: fetch or save it again'
+            f'{path} is not a checkpoint, or it is damaged: download or save it again'
         ) from error
-    # What a damaged file raises depends on the byte that is hit.
+    # The type of the error depends on which byte of the file is damaged.
     except _DAMAGE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f'checkpoint {path} cannot be read, it is truncated or damaged: fetch or save it again '
-            f'({reason})'
+            f'checkpoint {path} cannot be read, it is truncated or damaged: download or save it '
+            f'again ({reason})'
         ) from error
 
 
 _DAMAGE = (
-    RuntimeError,  # RecursionError too
+    RuntimeError,  # includes RecursionError
     OSError,
     EOFError,
     ValueError,
@@ -102,10 +102,10 @@ def _load_safetensors(path: str, device: str) -> dict[str, dict]:
 
 
 def verify_checkpoint(path: str | os.PathLike) -> None:
-    """Compare all of a ``.pth`` file with the checksums (CRC-32) that PyTorch writes into it.
+    """Verify the checksums (CRC-32) that PyTorch writes into a ``.pth`` file.
 
     Raises:
-        UserError: A byte differs, a part is missing, or the file is not such an archive.
+        UserError: The file is damaged or truncated, or is not an archive of PyTorch.
     """
     try:
         with ZipFile(path) as archive:
@@ -117,42 +117,42 @@ def verify_checkpoint(path: str | os.PathLike) -> None:
 
 
 def weights_entry(content: Any, ema: bool = False) -> str | None:
-    """The entry of a checkpoint that holds the weights; None where the file is nothing else.
+    """The key of the weights in a checkpoint; None if the checkpoint is a bare state dict.
 
     Args:
-        content: What ``read_checkpoint`` gave.
-        ema: The moving average of the weights is asked for.
+        content: The result of ``read_checkpoint``.
+        ema: Return the key of the moving average of the weights.
 
     Raises:
-        UserError: There is no average, and it is asked for.
+        UserError: ``ema`` is True, but the checkpoint has no moving average.
     """
     entries = content if isinstance(content, Mapping) else {}
     if ema:
         entry = ema_entry(content)
         if not entry:
-            listed = shorten([str(name) for name in entries])
-            raise UserError(f'it holds no moving average (EMA): its entries are {listed}')
+            keys = shorten([str(name) for name in entries])
+            raise UserError(f'the file has no moving average (EMA), only the entries {keys}')
         return entry
     return next((n for n in ('state_dict', 'model') if isinstance(entries.get(n), Mapping)), None)
 
 
 def ema_entry(content: Any) -> str | None:
-    """The entry of a checkpoint that holds the moving average of the weights, if any does."""
+    """The key of the moving average of the weights in a checkpoint; None without an average."""
     entries = content if isinstance(content, Mapping) else {}
     if 'ema_state_dict' in entries:
-        return 'state_dict'  # mmengine's EMAHook puts the trained weights into the other one
+        return 'state_dict'  # mmengine's EMAHook saves the trained weights as ema_state_dict
     return next((n for n in ('state_dict_ema', 'model_ema') if entries.get(n)), None)
 
 
 def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of ``state_dict`` or ``model`` where they are wrapped.
+    """The weights of a checkpoint, from its entry ``state_dict`` or ``model`` if it has one.
 
     Args:
-        content: What ``read_checkpoint`` gave.
-        ema: Take the moving average of the weights.
+        content: The result of ``read_checkpoint``.
+        ema: Return the moving average of the weights.
 
     Raises:
-        UserError: There are none.
+        UserError: The checkpoint has no tensors, or no moving average.
     """
     entry = weights_entry(content, ema)
     weights = content[entry] if entry else content
@@ -162,7 +162,7 @@ def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
         else {}
     )
     if not tensors:
-        raise UserError('the checkpoint holds no tensors: is it a training state or log file?')
+        raise UserError('the file has no tensors: check that it is a checkpoint with weights')
     return tensors
 
 
@@ -170,24 +170,24 @@ def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
 
 
 def check_target(path: str | os.PathLike, source: str | os.PathLike, force: bool) -> None:
-    """Check that a checkpoint can be written, before the work for it.
+    """Check that a checkpoint can be written, before it is computed.
 
     Args:
-        path: The file to come.
-        source: The file that it is made of, which is never overwritten.
-        force: Another existing file may be overwritten.
+        path: The file to write.
+        source: The source file, which is never overwritten.
+        force: Allow overwriting an existing file.
 
     Raises:
-        UserError: The file exists, its folder does not, or its suffix is none of ``SUFFIXES``.
+        UserError: The file exists, its folder does not, or its suffix is not in ``SUFFIXES``.
     """
     path = os.fspath(path)
     folder = os.path.dirname(path) or '.'
     if not path.endswith(SUFFIXES):
         raise UserError(f'{path}: the name must end in {", ".join(SUFFIXES)}')
     if not os.path.isdir(folder):
-        raise UserError(f'{path}: folder {folder} does not exist: make it first')
+        raise UserError(f'{path}: folder {folder} does not exist: create it first')
     if os.path.exists(path) and not force:
-        raise UserError(f'{path} exists: --force overwrites it')
+        raise UserError(f'{path} exists: pass --force to overwrite it')
     if os.path.isdir(path) or os.path.realpath(path) == os.path.realpath(source):
         raise UserError(f'{path} is a folder or the source itself: choose another name')
 
@@ -195,19 +195,19 @@ def check_target(path: str | os.PathLike, source: str | os.PathLike, force: bool
 def write_checkpoint(
     path: str | os.PathLike, state: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a ``.pth`` or ``.safetensors`` file, whole or not at all.
+    """Write a ``.pth`` or ``.safetensors`` file atomically.
 
     Args:
-        path: The file; another of the name is replaced.
+        path: The file; an existing one is replaced.
         state: Tensors by name.
-        meta: Plain data about them. In a ``.pth`` file it stands beside ``state_dict``, and the
-            file is the bare state dict without it; in a ``.safetensors`` file it is JSON.
+        meta: Metadata that JSON can represent. A ``.pth`` file has the keys ``meta`` and
+            ``state_dict``, or is a bare state dict without metadata.
 
     Raises:
         UserError: The file cannot be written.
     """
     path = os.fspath(path)
-    # Views would bring the whole of what they are views of, and safetensors takes none.
+    # A view would save its whole storage, and safetensors refuses views.
     state = {
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in state.items()
@@ -224,9 +224,9 @@ def _dump_safetensors(
 ) -> None:
     content = memoryview(save(dict(state)))
     size = int.from_bytes(content[:8], 'little')
-    # By itself, safetensors orders metadata at random: equal weights would have unequal hashes.
+    # safetensors writes metadata in random order, so equal files would have different hashes.
     metadata = {'format': 'pt', **({_META: json.dumps(meta)} if meta else {})}
     header = json.dumps({'__metadata__': metadata, **json.loads(bytes(content[8 : 8 + size]))})
-    header += ' ' * (-len(header) % 8)  # tensors begin aligned
+    header += ' ' * (-len(header) % 8)  # aligns the tensors
     file.write(len(header).to_bytes(8, 'little') + header.encode())
     file.write(content[8 + size :])

@@ -1,4 +1,4 @@
-"""Published weights by name: ``gcvit://tiny`` is fetched once, verified, and then is a file."""
+"""Download of published weights by name, such as ``gcvit://tiny``, with verification."""
 
 import difflib
 import hashlib
@@ -19,19 +19,19 @@ MANIFEST = ROOT / 'checkpoints' / 'manifest.yml'
 
 @dataclass(frozen=True)
 class Weights:
-    """A published file, as ``checkpoints/manifest.yml`` lists it.
+    """A published file of weights, as listed in ``checkpoints/manifest.yml``.
 
     Attributes:
-        name: What follows ``gcvit://``.
-        variant: ``GCViT``'s ``arch``.
-        resolution: Size of the images that it was trained on, in pixels.
+        name: The name after ``gcvit://``.
+        variant: The ``arch`` of ``GCViT``.
+        resolution: Size of the training images in pixels.
         windows: Window size of each stage.
-        url: Where it is published.
-        licence: Its licence.
-        top1: Published ImageNet-1k accuracy, in percent.
-        size_mb: Size of the file in 10^6 bytes; 0: not published.
-        tensors_mb: Size of its tensors, where the one of the file is not published.
-        sha256: The SHA-256 of the file or its first digits; empty: the hub's is trusted.
+        url: Address of the file.
+        licence: Licence of the weights.
+        top1: Published ImageNet-1k accuracy in percent.
+        size_mb: Size of the file in 10^6 bytes; 0 if it is not published.
+        tensors_mb: Size of the tensors, used if ``size_mb`` is 0.
+        sha256: The SHA-256 of the file or its first digits; if empty, that of the hub is used.
     """
 
     name: str
@@ -47,12 +47,12 @@ class Weights:
 
     @property
     def file(self) -> str:
-        """The name of the file, on the web and here."""
+        """Name of the file, in its address and on the disk."""
         return self.url.rsplit('/', 1)[1]
 
     @property
     def size(self) -> str:
-        """What to expect of the download."""
+        """Size of the download for printing."""
         return f'{self.size_mb} MB' if self.size_mb else f'~{self.tensors_mb} MB'
 
 
@@ -64,46 +64,46 @@ def published() -> dict[str, Weights]:
     return {
         name: Weights(name, **values)
         for name, values in manifest.items()
-        if not name.startswith('.')  # what entries share
+        if not name.startswith('.')  # values that entries share
     }
 
 
 def find(name: str) -> Weights:
-    """The weights of a name, with or without ``gcvit://``.
+    """Look up published weights by name, with or without ``gcvit://``.
 
     Raises:
-        UserError: There are none.
+        UserError: The name is unknown.
     """
     name = name.removeprefix(SCHEME)
     known = published()
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f'; did you mean {" or ".join(near)}?' if near else ''
-        raise UserError(f'there are no weights {SCHEME}{name}, only {", ".join(known)}{hint}')
+        raise UserError(f'weights {SCHEME}{name} are unknown: choose from {", ".join(known)}{hint}')
     return known[name]
 
 
 def default_folder() -> Path:
-    """Where weights are kept: ``GCVIT_MM_CHECKPOINTS``, or ``checkpoints`` in the current one."""
+    """The folder of weights: ``GCVIT_MM_CHECKPOINTS``, or ``checkpoints`` in the current folder."""
     folder = os.environ.get('GCVIT_MM_CHECKPOINTS') or 'checkpoints'
     return Path(folder).expanduser().absolute()
 
 
 def check_path(checkpoint: str | os.PathLike) -> None:
-    """Raise ``UserError`` where a checkpoint is the path of a file, and there is none."""
+    """Raise a ``UserError`` if a checkpoint is a path to a file that does not exist."""
     path = os.fspath(checkpoint)
     if '://' not in path and not os.path.isfile(path):
         raise UserError(f'checkpoint {path} does not exist: check the path')
 
 
 def resolve(checkpoint: str) -> str:
-    """Turn ``gcvit://NAME`` into the path of a file, which is fetched if it is not there.
+    """Convert ``gcvit://NAME`` to the path of a file, which is downloaded if necessary.
 
     Args:
-        checkpoint: Such a name, or anything else, which is returned as it is.
+        checkpoint: Such a name, or any other string, which is returned unchanged.
 
     Raises:
-        UserError: There are no such weights, or they cannot be fetched.
+        UserError: The name is unknown, or the file cannot be downloaded.
     """
     if not checkpoint.startswith(SCHEME):
         return checkpoint
@@ -111,27 +111,27 @@ def resolve(checkpoint: str) -> str:
 
 
 def fetch(weights: Weights, folder: Path) -> Path:
-    """Fetch a file into a folder, unless one of its name is there: that is taken as it is.
+    """Download a file to a folder, unless a file of its name is there, which is not verified.
 
-    Processes that ask for the same file fetch it once. What an interrupted try has got is kept
-    beside the file as ``*.part``, and the next try goes on from there.
+    Processes that need a file at the same time download it once. An interrupted download is kept as
+    ``*.part`` beside the file, and resumed by the next attempt.
 
     Returns:
-        The file's path.
+        Path of the file.
 
     Raises:
-        UserError: It cannot be fetched, or is not what was published.
+        UserError: The file cannot be downloaded, or differs from the published one.
     """
     path = folder / weights.file
     if path.is_file():
         return path
     url = _url(weights)
-    by_hand = f'get {url} and put it at {path}'
+    by_hand = f'download {url} to {path} yourself'
     try:
         from huggingface_hub.utils import WeakFileLock
     except ImportError as error:
         raise UserError(
-            f'fetching {weights.file} needs huggingface_hub: pip install huggingface_hub, or '
+            f'downloading {weights.file} needs huggingface_hub: pip install huggingface_hub, or '
             + by_hand
         ) from error
     lock = path.with_name(f'{path.name}.lock')
@@ -139,13 +139,13 @@ def fetch(weights: Weights, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with WeakFileLock(lock):
             try:
-                if not path.is_file():  # else another process was first
+                if not path.is_file():  # unless another process has downloaded it
                     _download(weights, url, path)
             finally:
                 lock.unlink(missing_ok=True)
     except _failures() as error:
         raise UserError(
-            f'{weights.file} could not be fetched ({_reason(error)}): try again, or {by_hand}'
+            f'{weights.file} cannot be downloaded ({_reason(error)}): try again, or {by_hand}'
         ) from error
     return path
 
@@ -153,12 +153,12 @@ def fetch(weights: Weights, folder: Path) -> Path:
 def _failures() -> tuple[Any, ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
-    # Which HTTP library's errors there are depends on the version of huggingface_hub.
+    # Versions of huggingface_hub use different HTTP libraries, and raise their errors.
     return OSError, *HfHubHTTPError.__bases__
 
 
 def _url(weights: Weights) -> str:
-    # huggingface_hub's own variable for mirrors.
+    # huggingface_hub uses this variable for mirrors.
     return weights.url.replace(HUB, (os.environ.get('HF_ENDPOINT') or HUB).rstrip('/'))
 
 
@@ -173,44 +173,44 @@ def _status(error: BaseException) -> int | None:
 
 
 def _download(weights: Weights, url: str, path: Path) -> None:
-    token = None if weights.url.startswith(HUB) else False  # the user's, for the hub only
-    size, sha256 = _ask(weights, url, token)
-    # Named after the content: what is left of another version is not gone on with.
+    token = None if weights.url.startswith(HUB) else False  # send the user's token to the hub only
+    size, sha256 = _remote_file(weights, url, token)
+    # The name has the hash, so the part of another version is not resumed.
     part = path.with_name(f'{path.name}.{sha256[:8]}.part')
     _check_space(size or (weights.size_mb or weights.tensors_mb) * 10**6, part)
     print(f'{weights.file}: {weights.size}, licence {weights.licence}, from {url}', flush=True)
     _complete(part, url, size, token, weights.file)
-    found = _sha256(part)
-    if not found.startswith(sha256):
+    actual = _sha256(part)
+    if not actual.startswith(sha256):
         part.unlink()
-        raise OSError(f'what came has the sha256 {found} instead of {sha256}')
+        raise OSError(f'the downloaded file has the sha256 {actual} instead of {sha256}')
     os.replace(part, path)
 
 
-def _ask(weights: Weights, url: str, token: bool | None) -> tuple[int | None, str]:
-    """What the server says about a file: its size, and its hash."""
+def _remote_file(weights: Weights, url: str, token: bool | None) -> tuple[int | None, str]:
+    """Ask the server for the size and the hash of a file."""
     from huggingface_hub import get_hf_file_metadata
 
     remote = get_hf_file_metadata(url, token=token)
     is_hash = re.fullmatch('[0-9a-f]{64}', remote.etag or '')
     sha256 = remote.etag if remote.etag and is_hash else weights.sha256
     if not sha256:
-        raise OSError('the answer has no sha256: is it from the hub, or from a login page?')
+        raise OSError('the answer has no sha256, it may come from a login page')
     if not sha256.startswith(weights.sha256):
-        raise OSError(f'the server has another file by now, of sha256 {sha256}')
-    return remote.size or None, sha256  # some versions give the redirection's size, 0
+        raise OSError(f'the file on the server has changed, its sha256 is {sha256}')
+    return remote.size or None, sha256  # some versions return 0, the size of the redirection
 
 
 def _check_space(size: int, part: Path) -> None:
     missing = size - (part.stat().st_size if part.exists() else 0)
     free = shutil.disk_usage(part.parent).free
     if free < missing:
-        raise OSError(f'it needs {missing >> 20} MiB, the disk has {free >> 20} MiB free')
+        raise OSError(f'{missing >> 20} MiB are needed, the disk has {free >> 20} MiB free')
 
 
-def _complete(part: Path, url: str, size: int | None, token: bool | None, shown: str) -> None:
-    """Fetch what a file lacks; ``shown`` is the name at the progress bar."""
-    # Not hf_hub_download: it starts from the beginning in every process, and checks no hash.
+def _complete(part: Path, url: str, size: int | None, token: bool | None, label: str) -> None:
+    """Download the missing rest of a file; ``label`` is the name at the progress bar."""
+    # hf_hub_download starts from the beginning in every process, and verifies no hash.
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -225,12 +225,12 @@ def _complete(part: Path, url: str, size: int | None, token: bool | None, shown:
                     resume_size=have,
                     headers=headers,
                     expected_size=size,
-                    displayed_filename=shown,
+                    displayed_filename=label,
                 )
             except _failures() as error:
-                if _status(error) == 416:  # there is no more than what the part has
+                if _status(error) == 416:  # the part is complete
                     return
-                if file.tell() <= have:  # else the connection broke: go on
+                if file.tell() <= have:  # otherwise the connection broke: resume
                     raise
 
 

@@ -1,4 +1,4 @@
-"""Loading of weights into a backbone, with a report on every tensor."""
+"""Loading of pretrained weights into a backbone, with a report on every tensor."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def resize_bias_table(table: Tensor, window: int) -> Tensor:
-    """Resize a relative-position-bias table to another window, bicubically.
+    """Resize a relative-position-bias table to another window by bicubic interpolation.
 
     Args:
-        table: Shape ((2 s - 1)^2, heads) for the source window s.
-        window: The window to come.
+        table: Table of shape ((2 s - 1)^2, heads) for the source window s.
+        window: Side of the target window, in tokens.
 
     Returns:
         Table of shape ((2 * window - 1)^2, heads).
@@ -37,21 +37,21 @@ def resize_bias_table(table: Tensor, window: int) -> Tensor:
 
 @dataclass
 class LoadReport:
-    """What became of every tensor of a model and of the file it was loaded from."""
+    """Loaded, resized and newly initialised tensors of a model, and unused ones of the file."""
 
     source: str
     naming: str
     loaded: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
-    left_over: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return (
             f'{self.source} ({self.naming} naming): {len(self.loaded)} tensors loaded, '
             f'{len(self.resized)} bias tables resized, '
             f'{len(self.new)} newly initialised{_some(self.new)}, '
-            f'{len(self.left_over)} left over{_some(self.left_over)}'
+            f'{len(self.unused)} of the file not used{_some(self.unused)}'
         )
 
 
@@ -60,9 +60,9 @@ def _some(names: Sequence[str], most: int = 8) -> str:
 
 
 def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Names of a model's tensors that a state dict lacks, or has in another shape.
+    """Names of the tensors of a model that are missing in a state dict or have another shape there.
 
-    The counters of batch norms do not matter.
+    Counters of batch normalisation are ignored.
     """
     return [
         name
@@ -80,26 +80,26 @@ def load_pretrained(
     map_location: str = 'cpu',
     allow_missing: Sequence[str] = (),
 ) -> LoadReport:
-    """Load official, timm's or our weights into a backbone, whatever its windows.
+    """Load official, timm's or our weights into a backbone with windows of any size.
 
-    Everything is checked before the first tensor is written.
+    All tensors are checked before the first one is loaded.
 
     Args:
         model: The backbone.
         checkpoint: A ``.pth``, ``.pth.tar`` or ``.safetensors`` file, or ``gcvit://NAME``, which
-            ``gcvit_mm.weights.hub`` fetches.
-        prefix: Where the backbone stands in the file, 'backbone.' for example; found by itself
-            where it stands there once.
+            ``gcvit_mm.weights.hub`` downloads.
+        prefix: Prefix of the backbone's names in the file, such as 'backbone.'; None detects it if
+            the file has one backbone.
         map_location: Device to read to.
-        allow_missing: Beginnings of the names of tensors that may be missing or of another shape,
-            'stages.3.' for example; those stay as initialised.
+        allow_missing: Prefixes of the names of tensors that may be missing or have another shape,
+            such as 'stages.3.'; those keep their initialisation.
 
     Returns:
-        The report, which is logged as well.
+        The report, which is also logged.
 
     Raises:
-        UserError: The file is missing, cannot be fetched, is damaged, of another variant, or has
-            less than 90 % of what is not in ``allow_missing``.
+        UserError: The file is missing, damaged, of another variant, or cannot be downloaded, or it
+            has less than 90 % of the parameters that are not in ``allow_missing``.
     """
     try:
         state = state_dict_of(read_checkpoint(resolve(checkpoint), map_location))
@@ -123,10 +123,10 @@ def _match(
 ) -> tuple[dict[str, Tensor], LoadReport]:
     target = model.state_dict()
     report = LoadReport('', '')
-    report.left_over = [name for name in state if name not in target]
-    # Heads, output norms and later stages may be left over; blocks of a built stage may not.
+    report.unused = [name for name in state if name not in target]
+    # Heads, output norms and later stages may be unused, but not the blocks of a built stage.
     built = tuple(f'stages.{i}.blocks.' for i in range(len(model.stages)))
-    wrong = [name for name in report.left_over if name.startswith(built)]
+    wrong = [name for name in report.unused if name.startswith(built)]
     tensors = {}
     for name, own in target.items():
         tensor = state.get(name)
@@ -148,10 +148,10 @@ def _match(
     )
     if wrong or share < 0.9:
         raise UserError(
-            f'it holds {describe(state)}, the model is {describe(target)}: '
+            f'the file has {describe(state)}, the model is {describe(target)}: '
             f'{share:.0%} of the model would be loaded'
             + (f', {len(wrong)} tensors do not fit{_some(wrong, 3)}' if wrong else '')
-            + '. Use the checkpoint of the same arch, or name what may be missing in '
+            + '. Use a checkpoint of the arch of the model, or list tensors that may be missing in '
             'init_cfg.allow_missing'
         )
     return tensors, report

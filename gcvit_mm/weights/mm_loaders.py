@@ -1,4 +1,4 @@
-"""Loaders of checkpoints for mmengine that execute nothing."""
+"""Checkpoint loaders for mmengine that do not execute code from files."""
 
 import os
 import re
@@ -21,11 +21,11 @@ from .files import read_checkpoint, state_dict_of
 Device = str | torch.device | None
 
 
-# mmengine logs the names of loaders without the first ten letters, 'load_from_'.
+# mmengine logs the names of loaders without their first ten letters, 'load_from_'.
 
 
 def load_from_local(path: str, map_location: Device = None) -> dict:
-    """Read a file; a bare state dict is wrapped, as mmengine's hooks expect."""
+    """Read a file; a bare state dict becomes the entry ``state_dict``, as mmengine expects."""
     path = os.path.expanduser(path)
     content = read_checkpoint(path, map_location)
     if isinstance(content, dict) and 'state_dict' in content:
@@ -37,32 +37,32 @@ def load_from_local(path: str, map_location: Device = None) -> dict:
 
 
 def load_from_http(url: str, map_location: Device = None) -> dict:
-    """Fetch a file once, into PyTorch's folder of checkpoints, and read it."""
+    """Download a file to PyTorch's folder of checkpoints, unless it is there, and read it."""
     name = os.path.basename(urlsplit(url).path)
     path = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
     if is_main_process() and not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        digest = re.search(r'-([a-f0-9]{8,})\.', name)  # as published files carry it
+        digest = re.search(r'-([a-f0-9]{8,})\.', name)  # names of published files have it
         try:
             torch.hub.download_url_to_file(url, path, digest.group(1) if digest else None)
         except (OSError, RuntimeError, ValueError) as error:
-            raise UserError(f'checkpoint {url} cannot be fetched: {error}') from error
+            raise UserError(f'checkpoint {url} cannot be downloaded: {error}') from error
     barrier()
     return load_from_local(path, map_location)
 
 
 def load_from_torchvision(name: str, map_location: Device = None) -> dict:
-    """Read weights of torchvision's."""
+    """Read weights of torchvision."""
     return load_from_http(_look_up(name, get_torchvision_models()), map_location)
 
 
 def load_from_openmmlab(name: str, map_location: Device = None) -> dict:
-    """Read weights of OpenMMLab's."""
+    """Read weights of OpenMMLab."""
     return load_from_http(_look_up(name, get_external_models()), map_location)
 
 
 def load_from_mmcls(name: str, map_location: Device = None) -> dict:
-    """Read the backbone of one of mmpretrain's classifiers."""
+    """Read the backbone of a classifier of mmpretrain."""
     content = load_from_http(_look_up(name, get_mmcls_models()), map_location)
     prefix, state = 'backbone.', content['state_dict']
     own = {key[len(prefix) :]: x for key, x in state.items() if key.startswith(prefix)}
@@ -72,12 +72,12 @@ def load_from_mmcls(name: str, map_location: Device = None) -> dict:
 def _look_up(name: str, urls: dict[str, str]) -> str:
     scheme, _, model = name.partition('://')
     if model not in urls:
-        raise UserError(f'checkpoint {name}: {scheme} has no {model}')
+        raise UserError(f'checkpoint {name}: {scheme} has no {model}: check the name')
     return urls[model]
 
 
 def _refuse(path: str, map_location: Device = None) -> dict:
-    raise UserError(f'checkpoint {path}: files of this kind are not read; fetch it to a local file')
+    raise UserError(f'checkpoint {path}: this scheme is not supported: download the file')
 
 
 _LOADERS = {
@@ -93,7 +93,7 @@ _LOADERS = {
 
 
 def register_loaders() -> None:
-    """Replace mmengine's loaders, which execute what a checkpoint says, for the whole process."""
+    """Replace mmengine's loaders, which execute code from checkpoints, for the whole process."""
     for prefix in {*CheckpointLoader._schemes, *_LOADERS}:
         loader = _LOADERS.get(prefix, _refuse)
         CheckpointLoader.register_scheme(prefixes=prefix, loader=loader, force=True)
@@ -101,8 +101,8 @@ def register_loaders() -> None:
 
 @contextmanager
 def safe_loaders() -> Iterator[None]:
-    """Replace mmengine's loaders within a block; other code of the process has its own again."""
-    schemes = CheckpointLoader._schemes.copy()  # it is changed in place
+    """Replace mmengine's loaders within a ``with`` block, and restore them after it."""
+    schemes = CheckpointLoader._schemes.copy()  # a copy, because registering changes it in place
     register_loaders()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The names of GC ViT's tensors: the official ones, timm's and ours."""
+"""Names of the tensors of GC ViT: the official naming, timm's and ours."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +42,7 @@ _TO_OURS: dict[str, _Renames] = {
     ],
     'gcvit_mm': [],
 }
-"""Per naming, what turns its names into ours, applied in order."""
+"""Replacements that convert the names of each naming to ours, applied in order."""
 
 TO_TIMM: _Renames = [
     (r'^stem\.conv\.', 'stem.conv1.'),
@@ -72,19 +72,19 @@ def rename(name: str, renames: _Renames) -> str:
     return name
 
 
-# --- What a file holds ------------------------------------------------------------------------
+# --- Contents of a file -----------------------------------------------------------------------
 
 
 @dataclass
 class Contents:
-    """The tensors of a file, by what they are.
+    """The tensors of a file, sorted by their module.
 
     Attributes:
         naming: 'official', 'timm' or 'gcvit_mm'.
-        prefix: What stands before the backbone's names, 'module.backbone.' for example.
-        backbone: The backbone's tensors, by our names.
-        head: A classifier's tensors, ``weight`` and ``bias``.
-        others: The tensors of other modules, by their own names.
+        prefix: Prefix of the names of the backbone, such as 'module.backbone.'.
+        backbone: Tensors of the backbone, by our names.
+        head: Tensors of a classifier, ``weight`` and ``bias``.
+        others: Tensors of other modules, by their original names.
         index: Names of index buffers, which our backbone computes for its windows.
     """
 
@@ -97,13 +97,13 @@ class Contents:
 
 
 def sort_tensors(state: Mapping[str, Tensor]) -> Contents:
-    """Tell the backbone's tensors from all others, and name them as we do.
+    """Sort tensors by module, and convert the names of the backbone to ours.
 
     Args:
-        state: Tensors by name, of a backbone alone or of a model that has one.
+        state: Tensors by name, of a backbone or of a model with a backbone.
 
     Raises:
-        UserError: These are not the tensors of one GC ViT.
+        UserError: The tensors are not those of exactly one GC ViT.
     """
     contents = Contents(*_find_backbone(state))
     fc = contents.prefix.removesuffix('backbone.') + 'head.fc.'  # a classifier of mmpretrain
@@ -118,18 +118,18 @@ def sort_tensors(state: Mapping[str, Tensor]) -> Contents:
 
 
 def _find_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    found = [
+    backbones = [
         (naming, name.removesuffix(marker))
         for naming, marker in _MARKERS.items()
         for name in state
         if name.endswith(marker)
     ]
-    if not found:
-        raise UserError(f'it is not of a GC ViT: its tensors are named {shorten(list(state), 3)}')
-    if len(found) > 1:
-        places = ' and '.join(repr(prefix) for _, prefix in found)
-        raise UserError(f'it holds more than one backbone, at {places}: init_cfg.prefix names one')
-    return found[0]
+    if not backbones:
+        raise UserError(f'the file has no GC ViT, but tensors {shorten(list(state), 3)}')
+    if len(backbones) > 1:
+        prefixes = ' and '.join(repr(prefix) for _, prefix in backbones)
+        raise UserError(f'the file has more than one backbone, at {prefixes}: set init_cfg.prefix')
+    return backbones[0]
 
 
 def _put(contents: Contents, source: str, tensor: Tensor) -> None:
@@ -138,27 +138,27 @@ def _put(contents: Contents, source: str, tensor: Tensor) -> None:
         return
     name = rename(source[len(contents.prefix) :], _TO_OURS[contents.naming])
     if '.se.fc' in name:
-        tensor = tensor.flatten(1)  # timm's are 1x1 convolutions
+        tensor = tensor.flatten(1)  # timm has 1x1 convolutions here
     part = contents.head if name.startswith('head.') else contents.backbone
     name = name.removeprefix('head.')
     if name in part:
-        raise UserError(f'it holds two tensors for {name}, one of them {source}')
+        raise UserError(f'the file has two tensors for {name}, one of them {source}')
     part[name] = tensor
 
 
 def convert_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Turn official or timm's names into ours; what wraps the backbone (``module.``) is dropped.
+    """Convert official or timm's names to ours, without the prefix of the backbone.
 
     Args:
         state: Tensors by name.
 
     Returns:
-        Tensors by our names, and the naming they came in: 'official', 'timm' or 'gcvit_mm'.
-        Classifier tensors come out as ``head.weight`` and ``head.bias``, those of other modules as
-        they are, index buffers not at all.
+        Tensors by our names, and the naming of ``state``: 'official', 'timm' or 'gcvit_mm'.
+        Classifiers become ``head.weight`` and ``head.bias``, other modules keep their names, and
+        index buffers are dropped.
 
     Raises:
-        UserError: These are not the tensors of one GC ViT.
+        UserError: The tensors are not those of exactly one GC ViT.
     """
     contents = sort_tensors(state)
     head = {f'head.{name}': tensor for name, tensor in contents.head.items()}
@@ -166,7 +166,7 @@ def convert_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
-    """Name the variant that a state dict in our naming belongs to, by its sizes."""
+    """The variant of a state dict in our naming, recognised by its sizes."""
     dim, depths, ratio = sizes_of(state)
     for arch, settings in ARCHS.items():
         if (dim, depths, ratio) == tuple(settings[k] for k in ('dim', 'depths', 'mlp_ratio')):
@@ -185,5 +185,5 @@ def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...], float]:
 
 
 def shorten(names: Sequence[str], most: int = 8) -> str:
-    """Some names, and dots for the rest."""
+    """Join the first ``most`` names, with dots for the rest."""
     return ', '.join(names[:most]) + (', ...' if len(names) > most else '')

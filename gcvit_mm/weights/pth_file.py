@@ -1,4 +1,4 @@
-"""``.pth`` files: PyTorch's archives and its files of before 1.6, read without executing them."""
+"""Reading of ``.pth`` files, including those of PyTorch before 1.6, without executing code."""
 
 import io
 import os
@@ -33,21 +33,21 @@ _STORAGES = {
 
 
 def read_pth(path: str | os.PathLike, device: Device, lazy: bool = False) -> Any:
-    """Read a ``.pth`` file: PyTorch's archives, and its files of before 1.6.
+    """Read a ``.pth`` file: an archive, or a file of PyTorch before 1.6.
 
-    The checksums of archives are compared with what is read.
+    The checksums of archives are verified.
 
     Args:
         path: The file.
-        device: Device of the tensors; None takes the one that the file names for each.
-        lazy: Leave the tensors on the disk: they have shapes, and no values (device 'meta').
+        device: Device of the tensors; None uses the devices stored in the file.
+        lazy: Do not read the tensors: they have shapes, but no values (device 'meta').
 
     Returns:
-        What was saved.
+        The saved object.
 
     Raises:
-        RefusedError: The file names or calls what no honest file does.
-        Exception: The file is damaged: of which type depends on the byte that is hit.
+        RefusedError: The file uses functions, types or calls that are not allowed.
+        Exception: The file is damaged; the type depends on the damaged byte.
     """
     limit = os.path.getsize(path)
     with open(path, 'rb') as file:
@@ -59,18 +59,18 @@ def read_pth(path: str | os.PathLike, device: Device, lazy: bool = False) -> Any
         if magic.startswith(b'\x80\x02'):
             return _read_legacy(file, limit, device, lazy)
         if not magic:
-            raise EOFError('it is empty')
+            raise EOFError('the file is empty')
         raise pickle.UnpicklingError('neither an archive nor a pickle')
 
 
 def _read_archive(archive: ZipFile, limit: int, device: Device, lazy: bool) -> Any:
     records = {info.filename.partition('/')[2]: info for info in archive.infolist()}
     if any(info.compress_type for info in records.values()):
-        raise RefusedError('it is compressed, which PyTorch does not do')
+        raise RefusedError('it is compressed, unlike the files of PyTorch')
     if 'constants.pkl' in records:
         raise RefusedError('it is a TorchScript program')
     if 'byteorder' in records and archive.read(records['byteorder']) != sys.byteorder.encode():
-        raise RefusedError('its byte order is of another kind of machine')
+        raise RefusedError('its byte order differs from that of this machine')
 
     def read(key: str, size: int) -> Iterable[bytes]:
         record = records[f'data/{key}']
@@ -85,10 +85,10 @@ def _read_archive(archive: ZipFile, limit: int, device: Device, lazy: bool) -> A
 
 
 def _read_legacy(file: BinaryIO, limit: int, device: Device, lazy: bool) -> Any:
-    """Read the format in which the data stand behind the pickle that refers to them."""
+    """Read the format of PyTorch before 1.6, with the data after the pickle that refers to them."""
     if SafeUnpickler(file).load() != 0x1950A86A20F9469CFC6C:
         raise pickle.UnpicklingError('not written by PyTorch')
-    for _ in range(2):  # version, and the sizes of numbers
+    for _ in range(2):  # version, and sizes of C types
         SafeUnpickler(file).load()
     start, outline = file.tell(), _Storages(None, limit, 'meta')
     content = SafeUnpickler(file, outline.get).load()
@@ -110,12 +110,12 @@ def _read_legacy(file: BinaryIO, limit: int, device: Device, lazy: bool) -> Any:
 
 
 class _Storages:
-    """The data of tensors, each read once.
+    """The storages of tensors; each is read once.
 
     Args:
-        read: Gives the bytes of a key, of which it is told how many there are.
-        limit: All bytes together, which no honest file has more of than its own.
-        device: Device of the storages; None takes each one's own.
+        read: Function that yields the bytes of a storage, given its key and size.
+        limit: Maximum size of all storages together: the size of the file.
+        device: Device of the storages; None uses the devices stored in the file.
     """
 
     def __init__(
@@ -124,12 +124,12 @@ class _Storages:
         self.read, self.limit, self.device = read, limit, device
         self.sizes: dict[str, int] = {}
         self.total = 0
-        self.found: dict[str, torch.UntypedStorage] = {}
+        self.storages: dict[str, torch.UntypedStorage] = {}
 
     def get(
         self, name: Any, kind: Any, key: Any, location: Any, count: Any, view: Any = None
     ) -> Storage:
-        """Find the storage that a persistent id of a pickle is for."""
+        """The storage for a persistent id of a pickle."""
         require(name == 'storage' and view is None and type(kind) is Name, 'persistent id')
         require(type(key) is str and type(location) is str and is_size(count), 'storage')
         module, _, kind = kind.rpartition('.')
@@ -137,15 +137,15 @@ class _Storages:
         dtype = _STORAGES.get(kind.removesuffix('Storage'))
         require(dtype is not None or kind == 'UntypedStorage', f'storage {kind}')
         size = count * (dtype.itemsize if dtype else 1)
-        if key not in self.found:
+        if key not in self.storages:
             self.total += size
             if self.total > self.limit:
                 raise ValueError(f'storage {key} has {size} bytes, beyond the file')
             self.sizes[key] = size
-            self.found[key] = self._load(key, size, location)
+            self.storages[key] = self._load(key, size, location)
         if self.sizes[key] != size:
             raise ValueError(f'storage {key} has two sizes')
-        return Storage(self.found[key], dtype)
+        return Storage(self.storages[key], dtype)
 
     def _load(self, key: str, size: int, location: str) -> torch.UntypedStorage:
         device = torch.device(self.device or location)

@@ -1,8 +1,8 @@
-"""An unpickler that executes nothing: it reads what PyTorch, numpy, mmengine and timm write.
+"""An unpickler for files of PyTorch, NumPy, mmengine and timm that executes no code from them.
 
-A pickle is a program: it names functions and calls them with arguments of its choice. Here names
-stay names. The calls of honest files are made by functions of this module, which accept exactly the
-forms that these packages write. Numpy's own constructors never see what a file says: they would
+A pickle is a program that calls any function with any arguments. Here, names of functions are not
+looked up. Functions of this module replace the calls that these packages write, and accept only the
+forms that the packages use. NumPy's constructors never get raw values of a file, because they would
 take its bytes for pointers.
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A file names or calls what no honest file does; the message is a clause about 'it'."""
+    """A file uses names or calls that are not allowed; the message is a clause about 'it'."""
 
 
 class Name(str):
-    """A function or type that a file names: it can be looked up, and not called."""
+    """Name of a function or type in a file; it is never imported or called."""
 
 
 class Storage(NamedTuple):
@@ -35,12 +35,12 @@ class Storage(NamedTuple):
 
 _STATISTICS = ('min', 'max', 'mean', 'current')
 _BROADCAST = 2**20
-"""Elements that a tensor may have beyond those of its storage, as expanded tensors do."""
+"""Number of elements that an expanded tensor may have beyond those of its storage."""
 
 
 def require(fits: bool, what: Any) -> None:
     if not fits:
-        raise RefusedError(f'it uses {what} in a form that no honest file has')
+        raise RefusedError(f'it uses {what} in a form that is not allowed')
 
 
 def is_size(value: Any) -> bool:
@@ -51,19 +51,19 @@ def _sizes(value: Any) -> bool:
     return type(value) in (tuple, torch.Size) and all(map(is_size, value))
 
 
-# In the one that is written in C, what an opcode does cannot be replaced.
+# The unpickler in C does not allow to replace opcodes.
 _PythonUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
 class SafeUnpickler(_PythonUnpickler):
-    """Python's unpickler, in which names stay names."""
+    """Python's unpickler without imports, and with calls of allowed functions only."""
 
     def __init__(self, file: Any, storage: Callable[..., Any] | None = None) -> None:
         super().__init__(file, encoding='utf-8')
         self.storage = storage or (lambda *_: require(False, 'persistent id'))
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give the name; of PyTorch's dtypes the thing itself, which cannot be called."""
+        """Return the name itself, or a dtype of PyTorch, which cannot be called."""
         module = {'__builtin__': 'builtins', 'torch.tensor': 'torch._tensor'}.get(module, module)
         kind = vars(torch).get(name) if module == 'torch' else None
         if isinstance(kind, torch.dtype):
@@ -113,7 +113,7 @@ class SafeUnpickler(_PythonUnpickler):
         require(type(self.stack[-1]) in (dict, OrderedDict), 'setitem')
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
-    # Others, as those of protocol 0 and 4, are in no file of PyTorch's.
+    # PyTorch's files have no other opcodes, such as those of protocols 0 and 4.
     dispatch: ClassVar[dict[int, Callable]] = {
         **{
             code[0]: _PythonUnpickler.dispatch[code[0]]
@@ -137,15 +137,15 @@ class SafeUnpickler(_PythonUnpickler):
     }  # fmt: skip
 
 
-# --- The calls that files make, in the forms that they have -------------------------------------
+# --- Replacements of allowed calls --------------------------------------------------------------
 
 
 def _call(name: Any, arguments: Any) -> Any:
     require(type(name) is Name and name in _CALLS and type(arguments) is tuple, name)
     try:
         return _CALLS[name](*arguments)
-    except TypeError as error:  # too few or too many of them
-        raise RefusedError(f'it calls {name} in a form that no honest file has') from error
+    except TypeError as error:  # too few or too many arguments
+        raise RefusedError(f'it calls {name} in a form that is not allowed') from error
 
 
 def _tensor(
@@ -155,11 +155,11 @@ def _tensor(
     require(_sizes(shape) and _sizes(strides) and len(shape) == len(strides), 'tensor')
     dtype = dtype or storage.dtype
     require(isinstance(dtype, torch.dtype), 'tensor')
-    there = storage.data.nbytes() // dtype.itemsize
+    size = storage.data.nbytes() // dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     # PyTorch would enlarge the storage.
-    if math.prod(shape) and (last >= there or math.prod(shape) > there + _BROADCAST):
-        raise ValueError(f'a tensor of shape {tuple(shape)} in a storage of {there} numbers')
+    if math.prod(shape) and (last >= size or math.prod(shape) > size + _BROADCAST):
+        raise ValueError(f'a tensor of shape {tuple(shape)} in a storage of {size} numbers')
     empty = torch.empty(0, dtype=dtype, device=storage.data.device)
     return empty.set_(storage.data, offset, tuple(shape), tuple(strides))
 
@@ -191,26 +191,26 @@ def _parameter(data: Any, grad: Any, hooks: Any, state: Any = None) -> torch.nn.
 
 
 def _tensor_with_attributes(name: Any, kind: Any, arguments: Any, state: Any) -> Tensor:
-    """Read a tensor that was given attributes, without these."""
+    """Read a tensor with attributes, which are dropped."""
     tensor = _call(name, arguments)
     require(isinstance(tensor, Tensor), name)
     return tensor
 
 
 def _bytes(text: Any, encoding: Any) -> bytes:
-    """Read bytes as protocol 2 spells them."""
+    """Decode bytes from the text by which protocol 2 represents them."""
     require(type(text) is str and encoding == 'latin1', 'bytes')
     return text.encode('latin1')
 
 
 def _statistic(owner: Any, name: Any) -> Callable:
-    """Read a statistic of mmengine's log, the only attribute that an honest file asks for."""
+    """Look up a statistic of mmengine's ``HistoryBuffer``, the only allowed attribute."""
     require(owner == _HISTORY and name in _STATISTICS, f'getattr of {owner}, {name}')
     return getattr(HistoryBuffer, name)
 
 
 def _dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype:
-    """Read numpy's number types; all others may hold pointers."""
+    """Read a numeric dtype of NumPy; other dtypes may hold pointers."""
     numbers = ('b1', *(f'{kind}{n}' for kind in 'iu' for n in (1, 2, 4, 8)), 'f2', 'f4', 'f8')
     require(code in numbers and align is False, f'numpy.dtype of {code!r}')
     return np.dtype(code)
@@ -222,7 +222,7 @@ def _is_numbers(dtype: Any, data: Any, count: int) -> bool:
 
 
 def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
-    """Read the empty array that numpy's pickles begin with."""
+    """Read the empty array at the beginning of each array in NumPy's pickles."""
     require(kind == 'numpy.ndarray' and shape == (0,) and code == b'b', 'numpy array')
     return np.empty(0, 'b')
 
@@ -241,7 +241,7 @@ def _set_array(array: np.ndarray, state: Any) -> None:
 
 
 def _set_dtype(dtype: np.dtype, state: Any) -> None:
-    """Let a dtype be what it is, which is all that the state of an honest one says."""
+    """Check the state of a dtype, which changes nothing if it is allowed."""
     plain = [(3, order, None, None, None, -1, -1, 0) for order in '<|']
     require(sys.byteorder == 'little' and state in plain, 'numpy.dtype')
 
@@ -270,13 +270,13 @@ def _set_namespace(namespace: argparse.Namespace, state: Any) -> None:
 
 
 def _set_metadata(weights: OrderedDict, state: Any) -> None:
-    """Read what PyTorch notes on a state dict: versions of layers."""
+    """Read the metadata of a state dict: versions of its layers."""
     require(type(state) is dict and state.keys() <= {'_metadata'}, 'collections.OrderedDict')
     weights.__dict__.update(state)
 
 
 def _items(kind: Callable[[Any], Any], of: type, sizes: bool = False) -> Callable[..., Any]:
-    """A type that is made of a collection of one type, or of nothing."""
+    """A constructor of ``kind`` that takes a collection of type ``of``, or no argument."""
 
     def make(items: Any = None) -> Any:
         items = of() if items is None else items
@@ -308,7 +308,7 @@ _CALLS: dict[str, Callable[..., Any]] = {
     'builtins.getattr': _statistic,
     '_codecs.encode': _bytes,
     'numpy.dtype': _dtype,
-    # numpy 2 renamed numpy.core, and files hold either name.
+    # NumPy 2 renamed numpy.core; files have either name.
     **{
         f'numpy.{core}.multiarray.{name}': function
         for core in ('core', '_core')

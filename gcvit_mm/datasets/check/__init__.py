@@ -1,4 +1,4 @@
-"""Checks of every image and annotation that the data loaders of a config read."""
+"""Checks of all images and annotations that the data loaders of a config read."""
 
 import json
 import os
@@ -21,19 +21,19 @@ from .report import Report, print_reports, summary, write_reports
 
 __all__ = ['Report', 'check_datasets', 'print_reports', 'summary', 'write_reports']
 
-# Settings that do not decide what files a data set reads.
-NOT_OF_FILES = ('pipeline', 'test_mode', 'filter_cfg', 'lazy_init', 'serialize_data', 'max_refetch')
+# Settings that do not affect which files a data set reads.
+IRRELEVANT = ('pipeline', 'test_mode', 'filter_cfg', 'lazy_init', 'serialize_data', 'max_refetch')
 
 
 def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Report]:
-    """Read all images and annotations of a config, and note what is wrong with them.
+    """Read all images and annotations of a config, and report their problems.
 
     Args:
-        cfg: The config of any task.
-        splits: Which of its data loaders: 'train', 'val', 'test'.
+        cfg: The config, of any task.
+        splits: Splits whose data loaders are checked: 'train', 'val', 'test'.
 
     Returns:
-        What was found, once for each data set however many loaders read it.
+        One report per data set, even if several loaders read it.
 
     Raises:
         UserError: The config has none of these data loaders.
@@ -44,7 +44,7 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Report]:
         datasets = datasets_of(cfg.get(f'{split}_dataloader'))
         for number, dataset in enumerate(datasets, 1):
             name = f'{split} {number}' if len(datasets) > 1 else split
-            content = json.dumps(_of_files(dataset), sort_keys=True, default=str)
+            content = json.dumps(_file_settings(dataset), sort_keys=True, default=str)
             if content in by_content:
                 by_content[content].name += f', {name}'
                 continue
@@ -54,13 +54,13 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Report]:
         if datasets and split != 'train':
             _check_evaluator(cfg, split, datasets, by_content[content])
     if not reports:
-        raise UserError(f'the config has no data loader of {", ".join(splits)}')
+        raise UserError(f'the config has no data loader for {", ".join(splits)}: check --splits')
     _compare_splits(reports)
     return reports
 
 
-def _of_files(dataset: ConfigDict) -> dict:
-    return {key: value for key, value in dataset.items() if key not in NOT_OF_FILES}
+def _file_settings(dataset: ConfigDict) -> dict:
+    return {key: value for key, value in dataset.items() if key not in IRRELEVANT}
 
 
 def _source(dataset: ConfigDict) -> str:
@@ -69,7 +69,7 @@ def _source(dataset: ConfigDict) -> str:
 
 
 def _check(cfg: Config, loader: str, config: ConfigDict, report: Report) -> None:
-    """Check one data set; what stops it is an error like the others."""
+    """Check one data set; a ``UserError`` becomes an error of the report."""
     if '://' in (config.get('data_root') or ''):
         report.add('warning', 'not checked: the data are not on this machine')
         return
@@ -79,17 +79,17 @@ def _check(cfg: Config, loader: str, config: ConfigDict, report: Report) -> None
         _check_content(cfg, loader, dataset, report)
         check_heads(cfg, loader, tuple(report.classes))
     except UserError as error:
-        report.add_misfit(error)
+        report.add_mismatch(error)
 
 
 def _build(cfg: Config, config: ConfigDict) -> BaseDataset:
-    """The data set with its paths and classes worked out, but nothing loaded."""
+    """Build a data set with its paths and classes, but without loading annotations."""
     with DATASETS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
         try:
             dataset = registry.build({**config, 'pipeline': [], 'lazy_init': True})
-        except Exception as error:  # each data set checks its arguments in its own way
+        except Exception as error:  # data sets raise different errors for wrong arguments
             message = ' '.join(str(error).split())
-            raise UserError(f'{config.type} does not take this config: {message}') from error
+            raise UserError(f'{config.type} cannot be built from its config: {message}') from error
     for folder in dataset.data_prefix.values():
         if folder and not os.path.isdir(folder):
             raise UserError(f'image folder {folder} does not exist')
@@ -111,7 +111,7 @@ def _check_content(cfg: Config, loader: str, dataset: BaseDataset, report: Repor
 
 
 def _loads_as(dataset: BaseDataset, package: str, name: str) -> bool:
-    """Whether a data set reads its files by the methods of a class that it derives from."""
+    """Whether a data set reads its files with the inherited methods of class ``name``."""
     for base in type(dataset).__mro__:
         if base.__name__ == name and base.__module__.split('.')[0] == package:
             own = type(dataset)
@@ -132,11 +132,11 @@ def _trains_masks(cfg: Config) -> bool:
 
 
 def _check_images(dataset: BaseDataset, report: Report) -> None:
-    """Check the images alone, of data sets whose annotations are in another format."""
+    """Check only the images, for data sets with annotations in an unknown format."""
     report.add('warning', 'annotations are not checked: unknown format', type(dataset).__name__)
     try:
         paths = [entry['img_path'] for entry in dataset.load_data_list()]
-    except Exception as error:  # each data set fails in its own way
+    except Exception as error:  # data sets raise different errors
         message = f'{type(error).__name__}: {" ".join(str(error).split())}'
         raise UserError(f'{type(dataset).__name__} cannot be loaded: {message}') from error
     for path, image in zip(paths, in_parallel(read_image, paths, report.name), strict=True):
@@ -147,11 +147,11 @@ def _check_images(dataset: BaseDataset, report: Report) -> None:
 
 
 def _check_evaluator(cfg: Config, split: str, datasets: list[ConfigDict], report: Report) -> None:
-    """Check that an evaluator has the annotations of the images that it is given."""
+    """Check that the annotations of an evaluator are those of its data loader."""
     try:
         check_evaluator(cfg, split)
     except UserError as error:
-        report.add_misfit(error)
+        report.add_mismatch(error)
         return
     own = {
         os.path.realpath(os.path.join(dataset.get('data_root') or '', dataset.get('ann_file', '')))
@@ -160,23 +160,23 @@ def _check_evaluator(cfg: Config, split: str, datasets: list[ConfigDict], report
     for evaluator in evaluators_of(cfg, split):
         ann_file = evaluator.get('ann_file')
         if ann_file and os.path.realpath(ann_file) not in own:
-            what = "evaluator has other annotations than the data set's"
+            what = 'evaluator and data set have different annotations'
             report.add('warning', what, f'{split}_evaluator.ann_file={ann_file}')
 
 
 def _compare_splits(reports: list[Report]) -> None:
-    """Look for images that are in two splits, and for splits of different classes."""
+    """Report images that are in two splits, and splits with different classes."""
     paths = defaultdict(list)
     for report in reports:
         if report.name.startswith('train') and ',' in report.name:
-            report.add('warning', f'the same data for {report.name.replace(", ", " and ")}')
+            report.add('warning', f'identical data in {report.name.replace(", ", " and ")}')
         for path, digest in report.digests.items():
             paths[digest].append((report, path))
     for copies in paths.values():
         first, path = copies[0]
         for report, copy in copies[1:]:
             if report is first:
-                report.add('note', 'same image twice', f'{copy} = {path}')
+                report.add('note', 'duplicate image', f'{copy} = {path}')
             elif _trains(first) != _trains(report):
                 report.add('warning', 'image of the training data', f'{copy} = {path}')
     first = reports[0]

@@ -1,4 +1,4 @@
-"""The classes of data sets without the seconds that the import of their whole package takes."""
+"""Import of data sets without their whole package, which takes seconds."""
 
 import ast
 import sys
@@ -14,11 +14,11 @@ from ...config import datasets_of, import_custom_modules
 
 
 def import_datasets(cfg: Config) -> None:
-    """Register what the data sets of a config need; only for a process that does nothing else.
+    """Register the data sets of a config; only for processes that need nothing else.
 
-    mmdet, mmseg and mmpretrain import all their transforms, and with them models and plotting, when
-    one of their data sets is imported. Where a config has data sets of theirs alone, the modules of
-    these are imported, and the packages stay empty otherwise. Else everything is imported.
+    mmdet, mmseg and mmpretrain import all transforms, models and plotting with any of their data
+    sets. If all data sets of a config come from its package, only their modules are imported, into
+    otherwise empty packages; if not, the whole package is imported.
 
     Raises:
         UserError: A module of ``custom_imports`` cannot be imported.
@@ -37,13 +37,13 @@ def import_datasets(cfg: Config) -> None:
     try:
         for kind in types:
             import_module(f'{scope}.datasets.{homes[kind]}')
-    except ImportError:  # it needs more of its package
+    except ImportError:  # the data set needs other parts of its package
         for name, spec in packages.items():
             spec.loader.exec_module(sys.modules[name])
 
 
 def _homes(scope: str) -> dict[str, str]:
-    """The module of each data set, as the package's own ``__init__`` imports it."""
+    """The module of each data set, according to the ``__init__`` of the package."""
     spec = find_spec(scope)
     if spec is None or not spec.submodule_search_locations:
         return {}

@@ -1,4 +1,4 @@
-"""Reading of image files for a check."""
+"""Reading and checking of image files."""
 
 import hashlib
 import io
@@ -20,13 +20,13 @@ EXIF_ORIENTATION, EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 
 class ReadImage(NamedTuple):
-    """An image that was read whole.
+    """An image file that can be read to its end.
 
     Attributes:
-        path: Its file.
-        width: In pixels, as it is loaded: turned as its EXIF data say.
-        height: In pixels.
-        digest: Of the file's bytes.
+        path: The image file.
+        width: Width in pixels after rotation by the EXIF orientation, as training loads it.
+        height: Height in pixels, likewise.
+        digest: Hash of the file.
     """
 
     path: str
@@ -39,7 +39,7 @@ def read_image(path: str) -> ReadImage | str:
     """Decode an image file to its end.
 
     Returns:
-        The image, or why it cannot be read.
+        The image, or the reason why it cannot be read.
     """
     try:
         data = Path(path).read_bytes()
@@ -47,16 +47,16 @@ def read_image(path: str) -> ReadImage | str:
             width, height = image.size
             if image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS:
                 width, height = height, width
-            # Of a JPEG, all the data are decoded, but to an eighth of the size: faster by a third.
+            # A JPEG is decoded completely, but at an eighth of its size, which is a third faster.
             image.draft(None, (1, 1))
             image.load()
-    except Exception as error:  # damaged files raise whatever their decoder comes upon
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
         return reason(error)
     return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest())
 
 
 def reason(error: Exception) -> str:
-    """Give an error's message without the path, which is printed beside it."""
+    """The message of an error without the path, which is printed beside it."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     message = ' '.join(str(error).split())
@@ -64,33 +64,33 @@ def reason(error: Exception) -> str:
 
 
 def unreadable(image: str, place: str) -> Finding:
-    """What is to be said of an image that ``read_image`` gives a reason for."""
+    """The finding for an image that ``read_image`` cannot read."""
     return Finding('error', 'image cannot be read whole', f'{place}: {image}')
 
 
 def in_parallel(
     function: Callable[[Task], Result], tasks: Sequence[Task], label: str
 ) -> Iterator[Result]:
-    """Call a function on each of many tasks, in a thread per core, and show how far it is.
+    """Yield the results of a function for all tasks, computed in threads, with a progress bar.
 
-    Threads do: the decoders, which take most of the time, let others run.
+    Threads are enough because decoders, which take most of the time, release the GIL.
     """
     with ThreadPool() as pool:
         results = pool.imap(function, tasks, chunksize=8)
-        # disable=None: no bar where stderr is not a terminal.
+        # disable=None shows no bar if stderr is not a terminal.
         yield from tqdm(
             results, total=len(tasks), desc=label, unit='image', leave=False, disable=None
         )
 
 
 def add_image(report: Report, image: ReadImage) -> None:
-    """Note the size and the digest of an image."""
+    """Add the size and the digest of an image to a report."""
     report.digests[image.path] = image.digest
     report.sizes.setdefault('image width', []).append(image.width)
     report.sizes.setdefault('image height', []).append(image.height)
 
 
 def relative(path: str, root: str | None) -> str:
-    """Give a path as it is to be printed: without the data set's folder."""
+    """The path relative to the folder of the data set, if it is inside, for printing."""
     inside = os.path.relpath(path, root) if root else path
     return path if inside.startswith('..') else inside

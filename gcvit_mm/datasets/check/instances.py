@@ -1,4 +1,4 @@
-"""Checks of objects in COCO's format: ids, categories, boxes, polygons and run lengths."""
+"""Checks of COCO annotations: ids, categories, boxes, polygons and run-length encodings."""
 
 import os
 from collections import Counter, defaultdict
@@ -16,15 +16,15 @@ from ..preflight import check_categories, read_coco
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .report import Finding, Report
 
-# Pixels: COCO's own boxes and polygons leave the image, and each other, by less.
+# In pixels. COCO's own boxes cross the image border, and differ from their masks, by less.
 MARGIN = 2
-# A share; of COCO's own annotations, fewer than 1 % differ more from their masks.
+# Relative. Less than 1 % of COCO's own areas differ more from those of their masks.
 AREA_TOLERANCE = 0.1
 
 
 @dataclass
 class Task:
-    """One image with what is said of it."""
+    """One image with its annotations."""
 
     path: str
     place: str
@@ -40,18 +40,18 @@ def check_instances(
 
     Args:
         dataset: mmdet's ``CocoDataset``, not initialised.
-        loader: 'train_dataloader' and so on.
-        report: Receives what is found.
-        needs_masks: Whether objects without a mask are of no use.
+        loader: Key of the data loader, such as 'train_dataloader'.
+        report: The report to add problems to.
+        needs_masks: Whether objects without a mask are an error.
 
     Raises:
-        UserError: The annotation file is none of COCO's.
+        UserError: The annotation file is not in COCO's format.
     """
-    # Lists of test images come without annotations.
+    # Lists of test images may have no annotations.
     content = read_coco(dataset.ann_file, need_annotations=loader != 'test_dataloader')
     classes = _check_classes(dataset, loader, content, report)
-    images = _whole_entries('images', content['images'], report)
-    annotations = _whole_entries('annotations', content.get('annotations', []), report)
+    images = _valid_entries('images', content['images'], report)
+    annotations = _valid_entries('annotations', content.get('annotations', []), report)
     _check_ids(images, annotations, report)
     known = _check_references(images, annotations, content['categories'], report)
     tasks = _tasks(dataset, images, known, needs_masks)
@@ -72,47 +72,47 @@ def check_instances(
 def _check_classes(
     dataset: BaseDataset, loader: str, content: dict, report: Report
 ) -> dict[int | str, str]:
-    """Compare classes and categories; give the names of the classes by category id."""
+    """Compare classes with categories, and return the class names by category id."""
     classes = dataset.metainfo['classes']
     classes = (classes,) if isinstance(classes, str) else classes
     categories = content['categories']
     for key in ('id', 'name'):
         for value, times in Counter(category[key] for category in categories).items():
             if times > 1:
-                report.add('error', f'categories of the same {key}', f'{value}: {times} categories')
+                report.add('error', f'duplicate category {key}', f'{value}: {times} categories')
     try:
         for name in check_categories(loader, dataset.ann_file, content, classes):
-            report.add('note', 'category is no class of the config: its objects are left out', name)
+            report.add('note', 'category is not a class: its objects are skipped', name)
     except UserError as error:
-        report.add_misfit(error)
+        report.add_mismatch(error)
     names = {category['name']: category['id'] for category in categories}
     return {names.get(name, f'no category {name}'): name for name in classes}
 
 
-def _whole_entries(key: str, entries: list, report: Report) -> list[dict]:
-    """The images or annotations that have all they need."""
-    whole = []
+def _valid_entries(key: str, entries: list, report: Report) -> list[dict]:
+    """The images or annotations whose fields are all present and valid."""
+    valid = []
     for i, entry in enumerate(entries):
         wrong = wrong_fields(key, entry)
         for name in wrong:
             what = f'{key}: {name} is not {FIELDS[key][name][1]}'
             report.add('error', what, f'{key}[{i}]: {brief(entry)}')
         if not wrong:
-            whole.append(entry)
-    return whole
+            valid.append(entry)
+    return valid
 
 
 def _check_ids(images: list[dict], annotations: list[dict], report: Report) -> None:
     for entry in _repeated(images, lambda image: image['id']):
-        report.add('error', 'two images of the same id', f'id {entry["id"]}: {entry["file_name"]}')
+        report.add('error', 'duplicate image id', f'id {entry["id"]}: {entry["file_name"]}')
     for entry in _repeated(images, lambda image: image['file_name']):
         report.add('warning', 'image listed twice', f'{entry["file_name"]}: id {entry["id"]}')
     for entry in _repeated(annotations, lambda annotation: annotation['id']):
-        report.add('error', 'two annotations of the same id', f'annotation {entry["id"]}')
+        report.add('error', 'duplicate annotation id', f'annotation {entry["id"]}')
     for entry in _repeated(annotations, _object_key):
         report.add('note', 'object annotated twice', f'annotation {entry["id"]}')
     if any(annotation['id'] == 0 for annotation in annotations):
-        what = "annotation id 0: COCO's evaluation takes a match with it for none"
+        what = "annotation id 0: COCO's evaluation does not count matches with it"
         report.add('warning', what, 'annotation 0')
 
 
@@ -132,7 +132,7 @@ def _object_key(annotation: dict) -> tuple:
 def _check_references(
     images: list[dict], annotations: list[dict], categories: list[dict], report: Report
 ) -> list[dict]:
-    """The annotations whose image and category are listed."""
+    """The annotations whose image and category exist."""
     image_ids = {image['id'] for image in images}
     category_ids = {category['id'] for category in categories}
     known = []
@@ -140,7 +140,7 @@ def _check_references(
         place = f'annotation {annotation["id"]}'
         image_id, category_id = annotation['image_id'], annotation['category_id']
         if image_id not in image_ids:
-            report.add('error', 'annotation of an image that is not listed', f'{place}: {image_id}')
+            report.add('error', 'annotation of an unknown image', f'{place}: {image_id}')
         elif category_id not in category_ids:
             report.add('error', 'annotation of an unknown category', f'{place}: {category_id}')
         else:
@@ -152,14 +152,14 @@ def _tasks(
     dataset: BaseDataset, images: list[dict], annotations: list[dict], needs_masks: bool
 ) -> list[Task]:
     folder = dataset.data_prefix.get('img', '')
-    of_image = defaultdict(list)
+    by_image = defaultdict(list)
     for annotation in annotations:
-        of_image[annotation['image_id']].append(annotation)
+        by_image[annotation['image_id']].append(annotation)
     tasks = []
     for entry in images:
         path = os.path.join(folder, entry['file_name'])
         place = relative(path, dataset.data_root)
-        tasks.append(Task(path, place, entry, of_image[entry['id']], needs_masks))
+        tasks.append(Task(path, place, entry, by_image[entry['id']], needs_masks))
     return tasks
 
 
@@ -171,12 +171,12 @@ def _examine(task: Task) -> tuple[ReadImage | str, list[Finding]]:
         findings.append(unreadable(image, task.place))
     elif (width, height) != (image.width, image.height):
         place = f'{task.place}: {width} x {height}, file {image.width} x {image.height}'
-        findings.append(Finding('error', "width and height are not the image's", place))
+        findings.append(Finding('error', 'width and height differ from those of the file', place))
     for annotation in task.annotations:
         place = f'{task.place}: annotation {annotation["id"]}'
-        found = [*_check_box(annotation, width, height)]
-        found += _check_mask(annotation, width, height, task.needs_masks)
-        for severity, what, detail in found:
+        problems = [*_check_box(annotation, width, height)]
+        problems += _check_mask(annotation, width, height, task.needs_masks)
+        for severity, what, detail in problems:
             findings.append(Finding(severity, what, f'{place}{detail and ": "}{detail}'))
     return image, findings
 
@@ -190,14 +190,14 @@ def _check_box(annotation: dict, width: int, height: int) -> Iterator[Finding]:
     if w < 0 or h < 0:
         yield Finding('error', 'box of negative width or height', str(box))
     elif w < 1 or h < 1:
-        yield Finding('warning', 'box of less than a pixel: mmdet leaves it out', str(box))
+        yield Finding('warning', 'box of less than a pixel: mmdet skips it', str(box))
     elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
         yield Finding('error', 'box outside the image', str(box))
     elif min(x, y, width - x - w, height - y - h) < -MARGIN:
-        what = 'box reaches over the border: it must be x, y, width, height'
+        what = 'box crosses the image border: it must be x, y, width, height'
         yield Finding('warning', what, str(box))
     if not annotation['area'] > 0:
-        what = 'area is not positive: mmdet leaves the object out'
+        what = 'area is not positive: mmdet skips the object'
         yield Finding('warning', what, str(annotation['area']))
     if annotation.get('iscrowd', 0) not in (0, 1):
         yield Finding('error', 'iscrowd is neither 0 nor 1', str(annotation['iscrowd']))
@@ -207,11 +207,11 @@ def _check_mask(annotation: dict, width: int, height: int, needed: bool) -> Iter
     segmentation = annotation.get('segmentation')
     if not segmentation:
         if needed:
-            yield Finding('error', 'no segmentation, which the config trains on', '')
+            yield Finding('error', 'no segmentation, but the config trains masks', '')
         return
     if isinstance(segmentation, list):
         if annotation.get('iscrowd') == 1:
-            yield Finding('warning', 'crowd drawn as polygons: COCO has run lengths', '')
+            yield Finding('warning', "crowd given as polygons, not as COCO's run lengths", '')
         findings, rle = _read_polygons(segmentation, width, height)
     elif isinstance(segmentation, dict):
         findings, rle = _read_run_lengths(segmentation, width, height)
@@ -224,49 +224,49 @@ def _check_mask(annotation: dict, width: int, height: int, needed: bool) -> Iter
 
 
 def _read_polygons(polygons: list, width: int, height: int) -> tuple[list[Finding], dict | None]:
-    """Give what is wrong with polygons, and their mask, encoded, if some are right."""
-    findings, right, short = [], [], []
+    """Return the problems of polygons, and the encoded mask of the valid ones, if any."""
+    findings, valid, short = [], [], []
     for polygon in polygons:
         if not isinstance(polygon, list):
             what = 'segmentation is not a list of polygons, each [x, y, x, y, ...]'
             return [Finding('error', what, brief(polygons))], None
         if not finite(polygon):
-            findings.append(Finding('error', 'polygon with what is no finite number', ''))
+            findings.append(Finding('error', 'polygon with values that are not finite numbers', ''))
         elif len(polygon) % 2:
             what = 'polygon of an odd number of coordinates'
             findings.append(Finding('error', what, f'{len(polygon)} numbers'))
         elif len(polygon) < 6:
             short.append(f'{len(polygon) // 2} points')
         else:
-            right.append(np.array(polygon, float).reshape(-1, 2))
-    what = 'polygon of fewer than 3 points: mmdet leaves it out'
-    findings += [Finding('warning' if right else 'error', what, place) for place in short]
-    if not right:
+            valid.append(np.array(polygon, float).reshape(-1, 2))
+    what = 'polygon of fewer than 3 points: mmdet skips it'
+    findings += [Finding('warning' if valid else 'error', what, place) for place in short]
+    if not valid:
         return findings, None
-    points = np.concatenate(right)
+    points = np.concatenate(valid)
     size = np.array([width, height])
     if (points.max(0) <= 0).any() or (points.min(0) >= size).any():
         return [*findings, Finding('error', 'polygons outside the image', '')], None
     beyond = max(float(-points.min()), float((points - size).max()))
     if beyond > MARGIN:
-        what = 'polygon reaches over the border'
+        what = 'polygon crosses the image border'
         findings.append(Finding('warning', what, f'by {beyond:.1f} px'))
-    # Far-off points would take the rasteriser more memory than there is.
-    near = [np.clip(polygon, -size, 2 * size).ravel().tolist() for polygon in right]
-    rle = mask_utils.merge(mask_utils.frPyObjects(near, height, width))
+    # The rasteriser would run out of memory for points far outside the image.
+    clipped = [np.clip(polygon, -size, 2 * size).ravel().tolist() for polygon in valid]
+    rle = mask_utils.merge(mask_utils.frPyObjects(clipped, height, width))
     return findings, rle
 
 
 def _read_run_lengths(
     segmentation: dict, width: int, height: int
 ) -> tuple[list[Finding], dict | None]:
-    """Give what is wrong with a mask in COCO's run lengths, and the mask if nothing is."""
+    """Return the problems of a run-length encoding, and the mask if there are none."""
     size, counts = segmentation.get('size'), segmentation.get('counts')
     if size != [height, width]:
-        what = "size of run lengths is not the image's: it must be height, width"
+        what = 'size of run lengths is not height, width of the image'
         return [Finding('error', what, f'{size}, image {[height, width]}')], None
     runs = _unpack(counts) if isinstance(counts, str) else counts
-    # pycocotools reads beyond its memory where the runs do not fill the image.
+    # pycocotools reads out of bounds if the runs do not fill the image.
     if (
         not isinstance(runs, list)
         or not all(isinstance(run, int) and run >= 0 for run in runs)
@@ -277,11 +277,11 @@ def _read_run_lengths(
 
 
 def _unpack(text: str) -> list[int] | None:
-    """Read COCO's compressed run lengths; None where the text is none.
+    """Decode COCO's compressed run lengths; return None if the text is invalid.
 
-    Six bits a character from '0' on: five of a number, lowest first, then whether it goes on; the
-    fifth bit of its last character is the sign. From the fourth number on, each is the difference
-    to the last but one.
+    A character minus '0' has six bits: five of a number, lowest first, and a flag for continuation.
+    The fifth bit of the last character is the sign. From the fourth number on, each is stored as
+    its difference to the last but one.
     """
     runs: list[int] = []
     value = shift = 0
@@ -306,7 +306,7 @@ def _compare_with_mask(annotation: dict, rle: dict) -> Iterator[Finding]:
         yield Finding('warning', 'mask covers no pixel', '')
         return
     if abs(pixels - area) > max(AREA_TOLERANCE * area, 10):
-        yield Finding('note', 'area is not that of the mask', f'{area:g}, mask {pixels}')
+        yield Finding('note', 'area differs from that of the mask', f'{area:g}, mask {pixels}')
     box = annotation['bbox']
     if finite(box, 4):
         tight = mask_utils.toBbox(rle).tolist()
@@ -316,7 +316,7 @@ def _compare_with_mask(annotation: dict, rle: dict) -> Iterator[Finding]:
 
 
 def _check_folder(dataset: BaseDataset, images: list[dict], report: Report) -> None:
-    """Note the images that no annotation file lists."""
+    """Report images in the folder that the annotation file does not list."""
     folder = dataset.data_prefix.get('img', '')
     listed = {os.path.normpath(image['file_name']) for image in images}
     suffixes = {os.path.splitext(name)[1] for name in listed}
@@ -326,11 +326,11 @@ def _check_folder(dataset: BaseDataset, images: list[dict], report: Report) -> N
             inside = os.path.relpath(path, folder)
             if inside not in listed and os.path.splitext(name)[1] in suffixes:
                 place = relative(path, dataset.data_root)
-                report.add('note', 'image that the annotations do not list', place)
+                report.add('note', 'image is not listed in the annotations', place)
 
 
 def _count(annotations: list[dict], classes: dict[int | str, str], report: Report) -> None:
-    """Count objects and images of each class, and note the sizes of boxes."""
+    """Count objects and images of each class, and collect the sizes of boxes."""
     counts = {name: {'objects': 0, 'crowds': 0, 'images': 0} for name in classes.values()}
     images: dict[str, set] = defaultdict(set)
     per_image: Counter = Counter()

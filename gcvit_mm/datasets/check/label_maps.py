@@ -1,4 +1,4 @@
-"""Checks of label maps: one channel, of the image's size, with labels that are classes."""
+"""Checks of label maps: one channel, the size of the image, and labels that are classes."""
 
 import os
 from collections import Counter
@@ -21,14 +21,14 @@ from .images import (
 )
 from .report import Finding, Report
 
-# What the losses and metrics of mmseg pass over.
+# The label that losses and metrics of mmseg ignore.
 IGNORED = 255
 INVALID = -1
 
 
 @dataclass
 class Pair:
-    """An image and its map, examined; ``values`` is the number of pixels of each map value."""
+    """An image and its label map; ``values`` is the number of pixels of each value in the map."""
 
     image: ReadImage | str
     findings: list[Finding]
@@ -39,13 +39,13 @@ def check_label_maps(dataset: BaseDataset, report: Report) -> None:
     """Check a data set of images and label maps.
 
     Args:
-        dataset: One that derives from mmseg's ``BaseSegDataset``, not initialised.
-        report: Receives what is found.
+        dataset: A subclass of mmseg's ``BaseSegDataset``, not initialised.
+        report: The report to add problems to.
     """
     entries = dataset.load_data_list()
     folder = dataset.data_prefix['img_path']
     if not entries:
-        report.add('error', f'no image *{dataset.img_suffix}', _suffixes(folder))
+        report.add('error', f'no images *{dataset.img_suffix}', _suffixes(folder))
     classes = tuple(dataset.metainfo.get('classes') or ())
     labels = labels_of_values(dataset, len(classes))
     pixels, images = Counter[int](), Counter[int]()
@@ -56,25 +56,25 @@ def check_label_maps(dataset: BaseDataset, report: Report) -> None:
             add_image(report, pair.image)
         if pair.values is not None:
             place = relative(entry['seg_map_path'], dataset.data_root)
-            found = _count_labels(pair.values, labels, place, report)
-            pixels.update(found)
-            images.update(found.keys())
-            share = 100 * found[IGNORED] / max(pair.values.sum(), 1)
+            counts = _count_labels(pair.values, labels, place, report)
+            pixels.update(counts)
+            images.update(counts.keys())
+            share = 100 * counts[IGNORED] / max(pair.values.sum(), 1)
             report.sizes.setdefault('% ignored', []).append(share)
-    _check_lonely_maps(dataset, entries, report)
+    _check_unpaired_maps(dataset, entries, report)
     if classes and pixels:
         _count_classes(classes, pixels, images, report)
 
 
 def labels_of_values(dataset: BaseDataset, classes: int) -> np.ndarray:
-    """What mmseg makes of each map value.
+    """The label to which mmseg converts each value of a label map.
 
     Args:
-        dataset: For its ``reduce_zero_label`` and ``label_map``.
-        classes: The number of its classes.
+        dataset: The data set, with ``reduce_zero_label`` and ``label_map``.
+        classes: Number of classes.
 
     Returns:
-        (256,) int: the class, ``IGNORED``, or ``INVALID``.
+        Array (256,) of int: the class, ``IGNORED``, or ``INVALID``.
     """
     labels: np.ndarray = np.arange(256)
     if dataset.reduce_zero_label:
@@ -98,24 +98,24 @@ def _examine_map(pair: Pair, path: str, place: str) -> None:
     try:
         with Image.open(path) as label_map:
             bands, size = label_map.getbands(), label_map.size
-            # As mmseg loads it: the indices of a palette, not its colours.
+            # Like mmseg, read the indices of a palette, not its colours.
             values = np.asarray(label_map)
     except FileNotFoundError:
         pair.findings.append(Finding('error', 'image without a label map', place))
         return
-    except Exception as error:  # damaged files raise whatever their decoder comes upon
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
         what = 'label map cannot be read whole'
         pair.findings.append(Finding('error', what, f'{place}: {reason(error)}'))
         return
     if isinstance(pair.image, ReadImage) and size != (pair.image.width, pair.image.height):
         detail = f'{size[0]} x {size[1]}, image {pair.image.width} x {pair.image.height}'
-        what = "label map is not of the image's size"
+        what = 'label map and image differ in size'
         pair.findings.append(Finding('error', what, f'{place}: {detail}'))
     if len(bands) > 1:
-        what = 'label map in colour: it must have one channel, of class numbers'
+        what = 'label map has several channels: it must have one, with class numbers'
         pair.findings.append(Finding('error', what, f'{place}: {"".join(bands)}'))
     elif values.dtype.kind == 'f' or values.min() < 0:
-        what = 'label map with what are no class numbers'
+        what = 'label map with values that are not class numbers'
         pair.findings.append(Finding('error', what, f'{place}: {values.dtype}'))
     else:
         pair.values = np.bincount(values.ravel(), minlength=256)
@@ -124,16 +124,16 @@ def _examine_map(pair: Pair, path: str, place: str) -> None:
 def _count_labels(
     values: np.ndarray, labels: np.ndarray, place: str, report: Report
 ) -> Counter[int]:
-    """Count the pixels of each label of one map, and report those that are none."""
+    """Count the pixels of each label of a label map, and report values that are not classes."""
     present = np.flatnonzero(values)
     wrong = [int(v) for v in present if v >= len(labels) or labels[v] == INVALID]
     if wrong:
-        report.add('error', 'map values that are no class', f'{place}: {_brief(wrong)}')
+        report.add('error', 'label map values are not classes', f'{place}: {_brief(wrong)}')
     counts: Counter[int] = Counter()
     for value in set(present.tolist()) - set(wrong):
         counts[int(labels[value])] += int(values[value])
     if not wrong and set(counts) == {IGNORED}:
-        report.add('warning', 'label map of ignored pixels only', place)
+        report.add('warning', 'label map has only ignored pixels', place)
     return counts
 
 
@@ -143,15 +143,15 @@ def _brief(values: list[int]) -> str:
 
 
 def _suffixes(folder: str) -> str:
-    """Say what files a folder has."""
+    """Summarise the files of a folder by suffix."""
     counts = Counter(path.suffix for path in Path(folder).rglob('*') if path.is_file())
-    found = ', '.join(f'{count} *{suffix}' for suffix, count in counts.most_common(3))
-    return f'{folder}: {found or "empty"}'
+    files = ', '.join(f'{count} *{suffix}' for suffix, count in counts.most_common(3))
+    return f'{folder}: {files or "empty"}'
 
 
-def _check_lonely_maps(dataset: BaseDataset, entries: list[dict], report: Report) -> None:
+def _check_unpaired_maps(dataset: BaseDataset, entries: list[dict], report: Report) -> None:
     folder = dataset.data_prefix.get('seg_map_path')
-    if not folder or dataset.ann_file:  # a list may name some of a folder's images
+    if not folder or dataset.ann_file:  # a list may name only some images of the folder
         return
     known = {os.path.normpath(entry['seg_map_path']) for entry in entries}
     for path in sorted(Path(folder).rglob(f'*{dataset.seg_map_suffix}')):

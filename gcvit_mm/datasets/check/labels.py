@@ -1,4 +1,4 @@
-"""Checks of images with one label each: class folders, or lists of files and labels."""
+"""Checks of classification data: class folders, or lists of files and labels."""
 
 import os
 from collections import Counter
@@ -22,8 +22,8 @@ def check_labels(dataset: BaseDataset, report: Report) -> None:
     """Check a data set of labelled images.
 
     Args:
-        dataset: mmpretrain's ``CustomDataset`` or one like it, not initialised.
-        report: Receives what is found.
+        dataset: mmpretrain's ``CustomDataset`` or a subclass, not initialised.
+        report: The report to add problems to.
     """
     classes = tuple(dataset.CLASSES or ())
     if not dataset.with_label:
@@ -34,7 +34,7 @@ def check_labels(dataset: BaseDataset, report: Report) -> None:
         samples = _in_folders(dataset, classes, report)
         classes = classes or tuple(report.folders)
     if not samples:
-        report.add('error', 'no image', dataset.ann_file or dataset.img_prefix)
+        report.add('error', 'no images', dataset.ann_file or dataset.img_prefix)
     paths = [sample.path for sample in samples]
     for path, image in zip(paths, in_parallel(read_image, paths, report.name), strict=True):
         if isinstance(image, ReadImage):
@@ -46,27 +46,27 @@ def check_labels(dataset: BaseDataset, report: Report) -> None:
 
 
 def _files(dataset: BaseDataset, folder: str, report: Report) -> list[str]:
-    """The images of a folder and those inside it, by their suffixes."""
+    """The images of a folder and its subfolders, recognised by their suffixes."""
     files = sorted(path for path in Path(folder).rglob('*') if path.is_file())
     for path in files:
         if not dataset.is_valid_file(path.name) and not path.name.startswith('.'):
-            what = 'file without the suffix of an image is left out'
-            report.add('note', what, relative(str(path), dataset.data_root))
+            where = relative(str(path), dataset.data_root)
+            report.add('note', 'file without the suffix of an image: skipped', where)
     return [str(path) for path in files if dataset.is_valid_file(path.name)]
 
 
 def _in_folders(dataset: BaseDataset, classes: tuple[str, ...], report: Report) -> list[Sample]:
-    """The images of class folders, which are numbered in the order of their names."""
+    """The images of class folders, which are numbered in alphabetical order."""
     root = Path(dataset.img_prefix)
     report.folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     if classes and len(classes) != len(report.folders):
         what = f'{len(report.folders)} class folders, but {len(classes)} classes'
-        lacking = ', '.join(sorted(set(classes) - set(report.folders))[:3])
-        foreign = ', '.join(sorted(set(report.folders) - set(classes))[:3])
-        hint = f'without folder: {lacking or "none"}; without class: {foreign or "none"}'
+        missing = ', '.join(sorted(set(classes) - set(report.folders))[:3])
+        unknown = ', '.join(sorted(set(report.folders) - set(classes))[:3])
+        hint = f'without folder: {missing or "none"}; without class: {unknown or "none"}'
         report.add('error', what, f'{root}: {hint}')
     elif set(classes) == set(report.folders) and list(classes) != report.folders:
-        what = 'classes of the config are not in the order of the folders, which is by name'
+        what = 'classes of the config are not in the alphabetical order of the folders'
         report.add('error', what, f'{root}: {", ".join(report.folders[:5])}')
     samples = []
     for label, name in enumerate(report.folders):
@@ -76,7 +76,7 @@ def _in_folders(dataset: BaseDataset, classes: tuple[str, ...], report: Report) 
 
 
 def _listed(dataset: BaseDataset, classes: int, report: Report) -> list[Sample]:
-    """The images of a list, whose lines are a path and a label."""
+    """The images of a list with a path and a label per line."""
     list_file = relative(dataset.ann_file, dataset.data_root)
     samples = []
     for number, line in enumerate(Path(dataset.ann_file).read_text().splitlines(), 1):

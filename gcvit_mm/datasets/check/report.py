@@ -1,4 +1,4 @@
-"""What a check found, printed and written."""
+"""Reports of a check, and their output as tables or JSON."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from ...fileio import atomic_text
 
 Severity = Literal['error', 'warning', 'note']
 SEVERITIES: dict[Severity, str] = {'error': 'red', 'warning': 'yellow', 'note': 'cyan'}
-# Of each problem, and of the classes at both ends of a long list.
+# Places printed per problem, and classes printed at each end of a long list.
 SHOWN, SHOWN_CLASSES = 3, 12
 
 
@@ -31,16 +31,16 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """What was found in the data of one or more data loaders.
+    """Problems and statistics of a data set, which one or more data loaders read.
 
     Attributes:
-        name: The splits, 'train' or 'val, test' for example.
-        source: Type and place of the data set.
+        name: The splits, such as 'train' or 'val, test'.
+        source: Type and path of the data set.
         problems: The places of each problem, in the order of the data.
-        classes: What was counted for each class, one kind of count after the other.
+        classes: Counts of each class by kind, such as objects and images.
         folders: The class folders that labels were read from, in the order of the labels.
-        sizes: Values of each kind of size, in pixels where nothing else is said.
-        digests: Of the images' bytes, by path.
+        sizes: Values of each kind of size, in pixels unless its name has another unit.
+        digests: Hash of each image file, by path.
     """
 
     name: str
@@ -54,20 +54,20 @@ class Report:
     def add(self, severity: Severity, what: str, where: str = '') -> None:
         self.problems.setdefault((severity, what), []).append(where)
 
-    def add_misfit(self, error: UserError) -> None:
-        """Note what stops the check of a data set, or of a part of it."""
-        self.add('error', 'config does not fit the data', str(error))
+    def add_mismatch(self, error: UserError) -> None:
+        """Add an error that stops the check of a data set, or of a part of it."""
+        self.add('error', 'config does not match the data', str(error))
 
     def extend(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
             self.add(*finding)
 
     def count(self, severity: Severity) -> int:
-        """Give the number of places with problems of a severity."""
+        """The number of places with problems of a severity."""
         return sum(len(places) for key, places in self.problems.items() if key[0] == severity)
 
     def as_dict(self) -> dict:
-        """Give everything as JSON takes it."""
+        """The report as a dict that can be written as JSON."""
         return {
             'splits': self.name.split(', '),
             'source': self.source,
@@ -86,7 +86,7 @@ class Report:
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """Give the number of errors, warnings and notes in one line."""
+    """The number of errors, warnings and notes in one line."""
     counts = {name: sum(report.count(name) for report in reports) for name in SEVERITIES}
     return ', '.join(f'{count} {name}{"s" * (count != 1)}' for name, count in counts.items())
 
@@ -95,7 +95,7 @@ def print_reports(reports: Sequence[Report]) -> None:
     """Print tables of problems, classes and sizes to stdout."""
     console = Console(highlight=False)
     if not console.is_terminal and 'COLUMNS' not in os.environ:
-        console.width = 10_000  # in files, each place is to be on one line
+        console.width = 10_000  # keeps each place on one line in files
     with console.capture() as capture:
         for report in reports:
             console.print(Text(f'{report.name}: {report.source}, {len(report.digests)} images'))
@@ -117,7 +117,7 @@ def _tables(reports: Sequence[Report]) -> Iterator[Table]:
 
 
 def write_reports(reports: Sequence[Report], path: str) -> None:
-    """Write everything to a JSON file.
+    """Write reports to a JSON file.
 
     Raises:
         UserError: The file cannot be written.
@@ -159,7 +159,7 @@ def _class_table(report: Report) -> Table:
     if len(names) > 2 * SHOWN_CLASSES + 1:
         names.sort(key=lambda name: report.classes[name][kinds[0]], reverse=True)
         hidden = len(names) - 2 * SHOWN_CLASSES
-        names[SHOWN_CLASSES:-SHOWN_CLASSES] = [f'({hidden} classes between)']
+        names[SHOWN_CLASSES:-SHOWN_CLASSES] = [f'({hidden} more classes)']
     for name in names:
         counts = report.classes.get(name, {})
         table.add_row(Text(name), *(f'{counts[kind]:g}' if counts else '' for kind in kinds))

@@ -1,1 +1,1 @@
-"""Hooks of a training."""
+"""Hooks for mmengine's runner."""

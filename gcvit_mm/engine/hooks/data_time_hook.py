@@ -1,4 +1,4 @@
-"""How much of a training's time the loading of data costs."""
+"""A hook that measures the time that training waits for data."""
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -9,12 +9,13 @@ WORTH_A_HINT = 0.1
 
 @HOOKS.register_module()
 class DataTimeHook(Hook):
-    """Log the share of time in which the model waits for data, and sum it up at the end.
+    """Logs the share of the training time that the model waits for data.
 
-    Lines of the log get ``data_share``, from 0 to 1: mmengine's ``data_time`` over its ``time``.
+    ``data_share``, from 0 to 1, is mmengine's ``data_time`` divided by ``time``. The share of the
+    whole training is logged at its end.
     """
 
-    priority = 'NORMAL'  # behind mmengine's timer, which was there before, and before the log
+    priority = 'NORMAL'  # after mmengine's timer, which is registered earlier, and before the log
 
     def before_train(self, runner: Runner) -> None:
         self.waited = self.passed = 0.0
@@ -28,7 +29,7 @@ class DataTimeHook(Hook):
     ) -> None:
         hub = runner.message_hub
         waited, passed = (hub.get_scalar(f'train/{name}') for name in ('data_time', 'time'))
-        # The window of the log's other figures: a single iteration says little.
+        # Average over as many iterations as the other values in the log.
         window = runner.log_processor.window_size
         hub.update_scalar('train/data_share', waited.mean(window) / passed.mean(window))
         self.waited += waited.current()
@@ -39,5 +40,5 @@ class DataTimeHook(Hook):
             return
         share = self.waited / self.passed
         workers = runner.train_dataloader.num_workers
-        hint = f': more than its {workers} worker(s) would help' if share > WORTH_A_HINT else ''
+        hint = f': set num_workers above {workers}' if share > WORTH_A_HINT else ''
         runner.logger.info(f'Waiting for data took {share:.1%} of the training time{hint}')

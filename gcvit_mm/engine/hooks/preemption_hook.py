@@ -1,4 +1,4 @@
-"""Leaving in order when the machine is wanted back."""
+"""A hook that saves a checkpoint and ends the training when a cluster preempts the job."""
 
 import os
 import signal
@@ -18,22 +18,22 @@ from ..workers import start_resource_tracker, worker_context
 from .safe_checkpoint_hook import checkpoint_hook
 
 OUTLIVING = hasattr(signal, 'sigtimedwait')
-"""Whether the system has what workers need to outlive signals."""
+"""Whether the system has the functions with which workers outlive signals."""
 
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On a signal, end the training after the step it is in, with a checkpoint and status 0.
+    """On a signal, ends the training after the current step, with a checkpoint and exit status 0.
 
-    Where several processes train, the signal may reach any of them, at different steps. Processes
-    that load data go on until then; other processes that the training starts do not listen.
+    In a distributed training, the signal may reach any of the processes, and at different steps.
+    Workers load data until the end; other child processes do not handle the signal.
 
     Args:
-        signals: Names of the signals; None takes those that clusters send, SIGTERM and, where the
+        signals: Names of the signals; None takes those that clusters send: SIGTERM and, if the
             system has it, SIGUSR1.
     """
 
-    priority = 'LOWEST'  # behind the hook that saves checkpoints
+    priority = 'LOWEST'  # after the hook that saves checkpoints
 
     def __init__(self, signals: Sequence[str] | None = None) -> None:
         if signals is None:
@@ -43,12 +43,12 @@ class PreemptionHook(Hook):
         self.group: Any = None
 
     def before_run(self, runner: Runner) -> None:
-        """Prepare for workers, before progress bars start what they need."""
+        """Start the resource tracker of the workers, before progress bars start it."""
         if OUTLIVING:
             start_resource_tracker(self.signals)
 
     def before_train(self, runner: Runner) -> None:
-        """Listen from here on."""
+        """Install the signal handlers, and make workers ignore the signals."""
         _listen(self.signals, self._note)
         if OUTLIVING:
             for loop in (runner.train_loop, runner.val_loop):
@@ -57,7 +57,7 @@ class PreemptionHook(Hook):
                     context = loader.multiprocessing_context
                     loader.multiprocessing_context = worker_context(self.signals, context)
         if runner.distributed and dist.get_backend() != 'gloo':
-            # Of its own, so that asking each other does not wait for the GPUs.
+            # Communication in a separate gloo group does not wait for the GPUs.
             self.group = dist.new_group(backend='gloo')
 
     def _note(self, number: int, frame: Any) -> None:
@@ -70,25 +70,25 @@ class PreemptionHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Save and leave.
+        """Save a checkpoint and exit if any process has received a signal.
 
         Raises:
-            SystemExit: A signal has come, to this process or another.
+            SystemExit: This or another process has received a signal.
         """
-        # Gradients that are being accumulated are in no checkpoint.
+        # Checkpoints do not hold accumulated gradients.
         if not runner.optim_wrapper.should_update():
             return
         if received := self._received_by_any(runner):
-            for number in self.signals:  # a second one would end a process that is leaving
+            for number in self.signals:  # a second signal must not interrupt saving
                 signal.signal(number, signal.SIG_IGN)
             name = signal.Signals(received).name
             ends = f'{name}: training ends after iteration {runner.iter + 1}'
             hook = checkpoint_hook(runner)
             if hook is None:
-                runner.logger.error(f'{ends}, without a SafeCheckpointHook to save it')
+                runner.logger.error(f'{ends} without a checkpoint: use SafeCheckpointHook')
                 raise SystemExit(1)
             saved = hook.save_now(runner)
-            runner.logger.info(f'{ends}, saved in {hook.out_dir} as {saved}: go on by --resume')
+            runner.logger.info(f'{ends}, saved in {hook.out_dir} as {saved}: resume with --resume')
             raise SystemExit(0)
 
     def _received_by_any(self, runner: Runner) -> int:
@@ -99,17 +99,17 @@ class PreemptionHook(Hook):
         return int(received)
 
     def after_train(self, runner: Runner) -> None:
-        """Listen no longer."""
+        """Restore the previous signal handlers."""
         _restore_handlers()
 
     def after_failure(self, runner: Runner) -> None:
-        """Listen no longer: a training of the loops of ``gcvit_mm`` has ended by an error."""
+        """Restore the previous signal handlers; the loops of ``gcvit_mm`` call it on an error."""
         _restore_handlers()
 
 
-# --- Signal handlers that forked processes do not take over ------------------------------------
+# --- Signal handlers that forked processes do not inherit --------------------------------------
 
-_handlers: dict[int, Any] = {}  # of the signals that are listened to: what handled them before
+_handlers: dict[int, Any] = {}  # the previous handler of each signal
 _mask = threading.local()
 
 
@@ -124,13 +124,13 @@ def _listen(signals: Sequence[int], handler: Callable) -> None:
 def _restore_handlers() -> None:
     while _handlers:
         number, handler = _handlers.popitem()
-        signal.signal(number, handler or signal.SIG_DFL)  # None is one that Python did not set
+        signal.signal(number, handler or signal.SIG_DFL)  # None: Python did not set the handler
 
 
 @cache
 def _register_at_fork() -> None:
-    # A signal that comes between fork and restoring would be lost: to be blocked meanwhile.
-    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_become_another)
+    # A signal between the fork and the restoring of handlers would be lost unless it is blocked.
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_child)
 
 
 def _block() -> None:
@@ -141,6 +141,6 @@ def _unblock() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
 
 
-def _become_another() -> None:
+def _reset_child() -> None:
     _restore_handlers()
     _unblock()

@@ -1,4 +1,4 @@
-"""A progress bar in terminals."""
+"""A hook that shows a progress bar in terminals."""
 
 import sys
 from contextlib import ExitStack
@@ -14,9 +14,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 @HOOKS.register_module()
 class ProgressBarHook(Hook):
-    """Show how far training and evaluation are, on stderr, where that is a terminal.
+    """Shows the progress of training and evaluation on stderr if it is a terminal.
 
-    Log lines are printed above the bar; log files do not see it.
+    Log lines are printed above the bar; log files do not contain it.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class ProgressBarHook(Hook):
         if sys.stderr.isatty():
             console = runner.logger.handlers[0]
             self._stack.enter_context(logging_redirect_tqdm([runner.logger]))
-            # The handler that takes the console's place would let every level through.
+            # tqdm's handler replaces that of the console, but does not filter by level.
             runner.logger.handlers[-1].setLevel(console.level)
 
     def after_run(self, runner: Runner) -> None:
@@ -63,11 +63,11 @@ class ProgressBarHook(Hook):
         if self._bar is not None:
             self._bar.update()
             if mode != 'train' and self._bar.n == self._bar.total:
-                self._close()  # evaluators print around the logger
+                self._close()  # evaluators print to the console directly
 
     def _open(self, mode: str, total: int, initial: int = 0) -> None:
         self._close()
-        # disable=None: no bar where stderr is not a terminal.
+        # disable=None shows no bar if stderr is not a terminal.
         self._bar = tqdm(
             total=total,
             initial=initial,

@@ -1,4 +1,4 @@
-"""What a run is about, in one block of its log."""
+"""A hook that summarises a run at the top of its log."""
 
 import os
 import platform
@@ -19,18 +19,18 @@ from ..lr_scaling import effective_batch, learning_rate_factor
 
 @HOOKS.register_module()
 class RunSummaryHook(Hook):
-    """State device, implementations, batch, learning rate and parameters before the first step."""
+    """Logs device, implementations, batch size, learning rate and parameters before the run."""
 
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
-        _log(runner, [*_what_runs(runner), *_training(runner)])
+        _log(runner, [*_environment(runner), *_training(runner)])
 
     def before_test(self, runner: Runner) -> None:
-        _log(runner, _what_runs(runner))
+        _log(runner, _environment(runner))
 
 
-def _what_runs(runner: Runner) -> Iterator[str]:
+def _environment(runner: Runner) -> Iterator[str]:
     yield f'device: {_device()}, {get_world_size()} process(es)'
     yield implementation()
     for attn_impl in sorted({m.attn_impl for m in runner.model.modules() if isinstance(m, GCViT)}):
@@ -42,7 +42,7 @@ def _training(runner: Runner) -> Iterator[str]:
     batch, world, accumulate = effective_batch(runner.cfg)
     yield (
         f'effective batch: {batch * world * accumulate} images '
-        f'({batch} a process x {world} process(es) x {accumulate} accumulated)'
+        f'({batch} per process x {world} process(es) x {accumulate} accumulated)'
     )
     rates = sorted({group.get('initial_lr', group['lr']) for group in optim.param_groups})
     few = rates if len(rates) < 4 else [rates[0], rates[-1]]
@@ -57,15 +57,15 @@ def _training(runner: Runner) -> Iterator[str]:
 
 
 def _scaling(cfg: Config) -> str:
-    """What the batch has to do with the learning rate."""
+    """How the learning rate relates to the batch size of the recipe."""
     scaled, recipe = learning_rate_factor(cfg), cfg.get('auto_scale_lr', {})
     if scaled is None or scaled[0] == 1:
         return ''
     factor = f'{scaled[0]:.3g} ({scaled[1]})'
     base = f'the recipe is for {recipe.base_batch_size} images'
     if recipe.get('scaled'):
-        return f", {factor} of the recipe's: {base}"
-    return f', as it stands: {base}; --auto-scale-lr would multiply it by {factor}'
+        return f", {factor} times the recipe's: {base}"
+    return f', not scaled: {base}; --auto-scale-lr would multiply it by {factor}'
 
 
 def _device() -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints that a crash, a kill or a full disk cannot take away."""
+"""A hook whose checkpoints survive crashes, kills and full disks."""
 
 import os
 import re
@@ -15,15 +15,15 @@ from ...errors import UserError
 from ...fileio import atomic_write
 
 KEPT = 'kept_checkpoints'
-"""Where the message hub lists the checkpoints that ``max_keep_ckpts`` counts."""
+"""Key of the message hub for the list of checkpoints that ``max_keep_ckpts`` counts."""
 
 
 @register_backend('whole_file')
 class WholeFileBackend(LocalBackend):
-    """mmengine's backend of local files, which writes a file whole or not at all."""
+    """mmengine's backend for local files, with atomic writes."""
 
     def put(self, obj: bytes, filepath: str | os.PathLike) -> None:
-        """Write a file; one of the name is replaced when the new one is on the disk."""
+        """Write a file; an existing one is replaced once the new one is on the disk."""
         path = os.fspath(filepath)
         try:
             os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
@@ -35,27 +35,27 @@ class WholeFileBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook``, which is never without a whole checkpoint once it had one.
+    """mmengine's ``CheckpointHook`` with atomic writes: a training always has a whole checkpoint.
 
-    A checkpoint is written beside its place, flushed to the disk and renamed, and older ones are
-    removed after that. ``last_checkpoint`` names it relative to its folder.
+    A checkpoint is written to a temporary file, flushed to the disk and renamed; older checkpoints
+    are then removed. The file ``last_checkpoint`` holds its name, relative to their folder.
 
     Args:
-        interval: Epochs or iterations between checkpoints; -1 for none but the last.
+        interval: Epochs or iterations between checkpoints; -1 saves only the last.
         by_epoch: Whether ``interval`` counts epochs.
-        save_optimizer: Save the optimizer's state too; without it no training can be resumed.
-        save_param_scheduler: Save the schedules' state too.
-        out_dir: Folder for the checkpoints, to which the work folder's name is appended; None
-            takes the work folder.
-        max_keep_ckpts: How many to keep besides the best; -1 keeps all.
+        save_optimizer: Save the state of the optimizer, which resuming needs.
+        save_param_scheduler: Save the state of the parameter schedulers.
+        out_dir: Folder for the checkpoints, to which the name of the work directory is appended;
+            None takes the work directory.
+        max_keep_ckpts: Number of checkpoints to keep besides the best; -1 keeps all.
         save_last: Save after the last epoch or iteration too.
         save_best: The metric, or metrics, whose best checkpoint is kept.
-        rule: 'greater' or 'less', for each metric; None goes by its name.
+        rule: 'greater' or 'less' for each metric; None infers it from the name of the metric.
         filename_tmpl: Name of a file, with {} for the epoch or iteration.
-        save_begin: The first epoch or iteration to save after.
-        backend_args: Of mmengine's file backend; None writes local files as said above.
-        on_failure: What a checkpoint that cannot be written does to the training: 'stop', or
-            'continue' with an error in the log.
+        save_begin: The first epoch or iteration after which to save.
+        backend_args: Arguments of mmengine's file backend; None writes local files atomically.
+        on_failure: 'stop' the training if a checkpoint cannot be written, or log an error and
+            'continue'.
     """
 
     def __init__(
@@ -89,11 +89,11 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=backend_args or dict(backend='whole_file'),
         )
         self.on_failure = on_failure
-        self.saved_iter = -1  # how many iterations the latest checkpoint is after
+        self.saved_iter = -1  # number of iterations before the latest checkpoint
 
     def before_train(self, runner: Runner) -> None:
-        """Find what an earlier run has left, and remove what it did not finish."""
-        # mmengine's hook would remove the files whose names a checkpoint makes of these.
+        """Remove unfinished files of an earlier run."""
+        # mmengine's hook would remove the files that this list in a checkpoint names.
         runner.message_hub.runtime_info.pop('keep_ckpt_ids', None)
         super().before_train(runner)
         if is_main_process():
@@ -102,22 +102,22 @@ class SafeCheckpointHook(CheckpointHook):
                     path.unlink(missing_ok=True)
 
     def save_now(self, runner: Runner) -> str:
-        """Save after an iteration that no checkpoint is due after, from ``after_train_iter``.
+        """Save a checkpoint in ``after_train_iter``, unless this iteration has one.
 
         Returns:
-            The file's name.
+            Name of the checkpoint file.
         """
         name = f'iter_{runner.iter + 1}.pth'
         if self.saved_iter != runner.iter + 1:
             self._save(runner, name, dict(epoch=runner.epoch, iter=runner.iter + 1))
         return os.path.basename(str(self.last_ckpt))
 
-    # mmengine's hook calls this one where a checkpoint is due.
+    # mmengine's hook calls this method when a checkpoint is due.
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         self._save(runner, self.filename_tmpl.format(step), meta)
 
     def _save(self, runner: Runner, name: str, meta: dict) -> None:
-        # After a resumption the list is what a file says.
+        # In a resumed training the list comes from a file, so it is checked.
         before = runner.message_hub.runtime_info.get(KEPT)
         before = [other for other in before if self._is_own(other)] if type(before) is list else []
         kept = [*(other for other in before if other != name), name]
@@ -135,7 +135,7 @@ class SafeCheckpointHook(CheckpointHook):
     def _write(
         self, runner: Runner, name: str, meta: dict, optimizer: bool, schedules: bool
     ) -> bool:
-        """Write a checkpoint; False where that failed and training is to go on."""
+        """Write a checkpoint; return False if that fails and ``on_failure`` is 'continue'."""
         try:
             runner.save_checkpoint(
                 self.out_dir,
@@ -150,10 +150,10 @@ class SafeCheckpointHook(CheckpointHook):
         except UserError as error:
             if self.on_failure == 'stop':
                 raise UserError(
-                    f'{error}. Earlier checkpoints are whole: make room and go on by --resume. To '
-                    'train on without new ones, set default_hooks.checkpoint.on_failure=continue'
+                    f'{error}. Earlier checkpoints are intact: free disk space and use --resume. '
+                    'To train without new ones, set default_hooks.checkpoint.on_failure=continue'
                 ) from error
-            runner.logger.error(f'{error}; training goes on without this checkpoint')
+            runner.logger.error(f'{error}; training continues without this checkpoint')
             return False
         return True
 
@@ -167,7 +167,7 @@ class SafeCheckpointHook(CheckpointHook):
         improved = [
             key for key in self.key_indicators if self._save_if_best(runner, metrics, key, meta)
         ]
-        # So that a resumed training knows of the best.
+        # A resumed training must know the best checkpoint.
         if improved and self.last_ckpt is not None:
             self._save_checkpoint_with_step(runner, steps, meta)
 
@@ -185,7 +185,7 @@ class SafeCheckpointHook(CheckpointHook):
         runner.message_hub.update_info(f'best_score{suffix}', score)
         runner.message_hub.update_info(f'best_ckpt{suffix}', self._path(name))
         self._set_best(key, self._path(name))
-        # After a resumption this too is what a file says.
+        # In a resumed training the name comes from a file, so it is checked.
         previous = os.path.basename(previous) if isinstance(previous, str) else ''
         if previous != name and self._is_own(previous, f'best_{key}_') and is_main_process():
             self._remove(previous)
@@ -201,7 +201,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.best_ckpt_path_dict[key] = path
 
     def _is_own(self, name: Any, best: str = '') -> bool:
-        """Whether this hook gives a checkpoint such a name; a best one begins with ``best``."""
+        """Whether this hook names checkpoints so; names of best ones begin with ``best``."""
         ordinary = (self.filename_tmpl, 'iter_{}.pth')
         templates = [(best + self.filename_tmpl).replace('/', '_')] if best else ordinary
         patterns = [re.sub(r'\\{.*?\\}', '[0-9]+', re.escape(template)) for template in templates]
@@ -217,5 +217,5 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 def checkpoint_hook(runner: Any) -> SafeCheckpointHook | None:
-    """The hook of a runner that saves its checkpoints, if it is ours."""
+    """The ``SafeCheckpointHook`` of a runner, or None."""
     return next((hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)), None)

@@ -1,1 +1,1 @@
-"""Kernels for GPUs."""
+"""GPU kernels."""

@@ -1,13 +1,13 @@
-"""Window attention as Triton kernels that read and write the map itself.
+"""Window attention by Triton kernels that read and write the feature map directly.
 
-Nothing is cut into windows in memory: a program computes the addresses of its window's cells. Cells
-beyond the map are made up inside the kernels, and so is the relative-position bias. Forward and
-backward are ``torch.library.custom_op``s rather than an ``autograd.Function`` of ``triton_op``s:
-``torch.compile`` then takes a call as one node, without a graph break, and has nothing to look for
-inside it that could fail, with Triton's interpreter neither.
+The feature map is not partitioned in memory: each program computes the addresses of the tokens in
+its windows. Kernels also compute padded tokens and the relative-position bias. Forward and backward
+are ``torch.library.custom_op``s, and not an ``autograd.Function`` of ``triton_op``s, because
+``torch.compile`` treats a custom op as one node, without graph breaks and without tracing it. This
+also works with Triton's interpreter.
 
-Notation: w, the side of a window; N = w * w; d, the channels of a head; a chunk, the windows that
-one program goes through in turn.
+Notation: w is the side of a window, N = w * w, and d the channels of a head. A chunk is a number of
+windows that one program computes in turn.
 """
 
 import math
@@ -25,20 +25,20 @@ try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton, tl = None, SimpleNamespace(constexpr=int)  # which the kernels' annotations name
+    triton, tl = None, SimpleNamespace(constexpr=int)  # for the annotations of kernels
 
 MAX_WINDOW = 32
 HEAD_DIMS = (16, 32, 64, 128)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 PROGRAMS = 2048
-"""Programs that a kernel is cut into, about, where it may choose: enough to fill any device."""
+"""Approximate number of programs of a kernel, enough to fill any device."""
 
 
 def available(device: torch.device) -> bool:
-    """Whether ``window_attention`` runs on a device: on CUDA, or anywhere in the interpreter.
+    """Whether ``window_attention`` runs on a device: CUDA, or any device in the interpreter.
 
-    The interpreter (slow; for tests) is on where TRITON_INTERPRET=1 was set before the import.
+    TRITON_INTERPRET=1 in the environment before the import enables the slow interpreter for tests.
     """
     return triton is not None and (device.type == 'cuda' or _INTERPRETED)
 
@@ -51,31 +51,32 @@ def window_attention(
     q_global: Tensor | None = None,
     deterministic: bool | None = None,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(d) + bias) v in each window of a map.
+    """Compute softmax(q k^T / sqrt(d) + bias) v in each window of a feature map.
 
-    A map that the window does not divide is padded at the right and bottom. Padded cells are keys
-    like all others, and their queries' results are dropped.
+    A feature map that the windows do not divide is padded at the right and bottom. Padded tokens
+    take part as keys; their outputs are dropped.
 
     Args:
-        qkv: Map of shape (B, H, W, 3 C), the query, key and value of each cell, channels ordered
-            as (which of them, head, d); (B, H, W, 2 C), key and value, with ``q_global``.
-            float32, float16 or bfloat16.
-        padding: The same for a cell of padding, shape (3 C,) or (2 C,): the bias of the layer that
-            made ``qkv``. None is zeros.
-        table: Relative-position bias, shape ((2 w - 1)^2, heads), in the order of
+        qkv: Queries, keys and values, (B, H, W, 3 C), or with ``q_global`` keys and values,
+            (B, H, W, 2 C), in float32, float16 or bfloat16. The channels are ordered by query /
+            key / value, head, and channel of the head.
+        padding: ``qkv`` of a padded token, (3 C,) or (2 C,): the bias of the layer that computes
+            ``qkv``. None is zeros.
+        table: Relative-position bias, ((2 w - 1)^2, heads), in the order of
             ``relative_position_index``.
-        window: Side of a window, in cells, 1 to 32.
-        q_global: The image's query, for all of its windows, shape (B, heads, N, d).
-        deterministic: Sum the gradient of ``table`` without atomic additions, so that it repeats
-            to the bit; the others always do. None asks
+        window: Side of a window, in tokens, 1 to 32.
+        q_global: The query that all windows of an image share, (B, heads, N, d).
+        deterministic: Sum the gradient of ``table`` without atomic additions, so that it is
+            reproducible, as all other gradients are. None uses
             ``torch.are_deterministic_algorithms_enabled()``.
 
     Returns:
-        Map of shape (B, H, W, C), of ``qkv``'s type. Floating-point inputs may differ in type, as
-        they do under autocast: each gets a gradient of its own type.
+        Feature map (B, H, W, C) in the dtype of ``qkv``. Floating-point inputs may differ in dtype,
+        as under autocast; each gradient has the dtype of its input.
 
     Raises:
-        ArgumentError: Triton is missing, has no device, or the kernels do not take these inputs.
+        ArgumentError: Triton or a device for it is missing, or the kernels do not support the
+            inputs.
     """
     _check(qkv, padding, table, window, q_global)
     if deterministic is None:
@@ -89,17 +90,17 @@ def _check(
     if triton is None:
         raise ArgumentError('Triton attention needs the package triton: pip install triton')
     if not available(qkv.device):
-        raise ArgumentError(f'Triton attention runs on CUDA devices, not on {qkv.device}')
+        raise ArgumentError(f'Triton attention needs a CUDA device, not {qkv.device}')
     if qkv.dtype not in DTYPES:
-        raise ArgumentError(f'Triton attention does not take {qkv.dtype}: choose one of {DTYPES}')
+        raise ArgumentError(f'Triton attention does not support {qkv.dtype}: use one of {DTYPES}')
     if not 1 <= window <= MAX_WINDOW:
-        raise ArgumentError(f'Triton attention takes windows of 1 to {MAX_WINDOW}, not {window}')
+        raise ArgumentError(f'Triton attention needs windows of 1 to {MAX_WINDOW}, not {window}')
     heads, channels = table.shape[1], qkv.shape[-1]
     parts = 3 if q_global is None else 2
     head_dim = channels // (parts * heads)
     if head_dim not in HEAD_DIMS:
         raise ArgumentError(
-            f'Triton attention takes heads of {", ".join(map(str, HEAD_DIMS))} channels, not'
+            f'Triton attention needs heads of {", ".join(map(str, HEAD_DIMS))} channels, not'
             f' {head_dim}'
         )
     expected = {
@@ -110,7 +111,7 @@ def _check(
     }
     for name, (value, shape) in expected.items():
         if value is not None and value.shape != shape:
-            raise ArgumentError(f'{name} has shape {tuple(value.shape)}, not {tuple(shape)}')
+            raise ArgumentError(f'{name} has shape {tuple(value.shape)}: needs {tuple(shape)}')
 
 
 # --- Operators --------------------------------------------------------------------------------
@@ -144,10 +145,10 @@ class _Geometry(NamedTuple):
 
 
 class _Chunks(NamedTuple):
-    """How a kernel shares out the windows; a chunk stays within a group."""
+    """The division of windows into chunks for the programs of a kernel, within groups."""
 
     group: int  # windows in a group
-    size: int  # windows in a chunk; the last one of a group may have fewer
+    size: int  # windows in a chunk; the last chunk of a group may have fewer
     per_group: int
     total: int
 
@@ -156,9 +157,9 @@ def _geometry(qkv: Tensor, table: Tensor, window: int, q_global: Tensor | None) 
     batch, height, width, channels = qkv.shape
     heads = table.shape[1]
     head_dim = channels // heads // (3 if q_global is None else 2)
-    # Chosen for few register spills by ptxas for sm_90, and still to be tuned on devices with
-    # tools/benchmark.py. There is no autotuning: it slows the first steps, and another choice in
-    # another run would round differently.
+    # These sizes give few register spills by ptxas for sm_90, and have not been tuned on a device
+    # with tools/benchmark.py. Autotuning would slow down the first steps, and runs with different
+    # choices would round differently.
     itemsize = qkv.element_size()
     block = 64 if head_dim * itemsize <= 128 else 32
     block = min(block, max(16, 1 << (window**2 - 1).bit_length()))
@@ -167,7 +168,7 @@ def _geometry(qkv: Tensor, table: Tensor, window: int, q_global: Tensor | None) 
 
 
 def _chunks(geometry: _Geometry, programs_per_chunk: int, by_image: bool) -> _Chunks:
-    """Chunks for about ``PROGRAMS`` programs; ``by_image`` keeps them within images."""
+    """Divide windows for about ``PROGRAMS`` programs; ``by_image`` keeps chunks within images."""
     groups = geometry.batch if by_image else 1
     group = geometry.windows if by_image else geometry.batch * geometry.windows
     wanted = PROGRAMS // max(1, groups * programs_per_chunk)
@@ -177,7 +178,7 @@ def _chunks(geometry: _Geometry, programs_per_chunk: int, by_image: bool) -> _Ch
 
 
 def _launch(kernel: Any, geometry: _Geometry, chunks: _Chunks, blocks: int, **values: Any) -> None:
-    """Run a kernel: a program per chunk, ``blocks`` and head."""
+    """Run a kernel with a program per chunk, block and head."""
     kernel[(chunks.total * blocks * geometry.heads,)](
         **values,
         height=geometry.height,
@@ -190,7 +191,7 @@ def _launch(kernel: Any, geometry: _Geometry, chunks: _Chunks, blocks: int, **va
         HEAD_DIM=geometry.head_dim,
         BLOCK=geometry.block,
         num_warps=geometry.warps,
-        num_stages=1,  # more of them take more registers than there are
+        num_stages=1,  # more stages need more registers than there are
     )
 
 
@@ -201,14 +202,13 @@ def _inputs(
     table: Tensor,
     q_global: Tensor | None,
 ) -> dict[str, Any]:
-    """The inputs as kernels read them.
+    """Prepare the inputs of kernels, which cast them when they read them.
 
-    The table stands by head, for locality, and in units of log2, since the kernels take powers of
-    two rather than of e. Inputs are cast where they are read.
+    The table is transposed for locality, and scaled by log2(e) because kernels use powers of two.
     """
     return dict(
         qkv=qkv.contiguous(),
-        # Where there is no padding, or none but zeros, kernels are compiled without it.
+        # Without padding, or if it is zero, kernels are compiled without it.
         padding=padding.contiguous() if padding is not None and geometry.padded else None,
         table=(table.float().t() * math.log2(math.e)).contiguous(),
         q_global=None if q_global is None else q_global.contiguous(),
@@ -224,7 +224,7 @@ def _attention(
     q_global: Tensor | None,
     deterministic: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and log2 of each softmax's denominator, float32 of shape (B, H, W, heads)."""
+    """Compute the output and log2 of the softmax denominators, (B, H, W, heads) in float32."""
     geometry = _geometry(qkv, table, window, q_global)
     out, lse = _empty_outputs(qkv, padding, table, window, q_global, deterministic)
     with torch.cuda.device_of(qkv):
@@ -267,18 +267,18 @@ def _attention_backward(
     deterministic: bool,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of qkv, padding, table and q_global, empty where ``needed`` says no."""
+    """Compute the gradients of qkv, padding, table and q_global; those not ``needed`` are empty."""
     geometry = _geometry(qkv, table, window, q_global)
     blocks, heads, N = geometry.blocks, geometry.heads, window**2
     want_qkv, want_padding, want_table, want_query = needed
-    # With one block per window one kernel does all, as a program holds all pairs of cells.
+    # With one block per window, a program has all pairs of tokens and computes all gradients.
     single = blocks == 1
     keys = _chunks(geometry, blocks * heads, by_image=single and want_query)
     queries = keys if single else _chunks(geometry, blocks * heads, by_image=want_query)
     pairs = keys if single else _chunks(geometry, blocks**2 * heads, by_image=False)
 
-    # Sums over windows are in float32. Each program of a kernel has a place of its own in them, so
-    # that their sizes go with PROGRAMS and not with the map.
+    # Sums over windows are in float32. Each program writes its own part of them, so their size
+    # depends on PROGRAMS and not on the feature map.
     sums = partial(torch.empty, dtype=torch.float32, device=qkv.device)
     grad_qkv = qkv.new_empty(qkv.shape) if want_qkv else None
     grad_padding = grad_query = grad_table = None
@@ -287,7 +287,7 @@ def _attention_backward(
     if want_query:
         grad_query = sums(queries.total, heads, N, geometry.head_dim)
     if want_table and deterministic:
-        # About PROGRAMS blocks of pairs, or one of all pairs, heads * N * N, where that is more.
+        # About PROGRAMS blocks of pairs, but at least one block for all pairs, heads * N * N.
         grad_table = sums(pairs.total, heads, N, N)
     elif want_table:
         grad_table = sums(heads, table.shape[0]).zero_()
@@ -347,30 +347,30 @@ def _attention_backward(
 
 
 def _finish_padding(sums: Tensor | None, padding: Tensor) -> Tensor:
-    """(programs, 2 C) -> the padding's shape; zeros without sums."""
+    """Reduce (programs, 2 C) to the shape of the padding; None gives zeros."""
     if sums is None:
         return torch.zeros_like(padding)
-    # The query of a padded cell comes to nothing, so it has no gradient.
+    # The outputs of padded tokens are dropped, so their queries have no gradient.
     return F.pad(sums.sum(0), (len(padding) - sums.shape[1], 0)).to(padding.dtype)
 
 
 def _finish_query(sums: Tensor, q_global: Tensor) -> Tensor:
-    """(B * chunks, heads, N, d) -> (B, heads, N, d)."""
+    """Reduce (B * chunks, heads, N, d) to (B, heads, N, d)."""
     images = len(q_global)
     return sums.view(images, len(sums) // max(1, images), *sums.shape[1:]).sum(1).to(q_global.dtype)
 
 
 def _finish_table(sums: Tensor, table: Tensor, window: int) -> Tensor:
-    """(heads, entries), or (chunks, heads, N, N), -> (entries, heads)."""
+    """Reduce (heads, entries) or (chunks, heads, N, N) to (entries, heads)."""
     if sums.ndim == 4:
         sums = _sum_by_offset(sums.sum(0), window)
     return sums.t().to(table.dtype).contiguous()
 
 
 def _sum_by_offset(pairs: Tensor, window: int) -> Tensor:
-    """Sum over pairs of cells with the same entry of the table, (heads, N, N) -> (heads, entries).
+    """Sum pairs of tokens by their entry of the table, (heads, N, N) -> (heads, entries).
 
-    No ``index_add``: that one needs atomic additions.
+    ``index_add`` would need atomic additions.
     """
     pairs = pairs.unflatten(2, (window, window)).unflatten(1, (window, window))
     columns = _sum_diagonals(pairs.transpose(2, 3))  # (heads, y_i, y_j, x)
@@ -378,9 +378,9 @@ def _sum_by_offset(pairs: Tensor, window: int) -> Tensor:
 
 
 def _sum_diagonals(x: Tensor) -> Tensor:
-    """Sum entries (i, j) with the same i - j, (..., w, w) -> (..., 2 w - 1)."""
+    """Sum entries (i, j) by i - j, (..., w, w) -> (..., 2 w - 1)."""
     w = x.shape[-1]
-    # Rows of 2 w that are read as rows of 2 w - 1 are shifted, each by one more than the last.
+    # Reading rows of 2 w as rows of 2 w - 1 shifts each row by one more than the previous one.
     x = F.pad(x.flip(-1), (0, w)).flatten(-2)[..., :-w]
     return x.unflatten(-1, (w, 2 * w - 1)).sum(-2)
 
@@ -409,7 +409,7 @@ def _empty_gradients(
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     qkv, padding, table, ctx.window, q_global, ctx.deterministic = inputs
     ctx.save_for_backward(*output, qkv, padding, table, q_global)
-    ctx.set_materialize_grads(False)  # none for lse, which nobody sees
+    ctx.set_materialize_grads(False)  # lse is not returned to callers and has no gradient
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
@@ -439,9 +439,9 @@ _attention.register_autograd(_backward, setup_context=_setup_context)
 
 # --- Kernels ----------------------------------------------------------------------------------
 #
-# A program has a head, a block of positions in the window, and a chunk of windows. A window's
-# origin is int64, as 3 C times a large map's cells exceeds int32; cells from there on are int32,
-# which takes half of the registers.
+# A program computes a head, a block of positions in the window, and a chunk of windows. The origin
+# of a window is int64, because the size of large feature maps exceeds int32; offsets of tokens from
+# the origin are int32, which needs half of the registers.
 
 
 def _jit(function: Any) -> Any:
@@ -451,15 +451,15 @@ def _jit(function: Any) -> Any:
 def _kernel(function: Any) -> Any:
     if triton is None:
         return function
-    # Otherwise kernels would be compiled anew for some sizes of maps, in the midst of training.
+    # Otherwise kernels would be recompiled for some sizes of feature maps during training.
     sizes = ['height', 'width', 'group', 'chunk', 'chunks']
     return triton.jit(function, do_not_specialize=sizes)
 
 
 @_jit
 def _work(heads, blocks, group, chunk, chunks):
-    """This program's head, block and number of its chunk, and the windows of that."""
-    # Neighbouring programs have the heads of the same cells, which share cache lines.
+    """The head, block and chunk of this program, and the range of windows of the chunk."""
+    # Neighbouring programs have the heads of one token, which share cache lines.
     program = tl.program_id(0)
     piece = program // (heads * blocks)
     start = piece // chunks * group
@@ -470,7 +470,7 @@ def _work(heads, blocks, group, chunk, chunks):
 
 @_jit
 def _origin(window, height, width, WINDOW: tl.constexpr):
-    """The image of a window, its first cell in the batch, and the map's size from there on."""
+    """The image of a window, its first token in the batch, and the rows and columns from there."""
     columns = tl.cdiv(width, WINDOW)
     windows = columns * tl.cdiv(height, WINDOW)
     image = (window // windows).to(tl.int64)
@@ -480,8 +480,8 @@ def _origin(window, height, width, WINDOW: tl.constexpr):
 
 
 @_jit
-def _cells(positions, width, down, right, WINDOW: tl.constexpr):
-    """The cells at positions of a window, from its origin, and which of them are on the map."""
+def _tokens(positions, width, down, right, WINDOW: tl.constexpr):
+    """Offsets of tokens from the origin of a window, and whether they are in the feature map."""
     y = positions // WINDOW
     x = positions % WINDOW
     return y * width + x, (positions < WINDOW * WINDOW) & (y < down) & (x < right)
@@ -489,7 +489,7 @@ def _cells(positions, width, down, right, WINDOW: tl.constexpr):
 
 @_jit
 def _read(pointer, rows, stride, mask, padding, HEAD_DIM: tl.constexpr):
-    """A head's channels of some rows, (rows, HEAD_DIM); the padding's, or 0, where masked out."""
+    """Read the channels of a head, (rows, HEAD_DIM); masked rows get the padding or 0."""
     lanes = tl.arange(0, HEAD_DIM)
     address = pointer + (rows[:, None] * stride + lanes[None, :])
     values = tl.load(address, mask=mask[:, None], other=0.0)
@@ -512,8 +512,8 @@ def _read_query(
     q_global,
     image,
     origin,
-    cells,
-    on_map,
+    tokens,
+    valid,
     positions,
     head,
     channels,
@@ -523,7 +523,7 @@ def _read_query(
     if q_global is None:
         stride = 3 * channels
         at = qkv + origin * stride + head * HEAD_DIM
-        query = _read(at, cells, stride, on_map, None, HEAD_DIM)
+        query = _read(at, tokens, stride, valid, None, HEAD_DIM)
     else:
         N: tl.constexpr = WINDOW * WINDOW
         at = q_global + (image * (channels // HEAD_DIM) + head) * (N * HEAD_DIM)
@@ -533,25 +533,25 @@ def _read_query(
 
 
 @_jit
-def _read_keys(qkv, padding, origin, cells, on_map, head, channels, parts, HEAD_DIM: tl.constexpr):
-    """Keys and values of cells of a window, padding included."""
+def _read_keys(qkv, padding, origin, tokens, valid, head, channels, parts, HEAD_DIM: tl.constexpr):
+    """Read keys and values of tokens in a window, including padded tokens."""
     stride = parts * channels
     at = stride - 2 * channels + head * HEAD_DIM
     pointer = qkv + origin * stride + at
     if padding is None:
-        keys = _read(pointer, cells, stride, on_map, None, HEAD_DIM)
-        values = _read(pointer + channels, cells, stride, on_map, None, HEAD_DIM)
+        keys = _read(pointer, tokens, stride, valid, None, HEAD_DIM)
+        values = _read(pointer + channels, tokens, stride, valid, None, HEAD_DIM)
     else:
-        keys = _read(pointer, cells, stride, on_map, padding + at, HEAD_DIM)
+        keys = _read(pointer, tokens, stride, valid, padding + at, HEAD_DIM)
         outside = padding + at + channels
-        values = _read(pointer + channels, cells, stride, on_map, outside, HEAD_DIM)
+        values = _read(pointer + channels, tokens, stride, valid, outside, HEAD_DIM)
     return keys, values
 
 
 @_jit
 def _entries(queries, keys, WINDOW: tl.constexpr):
-    """Entries of the table for pairs of positions, and which of the pairs are in the window."""
-    # The difference of rows times a row of the table, plus that of columns.
+    """Entries of the table for pairs of positions, and whether both are in the window."""
+    # Entry: (difference of rows) * (length of a row of the table) + (difference of columns).
     q = queries // WINDOW * (2 * WINDOW - 1) + queries % WINDOW
     k = keys // WINDOW * (2 * WINDOW - 1) + keys % WINDOW
     N: tl.constexpr = WINDOW * WINDOW
@@ -561,7 +561,7 @@ def _entries(queries, keys, WINDOW: tl.constexpr):
 
 @_jit
 def _bias(table, head, queries, keys, WINDOW: tl.constexpr):
-    """The bias of pairs of positions, which takes keys beyond the window out of the softmax."""
+    """Read the bias of pairs of positions; it is -inf for keys beyond the window."""
     entries, inside = _entries(queries, keys, WINDOW)
     table += head * ((2 * WINDOW - 1) * (2 * WINDOW - 1))
     bias = tl.load(table + entries, mask=inside, other=0.0)
@@ -570,7 +570,7 @@ def _bias(table, head, queries, keys, WINDOW: tl.constexpr):
 
 @_jit
 def _scores(query, key, bias, HEAD_DIM: tl.constexpr):
-    """Logarithms to base 2."""
+    """Compute the attention scores, multiplied by log2(e)."""
     scale: tl.constexpr = 1.4426950408889634 * HEAD_DIM**-0.5
     return tl.dot(query, tl.trans(key), input_precision='ieee') * scale + bias
 
@@ -593,7 +593,7 @@ def _forward_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Softmax of a block of queries, online over blocks of keys."""
+    """Compute attention of a block of queries, with an online softmax over blocks of keys."""
     N: tl.constexpr = WINDOW * WINDOW
     parts: tl.constexpr = 3 if q_global is None else 2
     heads = channels // HEAD_DIM
@@ -603,18 +603,18 @@ def _forward_kernel(
         bias = _bias(table, head, queries, tl.arange(0, BLOCK), WINDOW)
     for window in range(first, last):
         image, origin, down, right = _origin(window, height, width, WINDOW)
-        cells, on_map = _cells(queries, width, down, right, WINDOW)
+        tokens, valid = _tokens(queries, width, down, right, WINDOW)
         query = _read_query(
-            qkv, q_global, image, origin, cells, on_map, queries, head, channels, WINDOW, HEAD_DIM
+            qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
         )
         largest = tl.full((BLOCK,), float('-inf'), tl.float32)
         total = tl.zeros((BLOCK,), tl.float32)
         mean = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
         for start in range(0, N, BLOCK):
             keys = start + tl.arange(0, BLOCK)
-            key_cells, key_on_map = _cells(keys, width, down, right, WINDOW)
+            key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
             key, value = _read_keys(
-                qkv, padding, origin, key_cells, key_on_map, head, channels, parts, HEAD_DIM
+                qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
             )
             if BLOCK < N:
                 bias = _bias(table, head, queries, keys, WINDOW)
@@ -627,9 +627,9 @@ def _forward_kernel(
             mean = tl.dot(weights.to(value.dtype), value, mean, input_precision='ieee')
             largest = larger
         mean = mean / total[:, None]
-        _write(out + origin * channels + head * HEAD_DIM, cells, channels, on_map, mean, HEAD_DIM)
-        rows = (origin + cells) * heads + head
-        tl.store(lse + rows, largest + tl.log2(total), mask=on_map)
+        _write(out + origin * channels + head * HEAD_DIM, tokens, channels, valid, mean, HEAD_DIM)
+        rows = (origin + tokens) * heads + head
+        tl.store(lse + rows, largest + tl.log2(total), mask=valid)
 
 
 @_kernel
@@ -647,38 +647,36 @@ def _delta_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The sum of out * grad_out over a head, which the gradient of the softmax needs."""
+    """Sum out * grad_out over the channels of a head, for the gradient of the softmax."""
     heads = channels // HEAD_DIM
     blocks = tl.cdiv(WINDOW * WINDOW, BLOCK)
     head, block, _piece, first, last = _work(heads, blocks, group, chunk, chunks)
     positions = block * BLOCK + tl.arange(0, BLOCK)
     for window in range(first, last):
         _image, origin, down, right = _origin(window, height, width, WINDOW)
-        cells, on_map = _cells(positions, width, down, right, WINDOW)
+        tokens, valid = _tokens(positions, width, down, right, WINDOW)
         at = origin * channels + head * HEAD_DIM
-        o = _read(out + at, cells, channels, on_map, None, HEAD_DIM)
-        do = _read(grad_out + at, cells, channels, on_map, None, HEAD_DIM)
+        o = _read(out + at, tokens, channels, valid, None, HEAD_DIM)
+        do = _read(grad_out + at, tokens, channels, valid, None, HEAD_DIM)
         products = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-        tl.store(delta + (origin + cells) * heads + head, products, mask=on_map)
+        tl.store(delta + (origin + tokens) * heads + head, products, mask=valid)
 
 
 @_jit
-def _score_gradient(
-    query, key, value, bias, grad, lse, delta, rows, on_map, HEAD_DIM: tl.constexpr
-):
-    """The weights of the softmax and the gradient of the (natural) scores.
+def _score_gradient(query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM: tl.constexpr):
+    """Compute the softmax weights, and the gradient of the scores without the factor log2(e).
 
-    lse and delta are read at rows. Without delta the block must hold all keys: then it is also a
-    sum over them.
+    lse and delta are read at ``rows``. Delta is computed if it is None; the block must then have
+    all keys.
     """
-    # Infinity makes the weights 0 of a query that is not on the map.
-    row_lse = tl.load(lse + rows, mask=on_map, other=float('inf'))
+    # Infinity sets the weights of queries outside the feature map to 0.
+    row_lse = tl.load(lse + rows, mask=valid, other=float('inf'))
     weights = tl.exp2(_scores(query, key, bias, HEAD_DIM) - row_lse[:, None])
     slopes = tl.dot(grad, tl.trans(value), input_precision='ieee')
     if delta is None:
         row_delta = tl.sum(weights * slopes, 1)
     else:
-        row_delta = tl.load(delta + rows, mask=on_map, other=0.0)
+        row_delta = tl.load(delta + rows, mask=valid, other=0.0)
     return weights, weights * (slopes - row_delta[:, None])
 
 
@@ -728,7 +726,7 @@ def _keys_kernel(
     BLOCK: tl.constexpr,
     ATOMIC: tl.constexpr,
 ):
-    """Gradients of a block of keys and values; if it is the only one, all other gradients too."""
+    """Compute gradients of a block of keys and values, and all others if it is the only block."""
     N: tl.constexpr = WINDOW * WINDOW
     SINGLE: tl.constexpr = BLOCK >= N
     parts: tl.constexpr = 3 if q_global is None else 2
@@ -748,22 +746,22 @@ def _keys_kernel(
         value_padding = tl.zeros((HEAD_DIM,), tl.float32)
     for window in range(first, last):
         image, origin, down, right = _origin(window, height, width, WINDOW)
-        key_cells, key_on_map = _cells(keys, width, down, right, WINDOW)
+        key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
         key, value = _read_keys(
-            qkv, padding, origin, key_cells, key_on_map, head, channels, parts, HEAD_DIM
+            qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
         )
         dk = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
         dv = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
         for start in range(0, N, BLOCK):
             queries = start + tl.arange(0, BLOCK)
-            cells, on_map = _cells(queries, width, down, right, WINDOW)
+            tokens, valid = _tokens(queries, width, down, right, WINDOW)
             query = _read_query(
                 qkv,
                 q_global,
                 image,
                 origin,
-                cells,
-                on_map,
+                tokens,
+                valid,
                 queries,
                 head,
                 channels,
@@ -771,12 +769,12 @@ def _keys_kernel(
                 HEAD_DIM,
             )
             at = grad_out + origin * channels + head * HEAD_DIM
-            grad = _read(at, cells, channels, on_map, None, HEAD_DIM)
+            grad = _read(at, tokens, channels, valid, None, HEAD_DIM)
             if not SINGLE:
                 bias = _bias(table, head, queries, keys, WINDOW)
-            rows = (origin + cells) * heads + head
+            rows = (origin + tokens) * heads + head
             weights, ds = _score_gradient(
-                query, key, value, bias, grad, lse, delta, rows, on_map, HEAD_DIM
+                query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM
             )
             narrow = ds.to(query.dtype)
             dv = tl.dot(tl.trans(weights.to(query.dtype)), grad, dv, input_precision='ieee')
@@ -788,16 +786,16 @@ def _keys_kernel(
             if SINGLE and q_global is None and grad_qkv is not None:
                 dq = tl.dot(narrow, key, input_precision='ieee') * scale
                 at = grad_qkv + origin * stride + head * HEAD_DIM
-                _write(at, cells, stride, on_map, dq, HEAD_DIM)
+                _write(at, tokens, stride, valid, dq, HEAD_DIM)
         dk *= scale
         if grad_qkv is not None:
             at = grad_qkv + origin * stride + (stride - 2 * channels + head * HEAD_DIM)
-            _write(at, key_cells, stride, key_on_map, dk, HEAD_DIM)
-            _write(at + channels, key_cells, stride, key_on_map, dv, HEAD_DIM)
+            _write(at, key_tokens, stride, key_valid, dk, HEAD_DIM)
+            _write(at + channels, key_tokens, stride, key_valid, dv, HEAD_DIM)
         if grad_padding is not None:
-            # Positions beyond the window have gradients of 0.
-            key_padding += tl.sum(tl.where(key_on_map[:, None], 0.0, dk), 0)
-            value_padding += tl.sum(tl.where(key_on_map[:, None], 0.0, dv), 0)
+            # Gradients of positions beyond the window are 0.
+            key_padding += tl.sum(tl.where(key_valid[:, None], 0.0, dk), 0)
+            value_padding += tl.sum(tl.where(key_valid[:, None], 0.0, dv), 0)
     if grad_padding is not None:
         slot = (piece * tl.cdiv(N, BLOCK) + block) * 2 * channels + head * HEAD_DIM
         lanes = tl.arange(0, HEAD_DIM)
@@ -831,7 +829,7 @@ def _queries_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Gradient of a block of queries: for each window, or summed where windows share it."""
+    """Compute the gradient of a block of queries, summed over windows if they share the query."""
     N: tl.constexpr = WINDOW * WINDOW
     parts: tl.constexpr = 3 if q_global is None else 2
     scale: tl.constexpr = HEAD_DIM**-0.5
@@ -842,29 +840,29 @@ def _queries_kernel(
     dq = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
     for window in range(first, last):
         image, origin, down, right = _origin(window, height, width, WINDOW)
-        cells, on_map = _cells(queries, width, down, right, WINDOW)
+        tokens, valid = _tokens(queries, width, down, right, WINDOW)
         query = _read_query(
-            qkv, q_global, image, origin, cells, on_map, queries, head, channels, WINDOW, HEAD_DIM
+            qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
         )
         at = grad_out + origin * channels + head * HEAD_DIM
-        grad = _read(at, cells, channels, on_map, None, HEAD_DIM)
-        rows = (origin + cells) * heads + head
+        grad = _read(at, tokens, channels, valid, None, HEAD_DIM)
+        rows = (origin + tokens) * heads + head
         if q_global is None:
             dq = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
         for start in range(0, N, BLOCK):
             keys = start + tl.arange(0, BLOCK)
-            key_cells, key_on_map = _cells(keys, width, down, right, WINDOW)
+            key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
             key, value = _read_keys(
-                qkv, padding, origin, key_cells, key_on_map, head, channels, parts, HEAD_DIM
+                qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
             )
             bias = _bias(table, head, queries, keys, WINDOW)
             _weights, ds = _score_gradient(
-                query, key, value, bias, grad, lse, delta, rows, on_map, HEAD_DIM
+                query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM
             )
             dq = tl.dot(ds.to(key.dtype), key, dq, input_precision='ieee')
         if q_global is None:
             at = grad_qkv + origin * stride + head * HEAD_DIM
-            _write(at, cells, stride, on_map, dq * scale, HEAD_DIM)
+            _write(at, tokens, stride, valid, dq * scale, HEAD_DIM)
     if q_global is not None:
         at = grad_query + (piece.to(tl.int64) * heads + head) * (N * HEAD_DIM)
         _write(at, queries, HEAD_DIM, queries < N, dq * scale, HEAD_DIM)
@@ -891,7 +889,7 @@ def _table_kernel(
     BLOCK: tl.constexpr,
     ATOMIC: tl.constexpr,
 ):
-    """Gradient of the table from a block of queries and one of keys, which it sums over windows."""
+    """Sum the gradient of the table over windows, for a block of queries and one of keys."""
     N: tl.constexpr = WINDOW * WINDOW
     parts: tl.constexpr = 3 if q_global is None else 2
     heads = channels // HEAD_DIM
@@ -903,19 +901,19 @@ def _table_kernel(
     sums = tl.zeros((BLOCK, BLOCK), tl.float32)
     for window in range(first, last):
         image, origin, down, right = _origin(window, height, width, WINDOW)
-        cells, on_map = _cells(queries, width, down, right, WINDOW)
+        tokens, valid = _tokens(queries, width, down, right, WINDOW)
         query = _read_query(
-            qkv, q_global, image, origin, cells, on_map, queries, head, channels, WINDOW, HEAD_DIM
+            qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
         )
         at = grad_out + origin * channels + head * HEAD_DIM
-        grad = _read(at, cells, channels, on_map, None, HEAD_DIM)
-        key_cells, key_on_map = _cells(keys, width, down, right, WINDOW)
+        grad = _read(at, tokens, channels, valid, None, HEAD_DIM)
+        key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
         key, value = _read_keys(
-            qkv, padding, origin, key_cells, key_on_map, head, channels, parts, HEAD_DIM
+            qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
         )
-        rows = (origin + cells) * heads + head
+        rows = (origin + tokens) * heads + head
         _weights, ds = _score_gradient(
-            query, key, value, bias, grad, lse, delta, rows, on_map, HEAD_DIM
+            query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM
         )
         sums += ds
     _add_to_table(grad_table, sums, head, heads, piece, queries, keys, WINDOW, ATOMIC)
