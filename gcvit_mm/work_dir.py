@@ -15,7 +15,6 @@ from mmengine.logging import print_log
 from .compat.packages import PACKAGES
 from .config import read_config
 from .errors import UserError
-from .weights.files import read_checkpoint, verify_checkpoint
 from .weights.hub import SCHEME, published, resolve
 from .zoo import CONFIGS, config_file
 
@@ -71,6 +70,8 @@ def find_model(
 
 def best_checkpoint(cfg: Config) -> str:
     """The best intact checkpoint of a training, or the newest if none is marked as best."""
+    from .weights.files import verify_checkpoint  # imports torch, which takes seconds
+
     folder = checkpoint_folder(cfg)
     damaged = []
     for path in sorted(Path(folder).glob('best_*.pth'), key=os.path.getmtime, reverse=True):
@@ -117,6 +118,8 @@ def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | No
     Returns:
         The file or None, and a line for each skipped checkpoint.
     """
+    from .weights.files import read_checkpoint, verify_checkpoint
+
     candidates, skipped = [], []
     for path in Path(folder).glob('*.pth'):
         try:

@@ -37,7 +37,7 @@ def test_help_needs_the_standard_library_alone(tool):
         ('train.py', ['BROKEN'], 'SyntaxError'),
         ('train.py', [NANO, '--cfg-options', 'modle.x=1'], 'did you mean model?'),
         ('test.py', [NANO, 'gone.pth'], 'checkpoint gone.pth does not exist'),
-        ('infer.py', [NANO, 'gone.jpg', '--out', 'OUT'], 'gone.jpg: there is no such image'),
+        ('infer.py', [NANO, 'gone.jpg', '--out', 'OUT'], 'gone.jpg names no image or video'),
         ('infer.py', [NANO, '.', '--out', 'OUT', '--checkpoint', 'gone.pth'], 'gone.pth does not'),
         ('export.py', ['gone', '--out', 'OUT.onnx'], 'config gone does not exist'),
         ('report.py', ['gone'], 'work directory gone does not exist'),

@@ -426,8 +426,10 @@ def test_predictions_that_do_not_fit_are_named(name, content, message, detection
 
 
 def test_a_page_that_cannot_be_written_leaves_nothing(detection, tmp_path):
-    with pytest.raises(UserError, match=r'--out .*/absent/page\.html: the page cannot be written'):
-        write_report(read_run(detection.work_dir), tmp_path / 'absent/page.html', None)
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=r'file/page\.html cannot be written'):
+        write_report(read_run(detection.work_dir), tmp_path / 'file/page.html', None)
+    assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
 def test_what_is_not_the_folder_of_a_training_is_refused(tmp_path):
