@@ -18,7 +18,7 @@ _base_ = [
 data_root = 'data/shapes/'
 metainfo = dict(
     classes=('disk', 'box', 'star'),
-    palette=[[0, 230, 255], [255, 40, 220], [255, 220, 0]],
+    palette=[(0, 230, 255), (255, 40, 220), (255, 220, 0)],
 )
 
 model = dict(

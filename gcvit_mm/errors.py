@@ -2,12 +2,12 @@
 
 
 class UserError(RuntimeError):
-    """A mistake that the person at the terminal can mend.
+    """A mistake that the person at the terminal can fix.
 
-    The message is one line: what is wrong, in which file or key, and what to do. The scripts
-    under ``tools/`` print it and exit with status 1; anything else is a bug, with a traceback.
+    The message is one line: what is wrong, in which file or key, and what to do. The tools
+    print it and exit with status 1. Any other exception is a bug, and shows its traceback.
     """
 
 
 class ArgumentError(UserError, ValueError):
-    """An argument that is none of the valid choices, which the message lists."""
+    """An argument that is not among the valid choices, which the message lists."""

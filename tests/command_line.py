@@ -64,6 +64,6 @@ def fail(script: str, *arguments: object) -> str:
 
 
 def log_of(work_dir: Path) -> str:
-    """The log file of a work folder in which one run has been."""
+    """The log file of a work directory in which one run has been."""
     (log,) = work_dir.glob('*/*.log')
     return log.read_text()

@@ -21,7 +21,7 @@ def tiny_shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def trained(tiny_shapes, tmp_path_factory) -> SimpleNamespace:
-    """One epoch of the nano config: what it wrote, its work folder and its checkpoint."""
+    """One epoch of the nano config: what it wrote, its work directory and its checkpoint."""
     work_dir = tmp_path_factory.mktemp('trained')
     each_step = 'default_hooks.logger.interval=1'
     output = succeed('train.py', NANO, '--work-dir', work_dir, *on(tiny_shapes, each_step))

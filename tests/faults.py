@@ -61,7 +61,7 @@ class Die(BaseTransform):
 
 @HOOKS.register_module()
 class LossRecorder(Hook):
-    """Writes the loss of each step, averaged over the processes, into the work folder."""
+    """Writes the loss of each step, averaged over the processes, into the work directory."""
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None

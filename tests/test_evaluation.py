@@ -383,7 +383,7 @@ def test_classes_are_written_as_a_table(tmp_path):
         hits = [row['true_label'] in row['top5'].split()[:k] for row in rows]
         assert metrics[f'accuracy/top{k}'] == pytest.approx(100 * np.mean(hits), abs=1e-3)
     assert len(list((tmp_path / 'pictures').iterdir())) == len(rows)
-    # The config in the work folder is one to evaluate with again.
+    # The config in the work directory is one to evaluate with again.
     output = succeed(
         'test.py', tmp_path / 'work/config.py', checkpoint, '--work-dir', tmp_path / 'work',
         '--out', tmp_path / 'again',

@@ -35,7 +35,7 @@ def publish(monkeypatch, capsys):
 
 @pytest.fixture
 def run_of(tmp_path):
-    """A work folder with a small checkpoint and logs of validations."""
+    """A work directory with a small checkpoint and logs of validations."""
 
     def make(name: str, *logs: list[dict], by_epoch: bool = True, **more) -> Path:
         torch.manual_seed(0)

@@ -43,7 +43,7 @@ EVIL_FILE = '"><img src=x onerror=alert(1)>.jpg'
 
 @pytest.fixture(scope='module')
 def detection(trained, tmp_path_factory) -> SimpleNamespace:
-    """A work folder with good predictions, of a class and a file that are named like code."""
+    """A work directory with good predictions, of a class and a file that are named like code."""
     folder = tmp_path_factory.mktemp('detection')
     data = make_shapes(folder / 'data', train=1, val=12, size=96)
     ann_file = data / 'annotations/instances_validation.json'

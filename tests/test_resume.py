@@ -195,7 +195,7 @@ def test_thirty_kills_at_random_moments_leave_the_weights_as_they_would_be(tiny_
 
 @pytest.fixture
 def two_checkpoints(trained, tmp_path) -> tuple[Path, Path]:
-    """An older and a newer checkpoint in a work folder."""
+    """An older and a newer checkpoint in a work directory."""
     older, newer = tmp_path / 'work/epoch_1.pth', tmp_path / 'work/epoch_2.pth'
     older.parent.mkdir()
     shutil.copy(trained.checkpoint, older)
@@ -389,7 +389,7 @@ def test_a_work_directory_of_an_older_version_resumes_with_the_same_losses(tmp_p
     (config,) = work_dir.glob('*.py')
     roots = [f'{name}_dataloader.dataset.data_root={data}' for name in ('train', 'val', 'test')]
     options = ['--work-dir', work_dir, '--resume', '--cfg-options', *roots]
-    assert f'training goes on from {work_dir}/iter_3.pth' in succeed('train.py', config, *options)
+    assert f'training resumes from {work_dir}/iter_3.pth' in succeed('train.py', config, *options)
     log = read_run(work_dir).steps
     expected = [1.939626, 1.939568, 1.939942]
     assert [entry['loss'] for entry in log] == pytest.approx(expected, abs=2e-6)

@@ -110,7 +110,7 @@ def test_a_failing_write_leaves_neither_half_a_file_nor_a_temporary_one(tmp_path
     def full_disk(source, target):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(shapes.os, 'replace', full_disk)
+    monkeypatch.setattr(os, 'replace', full_disk)
     with pytest.raises(UserError, match='No space left on device'):
         make_shapes(tmp_path, **SMALL)
     assert list(tmp_path.iterdir()) == []

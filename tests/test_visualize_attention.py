@@ -152,7 +152,7 @@ def test_a_work_folder_is_enough_for_pictures_of_photos(trained, tmp_path):
     output = succeed(
         'visualize_attention.py', trained.work_dir, tmp_path / 'wide.png', '--out', out
     )
-    assert f'1 figure(s) in {out}' in output
+    assert f'1 picture(s) in {out}' in output
     picture = cv2.imread(str(out / 'wide.png'))
     assert picture.shape[1] == 1600
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 1000  # the photo, maps in colour

@@ -113,8 +113,8 @@ def _claim(root: Path, request: dict) -> bool:
     root.mkdir(parents=True, exist_ok=True)
     claim = root / 'request.json'
     if not claim.exists():
-        # Hidden files are temporary files of another process that claims the folder just now.
-        foreign = [p.name for p in root.iterdir() if p.name[0] != '.' and p.name != claim.name]
+        # Another process that claims the folder just now may have a temporary file in it.
+        foreign = [p.name for p in root.iterdir() if not p.name.startswith(('.', claim.name))]
         # Check again, as another process may have claimed the folder in the meantime.
         if foreign and not claim.exists():
             raise UserError(f'{root} contains other files ({foreign[0]}): choose a new folder')
@@ -139,8 +139,8 @@ def _count_files(root: Path) -> dict[str, int]:
     """Count the images of each split; -1 if images, label maps and instances do not match."""
     counts = {}
     for split in SPLITS:
-        images = {p.stem for p in (root / 'images' / split).glob('[!.]*')}
-        maps = {p.stem for p in (root / 'annotations' / split).glob('[!.]*')}
+        images = {p.stem for p in (root / 'images' / split).glob('*.jpg')}
+        maps = {p.stem for p in (root / 'annotations' / split).glob('*.png')}
         instances = root / 'annotations' / f'instances_{split}.json'
         counts[split] = len(images) if images == maps and instances.exists() else -1
     return counts
