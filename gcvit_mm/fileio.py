@@ -1,6 +1,7 @@
 """Atomic writing of files."""
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,8 @@ def atomic_write(path: str | os.PathLike, durable: bool = True) -> Iterator[Bina
         UserError: Writing failed; the temporary file is removed.
     """
     path = os.fspath(path)
-    temporary = f'{path}.{os.getpid()}.tmp'
+    # Random, because processes of two containers or machines may have the same number.
+    temporary = f'{path}.{secrets.randbelow(10**12)}.tmp'
     try:
         # PyTorch gets an open file and so no name to save in it: equal weights give equal files.
         with open(temporary, 'wb') as file:
@@ -52,7 +54,7 @@ def atomic_text(path: str | os.PathLike, text: str) -> None:
     except OSError as error:
         raise UserError(f'{path} cannot be written: {error.strerror or error}') from error
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors='backslashreplace'))  # names of files may be no text
 
 
 def _sync_folder(path: str) -> None:

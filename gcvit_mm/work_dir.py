@@ -33,7 +33,7 @@ def config_in(folder: str | os.PathLike) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f'work directory {folder} does not exist: pass that of a training')
-    configs = sorted(folder.glob('*.py'), key=os.path.getmtime)
+    configs = sorted(filter(Path.is_file, folder.glob('*.py')), key=os.path.getmtime)
     if not configs:
         raise UserError(f'{folder} has no config (*.py): pass the --work-dir of a training')
     *older, newest = configs

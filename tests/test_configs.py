@@ -13,6 +13,7 @@ from mmengine.runner import Runner, set_random_seed
 
 import gcvit_mm  # noqa: F401  (registers, and mmdet needs mmcv's operations)
 from gcvit_mm.datasets.shapes import make_shapes
+from gcvit_mm.engine.setup import HOOKS
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 NAMES = [path.stem for path in CONFIGS]
@@ -47,6 +48,11 @@ def parameters(name: str) -> int:
 
 
 # --- What the files say -----------------------------------------------------------------------
+
+
+def test_what_the_tools_add_to_other_configs_is_in_the_list_of_hooks():
+    hooks = Config.fromfile(ROOT / 'configs/_base_/hooks.py').gcvit_hooks
+    assert set(HOOKS) <= {hook.type for hook in hooks.values()}
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=NAMES)

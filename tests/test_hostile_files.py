@@ -11,6 +11,8 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
+import time
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -25,12 +27,14 @@ from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
+from mmengine.runner.checkpoint import CheckpointLoader
 
 from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.engine import SeededDataset
 from gcvit_mm.errors import UserError
+from gcvit_mm.fileio import atomic_text
 from gcvit_mm.weights.files import read_checkpoint, state_dict_of
-from gcvit_mm.weights.mm_loaders import register_loaders
+from gcvit_mm.weights.mm_loaders import register_loaders, safe_loaders
 from gcvit_mm.work_dir import find_resumable
 
 MEMORY = 3 * 2**30
@@ -390,7 +394,6 @@ def test_a_file_that_the_user_trusts_is_read_whatever_it_names(trained, tmp_path
     'url', ['s3://bucket/x.pth', 'pavi://x', 'openmmlab://none', 'mmcls://none']
 )
 def test_no_address_leads_to_a_reader_that_executes(url):
-    from mmengine.runner.checkpoint import CheckpointLoader
 
     before = dict(CheckpointLoader._schemes)
     try:
@@ -497,3 +500,27 @@ def test_masks_that_would_take_all_memory_are_refused(mask, tiny_shapes, tmp_pat
     option = f'train_dataloader.dataset.ann_file={tmp_path}/x.json'
     error = fail('train.py', NANO, '--work-dir', tmp_path / 'work', *on(tiny_shapes, option))
     assert f'annotation file {tmp_path}/x.json: annotations[3]: segmentation is no' in error
+
+
+def test_two_threads_that_load_models_both_read_safely_and_restore_mmengines_loaders():
+    before, inside, readers = dict(CheckpointLoader._schemes), threading.Event(), []
+
+    def load(wait: float) -> None:
+        with safe_loaders():
+            inside.set()
+            time.sleep(wait)
+            readers.append(CheckpointLoader._schemes[''].__module__)
+
+    first = threading.Thread(target=load, args=(0.2,))
+    first.start()
+    inside.wait()
+    load(0)
+    first.join()
+    assert readers == ['gcvit_mm.weights.mm_loaders'] * 2
+    assert dict(CheckpointLoader._schemes) == before
+
+
+def test_text_with_names_that_are_not_text_is_written(tmp_path):
+    atomic_text(tmp_path / 'new/page.html', 'caf\udce9')
+    assert (tmp_path / 'new/page.html').read_text() == 'caf\\udce9'
+    assert [path.name for path in (tmp_path / 'new').iterdir()] == ['page.html']

@@ -155,9 +155,7 @@ def test_another_process_may_finish_in_the_middle_of_a_write(folder, tmp_path, m
     def replace_late(source, target):
         if Path(target).name == '000000.jpg' and not nested:
             nested.append(target)
-            with monkeypatch.context() as patch:
-                patch.setattr(os, 'getpid', lambda: 0)  # in the names of temporary files
-                make_shapes(tmp_path, **SMALL)
+            make_shapes(tmp_path, **SMALL)
         replace(source, target)
 
     monkeypatch.setattr(os, 'replace', replace_late)

@@ -21,7 +21,7 @@ from ..work_dir import find_model
 from .images import ImageLike, Pipeline
 from .model import load_model
 from .prediction import Prediction
-from .tiling.tiled import blend_labels, merge_objects
+from .tiling.data_samples import blend_labels, merge_objects
 from .tiling.tiles import windows
 
 

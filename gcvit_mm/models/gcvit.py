@@ -200,7 +200,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
-        # All blocks share one index; it is left out of checkpoints, which therefore fit any window.
+        # All blocks share one index; checkpoints do not have it, and therefore fit any window.
         self.register_buffer('index', relative_position_index(window_size), persistent=False)
         # A stage of one block has no global attention, and needs no query.
         has_global = len(drop_paths) > 1

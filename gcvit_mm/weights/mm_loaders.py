@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import RLock
 from urllib.parse import urlsplit
 
 import torch
@@ -99,12 +100,16 @@ def register_loaders() -> None:
         CheckpointLoader.register_scheme(prefixes=prefix, loader=loader, force=True)
 
 
+_lock = RLock()
+
+
 @contextmanager
 def safe_loaders() -> Iterator[None]:
     """Replace mmengine's loaders within a ``with`` block, and restore them after it."""
-    schemes = CheckpointLoader._schemes.copy()  # a copy, because registering changes it in place
-    register_loaders()
-    try:
-        yield
-    finally:
-        CheckpointLoader._schemes = schemes
+    with _lock:  # else one thread would restore them while another one loads
+        schemes = CheckpointLoader._schemes.copy()  # registering changes it in place
+        register_loaders()
+        try:
+            yield
+        finally:
+            CheckpointLoader._schemes = schemes

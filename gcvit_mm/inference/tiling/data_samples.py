@@ -1,4 +1,4 @@
-"""Merges the data samples of tiles into the data sample of their image."""
+"""Turns data samples of tiles into one of their image; ``tiles.py`` does the merging."""
 
 from collections.abc import Iterable
 from itertools import chain
