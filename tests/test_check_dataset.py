@@ -19,12 +19,13 @@ from pycocotools import mask as mask_utils
 
 from gcvit_mm.datasets.check import check_datasets, print_reports, write_reports
 from gcvit_mm.datasets.check.images import read_image
-from gcvit_mm.datasets.check.instances import _unpack
 from gcvit_mm.datasets.check.label_maps import labels_of_values
+from gcvit_mm.datasets.check.objects import unpack as _unpack
 from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.errors import UserError
 
 TRAINING = 'annotations/instances_training.json'
+VALIDATION = 'annotations/instances_validation.json'
 SHAPES = ['disk', 'box', 'star']
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
 needs_samples = pytest.mark.skipif(not SAMPLES, reason='GCVIT_MM_SAMPLES is not set')
@@ -263,9 +264,18 @@ def test_missing_data_are_named_for_each_split_and_evaluator(tmp_path):
     assert has(found, '(val_evaluator) does not exist') and has(found, '(test_evaluator)')
 
 
-def test_an_evaluator_of_other_annotations_is_a_warning(data):
-    cfg = instances(data, **{'val_evaluator.ann_file': str(data / TRAINING)})
-    assert has(problems(cfg), 'warning', 'have different annotations', TRAINING)
+def test_an_evaluator_of_other_images_is_an_error_even_if_their_ids_are_equal(data):
+    other, copied = data / 'annotations/other.json', data / 'annotations/copy.json'
+    for path in (other, copied):
+        shutil.copy(data / VALIDATION, path)
+    edit(
+        other, lambda content: [i.update(file_name='x' + i['file_name']) for i in content['images']]
+    )
+    cfg = instances(data, **{'val_evaluator.ann_file': str(other)})
+    assert has(
+        errors(cfg), 'the evaluator has 5 images, the data loader 5', '0 are in both', str(other)
+    )
+    assert not errors(instances(data, **{'val_evaluator.ann_file': str(copied)}))
 
 
 def test_wrapped_data_sets_are_each_checked(data):
@@ -338,39 +348,44 @@ ON_BOARD = (10, 10, 30, 10, 30, 30)
 DAMAGE = {
     'error: duplicate image id': entry('images', 1, id=0),
     'warning: image listed twice: 000000.jpg': entry('images', 1, file_name='000000.jpg'),
-    'error: images: width is not a number of pixels: images[2]': entry('images', 2, width='64'),
-    'error: images: file_name is not a text: images[2]': entry('images', 2, file_name=None),
+    'error: images: width is not a whole number of pixels: images[2]': entry(
+        'images', 2, width='64'
+    ),
+    'error: images: file_name is not the path of a file: images[2]': entry(
+        'images', 2, file_name=None
+    ),
     'error: width and height differ: images/training/000002.jpg: 63 x 64, file': entry(
         'images', 2, width=63
     ),
     'error: duplicate annotation id: annotation 3': entry('annotations', 0, id=3),
-    "warning: annotation id 0: COCO's evaluation": entry('annotations', 0, id=0),
     'error: annotation of an unknown image: ': update(image_id=99),
     'error: annotation of an unknown category: ': update(category_id=9),
-    'error: annotations: bbox is not a list: annotations[0]': entry('annotations', 0, bbox=None),
+    'error: annotations: bbox is not four finite numbers: annotations[0]': entry(
+        'annotations', 0, bbox=None
+    ),
     'error: annotations: area is not a number: annotations[0]': entry('annotations', 0, area='1'),
     'error: duplicate category id: 1': entry('categories', 1, id=1),
     'error: config does not match the data: the classes of the config do not match': entry(
         'categories', 1, name='cube'
     ),
     'error: config does not match the data: annotation file': lambda c: c.pop('images'),
-    'error: box is not four finite numbers: images/training/': update(bbox=[1, 2, float('nan'), 4]),
+    'error: bbox is not four finite numbers: annotations[': update(bbox=[1, 2, float('nan'), 4]),
     'error: box of negative width or height: images/training/': update(bbox=[9, 9, -3, 4]),
     'warning: box of less than a pixel: mmdet skips it': update(bbox=[9, 9, 0, 4]),
     'error: box outside the image: images/training/': update(bbox=[70, 9, 5, 5]),
-    'warning: box crosses the image border: ': update(bbox=[40, 40, 60, 60]),
+    'warning: box crosses the image border: ': update(bbox=[0, 30, 90, 30]),
     'warning: area is not positive: ': update(area=0),
-    'error: iscrowd is neither 0 nor 1: ': update(iscrowd=2),
-    'error: no segmentation, but the config trains': update(segmentation=[]),
+    'error: iscrowd is not 0 or 1: ': update(iscrowd=2),
+    'error: no segmentation, but this config trains on masks': update(segmentation=[]),
     'error: segmentation is neither': update(segmentation='1 2 3'),
     'error: segmentation is not a list of polygons': update(segmentation=[1, 2, 3, 4, 5, 6]),
     'error: polygon of an odd number of coordinates: ': update(**polygon(*ON_BOARD, 7)),
     'error: polygon of fewer than 3 points: ': update(**polygon(1, 1, 9, 9)),
     'error: polygon with values that are not': update(**polygon(1, 1, 9, float('inf'), 9, 1)),
     'error: polygons outside the image: ': update(**polygon(70, 5, 80, 5, 80, 9)),
-    'warning: polygon crosses the image border: ': update(**polygon(5, 5, 1e12, 5, 5, 30)),
-    'warning: mask covers no pixel: ': update(**polygon(5, 5, 5.1, 5, 5, 5.1)),
-    'warning: crowd given as polygons': crowd(**polygon(*ON_BOARD)),
+    'warning: polygon crosses the image border: ': update(**polygon(5, 40, 1e12, 40, 5, 45)),
+    'warning: mask covers no pixel: ': update(**polygon(5, 40, 5.1, 40, 5, 40.1)),
+    'warning: crowd given as polygons': crowd(**polygon(0, 0, 64, 0, 64, 64)),
     'error: size of run lengths is not height, width': crowd(**run_lengths([64 * 60], (64, 60))),
     'error: run lengths do not decode to the size': crowd(**run_lengths([64, 60])),
     'error: run lengths do not decode to the size of the image': crowd(**run_lengths('zz$')),
@@ -387,6 +402,11 @@ def test_damaged_instances_are_found(expected, data):
     severity, what = expected.split(': ', 1)
     found = [line for line in new if line.startswith(f'{severity} [train] ')]
     assert has(found, *what.split(': ')), new
+    if severity == 'error' and 'differ from those of the file' not in found[0]:
+        # What needs no pixels stops a training before anything is built.
+        with pytest.raises(UserError) as stopped:
+            check_data(instances(data), ('train_dataloader',))
+        assert what.split(': ')[-1].strip() in str(stopped.value)
     # One mistake is one error, but for those of images and categories, which others refer to.
     others = [line for line in new if line.startswith('error') and line not in found]
     assert not others or 'images' in what or 'categories' in what

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
@@ -13,7 +13,8 @@ from ...choices import SPLITS
 from ...config import datasets_of, evaluators_of, transforms_of
 from ...errors import UserError
 from ...run_config import check_evaluator, check_paths
-from ..preflight import check_heads
+from .coco_file import check_categories, read_coco
+from .heads import check_heads, class_names
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .label_maps import check_label_maps
 from .labels import check_labels
@@ -25,12 +26,16 @@ __all__ = ['Report', 'check_datasets', 'print_reports', 'summary', 'write_report
 IRRELEVANT = ('pipeline', 'test_mode', 'filter_cfg', 'lazy_init', 'serialize_data', 'max_refetch')
 
 
-def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Report]:
+def check_datasets(
+    cfg: Config, splits: Sequence[str] = SPLITS, *, pixels: bool = True
+) -> list[Report]:
     """Read all images and annotations of a config, and report their problems.
 
     Args:
         cfg: The config, of any task.
         splits: Splits whose data loaders are checked: 'train', 'val', 'test'.
+        pixels: Open images and label maps, which takes most of the time. Without it, what needs
+            pixels is not checked.
 
     Returns:
         One report per data set, even if several loaders read it.
@@ -42,17 +47,20 @@ def check_datasets(cfg: Config, splits: Sequence[str] = SPLITS) -> list[Report]:
     by_content: dict[str, Report] = {}
     for split in splits:
         datasets = datasets_of(cfg.get(f'{split}_dataloader'))
+        own = []
         for number, dataset in enumerate(datasets, 1):
             name = f'{split} {number}' if len(datasets) > 1 else split
             content = json.dumps(_file_settings(dataset), sort_keys=True, default=str)
             if content in by_content:
                 by_content[content].name += f', {name}'
+                own.append(by_content[content])
                 continue
             by_content[content] = report = Report(name, _source(dataset))
             reports.append(report)
-            _check(cfg, f'{split}_dataloader', dataset, report)
+            own.append(report)
+            _check(cfg, split, dataset, report, pixels)
         if datasets and split != 'train':
-            _check_evaluator(cfg, split, datasets, by_content[content])
+            _check_evaluator(cfg, split, datasets, own)
     if not reports:
         raise UserError(f'the config has no data loader for {", ".join(splits)}: check --splits')
     _compare_splits(reports)
@@ -68,16 +76,20 @@ def _source(dataset: ConfigDict) -> str:
     return f'{dataset.type} in {place}'
 
 
-def _check(cfg: Config, loader: str, config: ConfigDict, report: Report) -> None:
+def _check(cfg: Config, split: str, config: ConfigDict, report: Report, pixels: bool) -> None:
     """Check one data set; a ``UserError`` becomes an error of the report."""
     if '://' in (config.get('data_root') or ''):
         report.add('warning', 'not checked: the data are not on this machine')
         return
+    loader = f'{split}_dataloader'
     try:
         check_paths(loader, config)
+        classes = class_names(cfg, loader, config)
+        check_heads(cfg, loader, classes)
         dataset = _build(cfg, config)
-        _check_content(cfg, loader, dataset, report)
-        check_heads(cfg, loader, tuple(report.classes))
+        _check_content(cfg, split, config, dataset, report, pixels)
+        if not classes:  # they are those that were found
+            check_heads(cfg, loader, tuple(report.classes))
     except UserError as error:
         report.add_mismatch(error)
 
@@ -96,12 +108,32 @@ def _build(cfg: Config, config: ConfigDict) -> BaseDataset:
     return dataset
 
 
-def _check_content(cfg: Config, loader: str, dataset: BaseDataset, report: Report) -> None:
+def _check_content(
+    cfg: Config,
+    split: str,
+    config: ConfigDict,
+    dataset: BaseDataset,
+    report: Report,
+    pixels: bool,
+) -> None:
     bases = {f'{base.__module__.split(".")[0]}.{base.__name__}' for base in type(dataset).__mro__}
     if _loads_as(dataset, 'mmdet', 'CocoDataset'):
         from .instances import check_instances  # needs pycocotools, which comes with mmdet
 
-        check_instances(dataset, loader, report, needs_masks=_trains_masks(cfg))
+        evaluators = [] if split == 'train' else evaluators_of(cfg, split)
+        steps = transforms_of(config.get('pipeline', []), 'LoadAnnotations')
+        check_instances(
+            dataset,
+            f'{split}_dataloader',
+            report,
+            needs_masks=any(step.get('with_mask') for step in steps)
+            or any('segm' in evaluator.get('metric', '') for evaluator in evaluators),
+            # Lists of test images may have no annotations.
+            needs_annotations=not any(evaluator.get('format_only') for evaluator in evaluators),
+            pixels=pixels,
+        )
+    elif not pixels:
+        pass
     elif 'mmseg.BaseSegDataset' in bases:
         check_label_maps(dataset, report)
     elif _loads_as(dataset, 'mmpretrain', 'CustomDataset'):
@@ -122,15 +154,6 @@ def _loads_as(dataset: BaseDataset, package: str, name: str) -> bool:
     return False
 
 
-def _trains_masks(cfg: Config) -> bool:
-    return any(
-        step.get('with_mask')
-        for split in SPLITS
-        for dataset in datasets_of(cfg.get(f'{split}_dataloader'))
-        for step in transforms_of(dataset.get('pipeline', []), 'LoadAnnotations')
-    )
-
-
 def _check_images(dataset: BaseDataset, report: Report) -> None:
     """Check only the images, for data sets with annotations in an unknown format."""
     report.add('warning', 'annotations are not checked: unknown format', type(dataset).__name__)
@@ -146,22 +169,47 @@ def _check_images(dataset: BaseDataset, report: Report) -> None:
             report.extend([unreadable(image, relative(path, dataset.data_root))])
 
 
-def _check_evaluator(cfg: Config, split: str, datasets: list[ConfigDict], report: Report) -> None:
-    """Check that the annotations of an evaluator are those of its data loader."""
+def _check_evaluator(
+    cfg: Config, split: str, datasets: list[ConfigDict], reports: list[Report]
+) -> None:
+    """Check that the images of the evaluators are those of the data loader."""
+    report = reports[-1]
     try:
         check_evaluator(cfg, split)
     except UserError as error:
         report.add_mismatch(error)
         return
-    own = {
+    paths = {
         os.path.realpath(os.path.join(dataset.get('data_root') or '', dataset.get('ann_file', '')))
         for dataset in datasets
     }
+    for dataset in datasets:
+        if dataset.get('indices') is not None:
+            what = 'indices: the metrics count the images that the data set leaves out as missed'
+            report.add('error', what, f'{split}_dataloader.dataset.indices')
+    names = [entry for own in reports for entry in own.names.items()]
+    repeated = [i for i, times in Counter(i for i, _ in names).items() if times > 1]
+    if repeated:
+        what = 'data sets with equal image ids: evaluate them one by one'
+        report.add('error', what, f'{split}_dataloader: image id {repeated[0]}')
     for evaluator in evaluators_of(cfg, split):
         ann_file = evaluator.get('ann_file')
-        if ann_file and os.path.realpath(ann_file) not in own:
-            what = 'evaluator and data set have different annotations'
-            report.add('warning', what, f'{split}_evaluator.ann_file={ann_file}')
+        if not names or not ann_file or {os.path.realpath(ann_file)} == paths:
+            continue
+        try:
+            content = read_coco(ann_file, need_annotations=not evaluator.get('format_only'))
+            own = {(image['id'], image['file_name']) for image in content['images']}
+            classes = class_names(cfg, f'{split}_dataloader', datasets[0])
+            check_categories(f'{split}_dataloader', ann_file, content, classes)
+        except (UserError, LookupError, TypeError) as error:
+            report.add_mismatch(UserError(f'{split}_evaluator.ann_file={ann_file}: {error}'))
+            continue
+        if own != set(names):
+            what = (
+                f'the evaluator has {len(own)} images, the data loader {len(names)}, of which '
+                f'{len(own & set(names))} are in both: set ann_file of both to one file'
+            )
+            report.add('error', what, f'{split}_evaluator.ann_file={ann_file}')
 
 
 def _compare_splits(reports: list[Report]) -> None:

@@ -1,4 +1,4 @@
-"""Checks of COCO annotations: ids, categories, boxes, polygons and run-length encodings."""
+"""Checks of COCO files: ids, categories, references, and which images and objects are used."""
 
 import os
 from collections import Counter, defaultdict
@@ -8,18 +8,15 @@ from typing import Any
 
 import numpy as np
 from mmengine.dataset import BaseDataset
-from pycocotools import mask as mask_utils
 
 from ...errors import UserError
-from ..coco_format import FIELDS, brief, finite, wrong_fields
-from ..preflight import check_categories, read_coco
+from .coco_file import FIELDS, brief, check_categories, read_coco, wrong_fields
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
+from .objects import MARGIN, check_object, why_skipped
 from .report import Finding, Report
 
-# In pixels. COCO's own boxes cross the image border, and differ from their masks, by less.
-MARGIN = 2
-# Relative. Less than 1 % of COCO's own areas differ more from those of their masks.
-AREA_TOLERANCE = 0.1
+COUNTED = 100
+"""The predictions of an image that COCO's average precision counts."""
 
 
 @dataclass
@@ -34,7 +31,13 @@ class Task:
 
 
 def check_instances(
-    dataset: BaseDataset, loader: str, report: Report, *, needs_masks: bool
+    dataset: BaseDataset,
+    loader: str,
+    report: Report,
+    *,
+    needs_masks: bool,
+    needs_annotations: bool = True,
+    pixels: bool = True,
 ) -> None:
     """Check a data set in COCO's format.
 
@@ -43,59 +46,49 @@ def check_instances(
         loader: Key of the data loader, such as 'train_dataloader'.
         report: The report to add problems to.
         needs_masks: Whether objects without a mask are an error.
+        needs_annotations: Whether a file without annotations is an error.
+        pixels: Read the images, and draw the masks, which takes most of the time.
 
     Raises:
         UserError: The annotation file is not in COCO's format.
     """
-    # Lists of test images may have no annotations.
-    content = read_coco(dataset.ann_file, need_annotations=loader != 'test_dataloader')
-    classes = _check_classes(dataset, loader, content, report)
-    images = _valid_entries('images', content['images'], report)
-    annotations = _valid_entries('annotations', content.get('annotations', []), report)
+    content = read_coco(dataset.ann_file, need_annotations=needs_annotations)
+    entries = {key: _valid_entries(key, content.get(key, []), report) for key in FIELDS}
+    images, annotations = entries['images'], entries['annotations']
     _check_ids(images, annotations, report)
-    known = _check_references(images, annotations, content['categories'], report)
+    known = _check_references(images, annotations, entries['categories'], report)
+    classes = _check_classes(dataset, loader, entries, report)
     tasks = _tasks(dataset, images, known, needs_masks)
-    for task, (image, findings) in zip(
-        tasks, in_parallel(_examine, tasks, report.name), strict=True
-    ):
+    if pixels:
+        results: Any = in_parallel(_examine, tasks, report.name)
+    else:
+        missing = _missing([task.path for task in tasks])
+        results = ((missing.get(task.path, ''), [*_check_objects(task)]) for task in tasks)
+    for task, (image, findings) in zip(tasks, results, strict=True):
         report.extend(findings)
         if isinstance(image, ReadImage):
             add_image(report, image)
+        elif image:
+            report.extend([unreadable(image, task.place)])
         used = [a for a in task.annotations if a['category_id'] in classes]
         if 'annotations' in content and not used:
             report.add('note', 'image without objects', task.place)
-    _check_folder(dataset, images, report)
+    if pixels:
+        _check_folder(dataset, images, report)
     if 'annotations' in content:
+        _check_coordinates(tasks, report)
         _count(known, classes, report)
-
-
-def _check_classes(
-    dataset: BaseDataset, loader: str, content: dict, report: Report
-) -> dict[int | str, str]:
-    """Compare classes with categories, and return the class names by category id."""
-    classes = dataset.metainfo['classes']
-    classes = (classes,) if isinstance(classes, str) else classes
-    categories = content['categories']
-    for key in ('id', 'name'):
-        for value, times in Counter(category[key] for category in categories).items():
-            if times > 1:
-                report.add('error', f'duplicate category {key}', f'{value}: {times} categories')
-    try:
-        for name in check_categories(loader, dataset.ann_file, content, classes):
-            report.add('note', 'category is not a class: its objects are skipped', name)
-    except UserError as error:
-        report.add_mismatch(error)
-    names = {category['name']: category['id'] for category in categories}
-    return {names.get(name, f'no category {name}'): name for name in classes}
+        _count_used(dataset, tasks, classes, report)
+    report.names = {image['id']: image['file_name'] for image in images}
 
 
 def _valid_entries(key: str, entries: list, report: Report) -> list[dict]:
-    """The images or annotations whose fields are all present and valid."""
+    """The images, annotations or categories whose fields are all present and valid."""
     valid = []
     for i, entry in enumerate(entries):
         wrong = wrong_fields(key, entry)
         for name in wrong:
-            what = f'{key}: {name} is not {FIELDS[key][name][1]}'
+            what = f'{key}: {name} is not {FIELDS[key][name].expected}'
             report.add('error', what, f'{key}[{i}]: {brief(entry)}')
         if not wrong:
             valid.append(entry)
@@ -107,13 +100,12 @@ def _check_ids(images: list[dict], annotations: list[dict], report: Report) -> N
         report.add('error', 'duplicate image id', f'id {entry["id"]}: {entry["file_name"]}')
     for entry in _repeated(images, lambda image: image['file_name']):
         report.add('warning', 'image listed twice', f'{entry["file_name"]}: id {entry["id"]}')
-    for entry in _repeated(annotations, lambda annotation: annotation['id']):
-        report.add('error', 'duplicate annotation id', f'annotation {entry["id"]}')
+    repeated = list(_repeated(annotations, lambda annotation: annotation['id']))
+    for entry in repeated:
+        what = f'duplicate annotation ids ({len(repeated)} in all): number them from 1 in the file'
+        report.add('error', what, f'annotation {entry["id"]}')
     for entry in _repeated(annotations, _object_key):
         report.add('note', 'object annotated twice', f'annotation {entry["id"]}')
-    if any(annotation['id'] == 0 for annotation in annotations):
-        what = "annotation id 0: COCO's evaluation does not count matches with it"
-        report.add('warning', what, 'annotation 0')
 
 
 def _repeated(entries: list[dict], key: Callable[[dict], Any]) -> Iterator[dict]:
@@ -148,6 +140,32 @@ def _check_references(
     return known
 
 
+def _check_classes(
+    dataset: BaseDataset, loader: str, entries: dict[str, list[dict]], report: Report
+) -> dict[int, str]:
+    """Compare classes with categories, and return the class names by category id."""
+    categories = entries['categories']
+    objects = Counter(annotation['category_id'] for annotation in entries['annotations'])
+    for i, times in Counter(category['id'] for category in categories).items():
+        if times > 1:
+            report.add('error', 'duplicate category id', f'{i}: {times} categories')
+    for name, times in Counter(category['name'] for category in categories).items():
+        if times > 1:
+            ids = [category['id'] for category in categories if category['name'] == name]
+            counts = ', '.join(f'id {i} has {objects[i]} objects' for i in ids)
+            what = 'duplicate category name: remove or rename one of them'
+            report.add('error', what, f'{name}: {counts}')
+            return {}
+    classes = dataset.metainfo['classes']
+    try:
+        for name in check_categories(loader, dataset.ann_file, entries, classes):
+            report.add('note', 'category is not a class: its objects are skipped', name)
+    except UserError as error:
+        report.add_mismatch(error)
+    return {category['id']: category['name'] for category in categories
+            if category['name'] in classes}  # fmt: skip
+
+
 def _tasks(
     dataset: BaseDataset, images: list[dict], annotations: list[dict], needs_masks: bool
 ) -> list[Task]:
@@ -163,156 +181,57 @@ def _tasks(
     return tasks
 
 
+def _missing(paths: list[str]) -> dict[str, str]:
+    """The files that do not exist, with the reason; each folder is listed once."""
+    listed: dict[str, set[str]] = {}
+    for folder in {os.path.dirname(path) for path in paths}:
+        try:
+            listed[folder] = set(os.listdir(folder or '.'))
+        except (OSError, ValueError):  # no such folder, or no valid name of one
+            listed[folder] = set()
+    return {
+        path: 'No such file'
+        for path in paths
+        if '://' not in path and os.path.basename(path) not in listed[os.path.dirname(path)]
+    }
+
+
 def _examine(task: Task) -> tuple[ReadImage | str, list[Finding]]:
-    findings: list[Finding] = []
     image = read_image(task.path)
+    findings = [*_check_objects(task, draw=True)]
     width, height = task.entry['width'], task.entry['height']
-    if isinstance(image, str):
-        findings.append(unreadable(image, task.place))
-    elif (width, height) != (image.width, image.height):
+    if isinstance(image, ReadImage) and (width, height) != (image.width, image.height):
         place = f'{task.place}: {width} x {height}, file {image.width} x {image.height}'
         findings.append(Finding('error', 'width and height differ from those of the file', place))
-    for annotation in task.annotations:
-        place = f'{task.place}: annotation {annotation["id"]}'
-        problems = [*_check_box(annotation, width, height)]
-        problems += _check_mask(annotation, width, height, task.needs_masks)
-        for severity, what, detail in problems:
-            findings.append(Finding(severity, what, f'{place}{detail and ": "}{detail}'))
     return image, findings
 
 
-def _check_box(annotation: dict, width: int, height: int) -> Iterator[Finding]:
-    box = annotation['bbox']
-    if not finite(box, 4):
-        yield Finding('error', 'box is not four finite numbers', str(box))
+def _check_objects(task: Task, *, draw: bool = False) -> Iterator[Finding]:
+    size = task.entry['width'], task.entry['height']
+    for annotation in task.annotations:
+        place = f'{task.place}: annotation {annotation["id"]}'
+        problems = check_object(annotation, *size, needs_mask=task.needs_masks, draw=draw)
+        for severity, what, detail in problems:
+            yield Finding(severity, what, f'{place}{detail and ": "}{detail}')
+
+
+def _check_coordinates(tasks: list[Task], report: Report) -> None:
+    """Look at all boxes together: are they x, y, width, height in pixels?"""
+    sizes = [(t.entry['width'], t.entry['height']) for t in tasks for _ in t.annotations]
+    if not sizes:
         return
-    x, y, w, h = box
-    if w < 0 or h < 0:
-        yield Finding('error', 'box of negative width or height', str(box))
-    elif w < 1 or h < 1:
-        yield Finding('warning', 'box of less than a pixel: mmdet skips it', str(box))
-    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        yield Finding('error', 'box outside the image', str(box))
-    elif min(x, y, width - x - w, height - y - h) < -MARGIN:
-        what = 'box crosses the image border: it must be x, y, width, height'
-        yield Finding('warning', what, str(box))
-    if not annotation['area'] > 0:
-        what = 'area is not positive: mmdet skips the object'
-        yield Finding('warning', what, str(annotation['area']))
-    if annotation.get('iscrowd', 0) not in (0, 1):
-        yield Finding('error', 'iscrowd is neither 0 nor 1', str(annotation['iscrowd']))
-
-
-def _check_mask(annotation: dict, width: int, height: int, needed: bool) -> Iterator[Finding]:
-    segmentation = annotation.get('segmentation')
-    if not segmentation:
-        if needed:
-            yield Finding('error', 'no segmentation, but the config trains masks', '')
+    boxes = np.array([a['bbox'] for task in tasks for a in task.annotations], float)
+    size = np.array(sizes, float)
+    ends = boxes[:, :2] + boxes[:, 2:]
+    if ends.max() < 1.1 and boxes.max() <= 1:
+        what = 'boxes are shares of the image: multiply them by its width and height'
+        report.add('error', what, str(boxes[0].tolist()))
         return
-    if isinstance(segmentation, list):
-        if annotation.get('iscrowd') == 1:
-            yield Finding('warning', "crowd given as polygons, not as COCO's run lengths", '')
-        findings, rle = _read_polygons(segmentation, width, height)
-    elif isinstance(segmentation, dict):
-        findings, rle = _read_run_lengths(segmentation, width, height)
-    else:
-        findings = [Finding('error', 'segmentation is neither polygons nor run lengths', '')]
-        rle = None
-    yield from findings
-    if rle is not None:
-        yield from _compare_with_mask(annotation, rle)
-
-
-def _read_polygons(polygons: list, width: int, height: int) -> tuple[list[Finding], dict | None]:
-    """Return the problems of polygons, and the encoded mask of the valid ones, if any."""
-    findings, valid, short = [], [], []
-    for polygon in polygons:
-        if not isinstance(polygon, list):
-            what = 'segmentation is not a list of polygons, each [x, y, x, y, ...]'
-            return [Finding('error', what, brief(polygons))], None
-        if not finite(polygon):
-            findings.append(Finding('error', 'polygon with values that are not finite numbers', ''))
-        elif len(polygon) % 2:
-            what = 'polygon of an odd number of coordinates'
-            findings.append(Finding('error', what, f'{len(polygon)} numbers'))
-        elif len(polygon) < 6:
-            short.append(f'{len(polygon) // 2} points')
-        else:
-            valid.append(np.array(polygon, float).reshape(-1, 2))
-    what = 'polygon of fewer than 3 points: mmdet skips it'
-    findings += [Finding('warning' if valid else 'error', what, place) for place in short]
-    if not valid:
-        return findings, None
-    points = np.concatenate(valid)
-    size = np.array([width, height])
-    if (points.max(0) <= 0).any() or (points.min(0) >= size).any():
-        return [*findings, Finding('error', 'polygons outside the image', '')], None
-    beyond = max(float(-points.min()), float((points - size).max()))
-    if beyond > MARGIN:
-        what = 'polygon crosses the image border'
-        findings.append(Finding('warning', what, f'by {beyond:.1f} px'))
-    # The rasteriser would run out of memory for points far outside the image.
-    clipped = [np.clip(polygon, -size, 2 * size).ravel().tolist() for polygon in valid]
-    rle = mask_utils.merge(mask_utils.frPyObjects(clipped, height, width))
-    return findings, rle
-
-
-def _read_run_lengths(
-    segmentation: dict, width: int, height: int
-) -> tuple[list[Finding], dict | None]:
-    """Return the problems of a run-length encoding, and the mask if there are none."""
-    size, counts = segmentation.get('size'), segmentation.get('counts')
-    if size != [height, width]:
-        what = 'size of run lengths is not height, width of the image'
-        return [Finding('error', what, f'{size}, image {[height, width]}')], None
-    runs = _unpack(counts) if isinstance(counts, str) else counts
-    # pycocotools reads out of bounds if the runs do not fill the image.
-    if (
-        not isinstance(runs, list)
-        or not all(isinstance(run, int) and run >= 0 for run in runs)
-        or sum(runs) != width * height
-    ):
-        return [Finding('error', 'run lengths do not decode to the size of the image', '')], None
-    return [], mask_utils.frPyObjects({'size': size, 'counts': runs}, height, width)
-
-
-def _unpack(text: str) -> list[int] | None:
-    """Decode COCO's compressed run lengths; return None if the text is invalid.
-
-    A character minus '0' has six bits: five of a number, lowest first, and a flag for continuation.
-    The fifth bit of the last character is the sign. From the fourth number on, each is stored as
-    its difference to the last but one.
-    """
-    runs: list[int] = []
-    value = shift = 0
-    for character in text:
-        bits = ord(character) - 48
-        if not 0 <= bits < 64:
-            return None
-        value |= (bits & 31) << shift
-        shift += 5
-        if bits & 32:
-            continue
-        if bits & 16:
-            value -= 1 << shift
-        runs.append(value + runs[-2] if len(runs) > 2 else value)
-        value = shift = 0
-    return None if shift else runs
-
-
-def _compare_with_mask(annotation: dict, rle: dict) -> Iterator[Finding]:
-    pixels, area = int(mask_utils.area(rle)), annotation['area']
-    if not pixels:
-        yield Finding('warning', 'mask covers no pixel', '')
-        return
-    if abs(pixels - area) > max(AREA_TOLERANCE * area, 10):
-        yield Finding('note', 'area differs from that of the mask', f'{area:g}, mask {pixels}')
-    box = annotation['bbox']
-    if finite(box, 4):
-        tight = mask_utils.toBbox(rle).tolist()
-        corners = [(x, y, x + w, y + h) for x, y, w, h in (box, tight)]
-        if max(abs(a - b) for a, b in zip(*corners, strict=True)) > MARGIN:
-            yield Finding('note', 'box is not tight around the mask', f'{box}, mask {tight}')
+    beyond = (ends > size + MARGIN).any(1)
+    inside = (boxes[:, 2:] <= size + MARGIN).all() and (boxes[:, 2:] >= boxes[:, :2]).all()
+    if inside and beyond.mean() > 0.2:
+        what = 'boxes are the corners x1, y1, x2, y2: write x, y, width, height'
+        report.add('error', what, str(boxes[beyond][0].tolist()))
 
 
 def _check_folder(dataset: BaseDataset, images: list[dict], report: Report) -> None:
@@ -329,7 +248,7 @@ def _check_folder(dataset: BaseDataset, images: list[dict], report: Report) -> N
                 report.add('note', 'image is not listed in the annotations', place)
 
 
-def _count(annotations: list[dict], classes: dict[int | str, str], report: Report) -> None:
+def _count(annotations: list[dict], classes: dict[int, str], report: Report) -> None:
     """Count objects and images of each class, and collect the sizes of boxes."""
     counts = {name: {'objects': 0, 'crowds': 0, 'images': 0} for name in classes.values()}
     images: dict[str, set] = defaultdict(set)
@@ -344,12 +263,51 @@ def _count(annotations: list[dict], classes: dict[int | str, str], report: Repor
             continue
         counts[name]['objects'] += 1
         per_image[annotation['image_id']] += 1
-        if finite(annotation['bbox'], 4):
-            report.sizes.setdefault('box width', []).append(annotation['bbox'][2])
-            report.sizes.setdefault('box height', []).append(annotation['bbox'][3])
+        report.sizes.setdefault('box width', []).append(annotation['bbox'][2])
+        report.sizes.setdefault('box height', []).append(annotation['bbox'][3])
     report.sizes['objects an image'] = list(per_image.values())
+    crowded = [image for image, count in per_image.items() if count > COUNTED]
+    for image in crowded * (report.name != 'train'):
+        what = f'more than {COUNTED} objects in an image: AP counts {COUNTED} predictions of it'
+        report.add('warning', what, f'image id {image}: {per_image[image]}')
     for name, row in counts.items():
         row['images'] = len(images[name])
         if not row['objects']:
             report.add('warning', 'class without objects', name)
     report.classes = {name: dict(row) for name, row in counts.items()}
+
+
+def _count_used(
+    dataset: BaseDataset, tasks: list[Task], classes: dict[int, str], report: Report
+) -> None:
+    """Count the images and objects that are left after what mmdet skips."""
+    skipped: Counter[str] = Counter()
+    objects = crowds = images = 0
+    filters = {} if dataset.test_mode else dataset.filter_cfg or {}
+    smallest, no_empty = filters.get('min_size', 0), filters.get('filter_empty_gt', False)
+    for task in tasks:
+        size = task.entry['width'], task.entry['height']
+        own = [a for a in task.annotations if a['category_id'] in classes]
+        kept = min(size) >= smallest and (bool(own) or not no_empty)
+        images += kept
+        for annotation in own:
+            if reason := why_skipped(annotation, *size, needs_mask=task.needs_masks):
+                skipped[reason] += 1
+            elif annotation.get('iscrowd'):
+                crowds += 1
+            elif kept:
+                objects += 1
+            else:
+                skipped[f'in images with a side below {smallest}'] += 1
+    total = objects + crowds + skipped.total()
+    reasons = [f'{count} {reason}' for reason, count in skipped.most_common()]
+    reasons += [f'{crowds} crowds'] * bool(crowds)
+    report.used = {
+        'images': {'file': len(tasks), 'used': images},
+        'objects': {'file': total, 'used': objects, 'skipped': dict(skipped), 'crowds': crowds},
+    }
+    if not objects and classes:
+        what = f'no object is left of {total}' if total else 'no object of any class'
+        report.add('error', what, f'{dataset.ann_file}: {", ".join(reasons) or "check classes"}')
+    elif objects < (total - crowds) / 2:
+        report.add('warning', f'{objects} of {total} objects are used', ', '.join(reasons))

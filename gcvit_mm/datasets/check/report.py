@@ -21,6 +21,9 @@ SEVERITIES: dict[Severity, str] = {'error': 'red', 'warning': 'yellow', 'note': 
 SHOWN, SHOWN_CLASSES = 3, 12
 
 
+MISMATCH = 'config does not match the data'
+
+
 class Finding(NamedTuple):
     """One problem at one place."""
 
@@ -41,6 +44,8 @@ class Report:
         folders: The class folders that labels were read from, in the order of the labels.
         sizes: Values of each kind of size, in pixels unless its name has another unit.
         digests: Hash of each image file, by path.
+        used: Number of images and objects in the file, and of those that are used.
+        names: The file name of each image, by id, in COCO files.
     """
 
     name: str
@@ -50,13 +55,19 @@ class Report:
     folders: list[str] = field(default_factory=list)
     sizes: dict[str, list[float]] = field(default_factory=dict)
     digests: dict[str, bytes] = field(default_factory=dict)
+    used: dict[str, dict] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
 
     def add(self, severity: Severity, what: str, where: str = '') -> None:
         self.problems.setdefault((severity, what), []).append(where)
 
     def add_mismatch(self, error: UserError) -> None:
         """Add an error that stops the check of a data set, or of a part of it."""
-        self.add('error', 'config does not match the data', str(error))
+        self.add('error', MISMATCH, str(error))
+
+    def label(self, what: str) -> str:
+        """What to print before the place of a problem, outside of a table."""
+        return '' if what == MISMATCH else f'{self.name} data, {self.source}: {what}: '
 
     def extend(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
@@ -65,6 +76,17 @@ class Report:
     def count(self, severity: Severity) -> int:
         """The number of places with problems of a severity."""
         return sum(len(places) for key, places in self.problems.items() if key[0] == severity)
+
+    def used_in_words(self) -> str:
+        """How many images and objects are used, and why the others are not."""
+        images, objects = self.used['images'], self.used['objects']
+        reasons = [f'{count} {reason}' for reason, count in objects['skipped'].items()]
+        reasons += [f'{objects["crowds"]} crowds'] * bool(objects['crowds'])
+        skipped = f' (not used: {", ".join(reasons)})' if reasons else ''
+        return (
+            f'used: {images["used"]} of {images["file"]} images, '
+            f'{objects["used"]} of {objects["file"]} objects{skipped}'
+        )
 
     def as_dict(self) -> dict:
         """The report as a dict that can be written as JSON."""
@@ -76,6 +98,7 @@ class Report:
                 {'severity': severity, 'problem': what, 'count': len(places), 'where': places}
                 for (severity, what), places in self._sorted_problems()
             ],
+            'used': self.used,
             'classes': self.classes,
             'sizes': {name: _spread(values) for name, values in self.sizes.items() if values},
         }
@@ -99,6 +122,8 @@ def print_reports(reports: Sequence[Report]) -> None:
     with console.capture() as capture:
         for report in reports:
             console.print(Text(f'{report.name}: {report.source}, {len(report.digests)} images'))
+            if report.used:
+                console.print(Text(f'    {report.used_in_words()}'))
         for table in _tables(reports):
             console.print()
             console.print(table)

@@ -1,0 +1,136 @@
+"""Annotation files in COCO's format: reading, and the rules for the fields of their entries."""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ...errors import UserError
+
+
+class Field(NamedTuple):
+    """The rule for a field: whether a value fits, and what it must be."""
+
+    fits: Callable[[Any], bool]
+    expected: str
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that is neither infinite nor NaN."""
+    return type(value) in (int, float) and abs(value) < 1e15
+
+
+def finite(values: Any, count: int | None = None) -> bool:
+    """Whether ``values`` is a list of finite numbers, of length ``count`` if that is given."""
+    if not isinstance(values, list) or count not in (None, len(values)):
+        return False
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    return not values or (min(values) > -1e15 and max(values) < 1e15 and sum(values) == sum(values))
+
+
+# Evaluators count ids in 64 bits, and some of them take no negative ones.
+ID = Field(
+    lambda value: type(value) is int and 0 <= value < 2**63,
+    'a whole number from 0: renumber them, in the annotations too',
+)
+# They are renumbered before an evaluation (``EvaluationIdsHook``).
+ANNOTATION_ID = Field(
+    lambda value: is_number(value) or isinstance(value, str), 'a number or a text'
+)
+LENGTH = Field(lambda value: type(value) is int and 0 < value < 1e6, 'a whole number of pixels')
+NUMBER = Field(is_number, 'a number')
+FLAG = Field(lambda value: value is None or value in (0, 1), '0 or 1')
+TEXT = Field(lambda value: isinstance(value, str), 'a text')
+FILE_NAME = Field(
+    lambda value: isinstance(value, str) and value and '://' not in value,
+    'the path of a file in the image folder',
+)
+FIELDS: dict[str, dict[str, Field]] = {
+    'categories': {'id': ID, 'name': TEXT},
+    'images': {'id': ID, 'file_name': FILE_NAME, 'width': LENGTH, 'height': LENGTH},
+    'annotations': {
+        'id': ANNOTATION_ID,
+        'image_id': ID,
+        'category_id': ID,
+        'bbox': Field(lambda value: finite(value, 4), 'four finite numbers: x, y, width, height'),
+        'area': Field(is_number, 'a number: set it to the pixels of the mask, or of the box'),
+        'iscrowd': FLAG,
+        'ignore': FLAG,
+    },
+}
+
+
+def wrong_fields(key: str, entry: Any) -> list[str]:
+    """The fields that are missing or invalid in an entry of the list ``key`` of a file."""
+    if not isinstance(entry, dict):
+        return list(FIELDS[key])
+    return [name for name, field in FIELDS[key].items() if not field.fits(entry.get(name))]
+
+
+def brief(entry: Any) -> str:
+    """Format an entry in one line, without its mask."""
+    if isinstance(entry, dict):
+        entry = {name: value for name, value in entry.items() if name != 'segmentation'}
+    text = repr(entry)
+    return text if len(text) <= 120 else f'{text[:117]}...'
+
+
+def read_coco(path: str, *, need_annotations: bool) -> dict:
+    """Read an annotation file in COCO's format.
+
+    Raises:
+        UserError: The file is not JSON, or not in COCO's format.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f'annotation file {path} cannot be read as JSON: {error}') from error
+    if not isinstance(content, dict):
+        content = {}
+    keys = ['images', 'categories']
+    keys += ['annotations'] * (need_annotations or 'annotations' in content)
+    missing = [key for key in keys if not isinstance(content.get(key), list)]
+    if missing:
+        raise UserError(
+            f"annotation file {path} is not in COCO's format: it has no list {', '.join(missing)}"
+        )
+    for key in keys:
+        if not content[key]:
+            raise UserError(f'annotation file {path} lists no {key}: export it again')
+    return content
+
+
+def check_categories(loader: str, path: str, content: dict, classes: tuple[str, ...]) -> list[str]:
+    """Check that all classes of a config are categories of a COCO file, in the same order.
+
+    Returns:
+        The categories that are not classes, whose annotations are not used.
+
+    Raises:
+        UserError: A class is missing in the file, or the order differs.
+    """
+    names = [category['name'] for category in content['categories']]
+    ignored = [name for name in names if name not in classes]
+    missing = [name for name in classes if name not in names]
+    if missing:
+        written = {name.strip().casefold(): name for name in ignored}
+        alike = [
+            f'{name!r} is {written[name.strip().casefold()]!r} in the file'
+            for name in missing
+            if name.strip().casefold() in written
+        ]
+        raise UserError(
+            f'the classes of the config do not match the categories of {path}: the file lacks '
+            f'{", ".join(missing)}; the config lacks {", ".join(ignored) or "none"}'
+            f'{"; " if alike else ""}{", ".join(alike)}. Set '
+            f'{loader}.dataset.metainfo.classes and the num_classes of the heads as in the file'
+        )
+    used = [name for name in names if name in classes]
+    if used != list(classes):
+        # mmdet numbers labels in the order of the file, but names them in that of the config.
+        raise UserError(
+            f'the classes of the config are in another order than the categories of {path}, so '
+            f'names would be swapped: set {loader}.dataset.metainfo.classes to {", ".join(used)}'
+        )
+    return ignored

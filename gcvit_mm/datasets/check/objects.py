@@ -1,0 +1,213 @@
+"""The rules for one object of a COCO file: its box, its polygons or run-length encoding."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+from .coco_file import brief, finite
+from .report import Finding
+
+# In pixels. COCO's own boxes cross the image border, and differ from their masks, by less.
+MARGIN = 2
+# Relative. Less than 1 % of COCO's own areas differ more from those of their masks.
+AREA_TOLERANCE = 0.1
+# pycocotools needs memory for all of them.
+MAX_PIXELS = 2e9
+
+
+def why_skipped(annotation: dict, width: int, height: int, *, needs_mask: bool) -> str:
+    """Why mmdet skips an object; '' if it uses it.
+
+    Args:
+        annotation: An annotation whose fields are valid.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        needs_mask: Whether the pipeline loads masks.
+    """
+    x, y, w, h = annotation['bbox']
+    if annotation.get('ignore'):
+        return 'marked ignore'
+    if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+        return 'outside the image' if w > 0 and h > 0 else 'with an empty box'
+    if annotation['area'] <= 0:
+        return 'of area 0'
+    if w < 1 or h < 1:
+        return 'narrower than a pixel'
+    polygons = annotation.get('segmentation')
+    if needs_mask and isinstance(polygons, list) and not any(map(_is_polygon, polygons)):
+        return 'without a polygon of 3 points'
+    return ''
+
+
+def check_object(
+    annotation: dict, width: int, height: int, *, needs_mask: bool, draw: bool
+) -> Iterator[Finding]:
+    """Check one object.
+
+    Args:
+        annotation: An annotation whose fields are valid.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        needs_mask: Whether an object without a mask is an error.
+        draw: Draw the mask, and compare it with box and area, which takes most of the time.
+
+    Yields:
+        The problems; ``where`` is the detail.
+    """
+    yield from _check_box(annotation, width, height)
+    segmentation = annotation.get('segmentation')
+    if not segmentation or segmentation == [[]]:
+        if needs_mask:
+            what = (
+                'no segmentation, but this config trains on masks: export masks too, or use a config '
+                'for boxes alone, such as retinanet_gcvit_tiny_coco'
+            )
+            yield Finding('error', what, '')
+    elif isinstance(segmentation, list):
+        if annotation.get('iscrowd'):
+            yield Finding('warning', "crowd given as polygons, not as COCO's run lengths", '')
+        yield from _check_polygons(annotation, segmentation, width, height, draw)
+    elif isinstance(segmentation, dict):
+        yield from _check_run_lengths(annotation, segmentation, width, height, draw)
+    else:
+        what = 'segmentation is neither polygons nor run lengths'
+        yield Finding('error', what, brief(segmentation))
+
+
+def _check_box(annotation: dict, width: int, height: int) -> Iterator[Finding]:
+    x, y, w, h = box = annotation['bbox']
+    if w < 0 or h < 0:
+        yield Finding('error', 'box of negative width or height', str(box))
+    elif w < 1 or h < 1:
+        yield Finding('warning', 'box of less than a pixel: mmdet skips it', str(box))
+    elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        yield Finding('error', 'box outside the image', str(box))
+    elif min(x, y, width - x - w, height - y - h) < -MARGIN:
+        what = 'box crosses the image border: it must be x, y, width, height'
+        yield Finding('warning', what, str(box))
+    if annotation['area'] <= 0:
+        what = 'area is not positive: mmdet skips the object'
+        yield Finding('warning', what, str(annotation['area']))
+
+
+def _check_polygons(
+    annotation: dict, polygons: list, width: int, height: int, draw: bool
+) -> Iterator[Finding]:
+    valid = []
+    short = []
+    for polygon in polygons:
+        if not isinstance(polygon, list):
+            what = 'segmentation is not a list of polygons, each [x, y, x, y, ...]'
+            yield Finding('error', what, brief(polygons))
+            return
+        if not finite(polygon):
+            yield Finding('error', 'polygon with values that are not finite numbers', '')
+        elif len(polygon) % 2:
+            what = 'polygon of an odd number of coordinates'
+            yield Finding('error', what, f'{len(polygon)} numbers')
+        elif len(polygon) < 6:
+            short.append(f'{len(polygon) // 2} points')
+        else:
+            valid.append(polygon)
+    what = 'polygon of fewer than 3 points: mmdet skips it'
+    for detail in short:
+        yield Finding('warning' if valid else 'error', what, detail)
+    if not valid:
+        return
+    left, right = (f(f(polygon[::2]) for polygon in valid) for f in (min, max))
+    top, bottom = (f(f(polygon[1::2]) for polygon in valid) for f in (min, max))
+    if right <= 0 or bottom <= 0 or left >= width or top >= height:
+        yield Finding('error', 'polygons outside the image', '')
+        return
+    beyond = max(-left, -top, right - width, bottom - height)
+    if beyond > MARGIN:
+        what = 'polygon crosses the image border'
+        yield Finding('warning', what, f'by {beyond:.1f} px')
+    if _apart(annotation, [left, top, right - left, bottom - top]):
+        yield Finding('error', 'mask and box do not overlap', str(annotation['bbox']))
+    elif draw:
+        # The rasteriser would run out of memory for points far outside the image.
+        size = np.array([width, height])
+        corners = (np.array(polygon, float).reshape(-1, 2) for polygon in valid)
+        clipped = [np.clip(polygon, -size, 2 * size).ravel().tolist() for polygon in corners]
+        rle = mask_utils.merge(mask_utils.frPyObjects(clipped, height, width))
+        yield from _compare_with_mask(annotation, rle)
+
+
+def _check_run_lengths(
+    annotation: dict, segmentation: dict, width: int, height: int, draw: bool
+) -> Iterator[Finding]:
+    size, counts = segmentation.get('size'), segmentation.get('counts')
+    if size != [height, width] or width * height > MAX_PIXELS:
+        what = 'size of run lengths is not height, width of the image'
+        yield Finding('error', what, f'{size}, image {[height, width]}')
+        return
+    runs = unpack(counts) if isinstance(counts, str) else counts
+    # pycocotools reads out of bounds if the runs do not fill the image.
+    if (
+        not isinstance(runs, list)
+        or not set(map(type, runs)) <= {int}
+        or min(runs, default=0) < 0
+        or sum(runs) != width * height
+    ):
+        what = 'run lengths do not decode to the size of the image'
+        yield Finding('error', what, '')
+        return
+    rle = mask_utils.frPyObjects({'size': size, 'counts': runs}, height, width)
+    tight = mask_utils.toBbox(rle).tolist()
+    if tight[2] and _apart(annotation, tight):
+        yield Finding('error', 'mask and box do not overlap', str(annotation['bbox']))
+    elif draw:
+        yield from _compare_with_mask(annotation, rle)
+
+
+def unpack(text: str) -> list[int] | None:
+    """Decode COCO's compressed run lengths; return None if the text is invalid.
+
+    A character minus '0' has six bits: five of a number, lowest first, and a flag for continuation.
+    The fifth bit of the last character is the sign. From the fourth number on, each is stored as
+    its difference to the last but one.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        runs.append(value + runs[-2] if len(runs) > 2 else value)
+        value = shift = 0
+    return None if shift else runs
+
+
+def _is_polygon(polygon: Any) -> bool:
+    return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+
+
+def _apart(annotation: dict, tight: list[Any]) -> bool:
+    """Whether the box of an object, and that around its mask, have no point in common."""
+    (x, y, w, h), (left, top, wide, high) = annotation['bbox'], tight
+    return bool(
+        w > 0 and h > 0 and (left > x + w or top > y + h or left + wide < x or top + high < y)
+    )
+
+
+def _compare_with_mask(annotation: dict, rle: dict) -> Iterator[Finding]:
+    pixels, area = int(mask_utils.area(rle)), annotation['area']
+    if not pixels:
+        yield Finding('warning', 'mask covers no pixel', '')
+        return
+    if abs(pixels - area) > max(AREA_TOLERANCE * area, 10):
+        yield Finding('note', 'area differs from that of the mask', f'{area:g}, mask {pixels}')
+    box = annotation['bbox']
+    tight = mask_utils.toBbox(rle).tolist()
+    corners = [(x, y, x + w, y + h) for x, y, w, h in (box, tight)]
+    if max(abs(a - b) for a, b in zip(*corners, strict=True)) > MARGIN:
+        yield Finding('note', 'box is not tight around the mask', f'{box}, mask {tight}')
