@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -157,7 +158,7 @@ def _explain_import(error: ImportError) -> str | None:
 
 
 class OptionsAction(argparse.Action):
-    """mmengine's ``--cfg-options``, but spaces are kept and errors name the entry."""
+    """mmengine's ``--cfg-options``, with dictionaries, quoted text, spaces, and errors in a line."""
 
     def __call__(
         self,
@@ -172,25 +173,72 @@ class OptionsAction(argparse.Action):
             if not equals:
                 raise UserError(f'--cfg-options {entry}: pass KEY=VALUE')
             try:
-                options[key] = self._parse_iterable(value)
-            except AssertionError as error:
-                raise UserError(f'--cfg-options {entry}: brackets are not balanced') from error
+                options[key] = parse_value(value)
+            except (ValueError, RecursionError) as error:
+                raise UserError(f'--cfg-options {entry}: {error}') from error
         setattr(namespace, self.dest, options)
 
-    @staticmethod
-    def _parse_iterable(val: str) -> Any:
-        from mmengine.config import DictAction
 
-        # mmengine's parser drops spaces, which paths and class names may have. Arguments cannot
-        # contain NUL, which therefore replaces them.
-        packed = re.sub(r'(?<=[,(\[])\s+|\s+(?=[,)\]])', '', val.strip()).replace(' ', '\0')
-        return _unpack(DictAction._parse_iterable(packed))
+def parse_value(text: str) -> Any:
+    """Read a value of ``--cfg-options``, written as in Python, where quotes are not needed.
+
+    Args:
+        text: A number, True, False, None or a text; a list ``[a, b]`` or ``a,b``, a tuple
+            ``(a, b)``, or a dictionary ``dict(key=value)`` or ``{'key': value}``; at any depth.
+            Quoted values are texts.
+
+    Raises:
+        ValueError: Brackets or quotes are not balanced, or an entry of a dictionary has no value.
+    """
+    text = text.strip()
+    if text.startswith(OPENING) or ',' in text:
+        items = _split(text, ',')
+        if len(items) > 1:
+            return [parse_value(item) for item in items if item or item is not items[-1]]
+    if len(text) > 1 and text[0] in '\'"' and text[-1] == text[0]:
+        return text[1:-1]
+    start = next((opening for opening in OPENING if text.startswith(opening)), '')
+    if start and text[-1] == CLOSING[start[-1]]:
+        items = _split(text[len(start) : -1], ',')
+        items = items if items[-1] else items[:-1]  # a trailing comma, or nothing
+        if start in '[(':
+            values = [parse_value(item) for item in items]
+            return tuple(values) if start == '(' else values
+        pairs = [_split(item, ':' if start == '{' else '=', most=1) for item in items]
+        if single := [pair[0] for pair in pairs if len(pair) < 2]:
+            raise ValueError(f'{single[0]} in {text} has no value')
+        return {parse_value(key): parse_value(value) for key, value in pairs}
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(text)
+    return {'true': True, 'false': False}.get(text.lower(), None if text == 'None' else text)
 
 
-def _unpack(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return type(value)(_unpack(item) for item in value)
-    return value.replace('\0', ' ') if isinstance(value, str) else value
+OPENING = ('dict(', '{', '[', '(', "'", '"')
+CLOSING = {'(': ')', '[': ']', '{': '}', "'": '', '"': ''}
+
+
+def _split(text: str, separator: str, most: int = -1) -> list[str]:
+    """Split a text at separators outside of brackets and quotes, at most ``most`` times."""
+    items, quote, closing = [''], '', ''
+    for char in text:
+        if quote:
+            quote = '' if char == quote else quote
+        elif char in '\'"' and (items[-1].rstrip() or '(')[-1] in '([{,=:':
+            quote = char  # elsewhere it is an apostrophe
+        elif char in '([{':
+            closing = CLOSING[char] + closing
+        elif char in ')]}':
+            if char != closing[:1]:
+                raise ValueError(f'brackets are not balanced in {text}')
+            closing = closing[1:]
+        elif char == separator and not closing and len(items) != most + 1:
+            items.append('')
+            continue
+        items[-1] += char
+    if quote or closing:
+        raise ValueError(f'{"quotes" if quote else "brackets"} are not balanced in {text}')
+    return [item.strip() for item in items]
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

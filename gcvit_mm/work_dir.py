@@ -19,6 +19,7 @@ from .weights.hub import SCHEME, published, resolve
 from .zoo import CONFIGS, config_file
 
 TIME = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ')
+TRAINED = re.compile(r'last_checkpoint|(epoch|iter)_\d+\.pth|best_.+\.pth')
 PREDICTIONS = tuple(package.predictions for package in PACKAGES.values())
 
 # --- Config and checkpoints -------------------------------------------------------------------
@@ -106,6 +107,17 @@ def checkpoint_folder(cfg: Config) -> str:
     if not out_dir or out_dir == cfg.work_dir:
         return cfg.work_dir
     return os.path.join(out_dir, os.path.basename(cfg.work_dir.rstrip('/')))
+
+
+def check_untrained(cfg: Config) -> None:
+    """Raise a ``UserError`` if a training has written checkpoints to the folder of a new one."""
+    folder = Path(checkpoint_folder(cfg))
+    names = (path.name for path in folder.glob('*') if TRAINED.fullmatch(path.name))
+    if name := next(names, None):
+        raise UserError(
+            f'work directory {folder} has checkpoints of an earlier training ({name}): pass '
+            '--resume to continue it, or choose another --work-dir'
+        )
 
 
 def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | None, list[str]]:

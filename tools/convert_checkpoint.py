@@ -42,6 +42,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--ema', action='store_true', help='convert the moving average of the weights'
     )
+    parser.add_argument(
+        '--prefix', help="of the backbone's names, if SRC has more than one: model.backbone."
+    )
     parser.add_argument('--force', action='store_true', help='overwrite DST')
     add_trust_argument(parser)
     return parser.parse_args()
@@ -62,7 +65,7 @@ def main() -> None:
     check_target(args.target, source, args.force)
     content = read_checkpoint(source)
     try:
-        conversion = convert(state_dict_of(content, args.ema), args.task, args.to)
+        conversion = convert(state_dict_of(content, args.ema), args.task, args.to, args.prefix)
     except UserError as error:
         raise UserError(f'checkpoint {source}: {error}') from error
     meta = dict(naming=args.to, variant=conversion.variant, task=args.task)

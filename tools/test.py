@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def main() -> None:
 
     import gcvit_mm.evaluation  # noqa: F401  (registers metrics)
     from gcvit_mm.datasets.preflight import check_data
-    from gcvit_mm.engine.setup import prepare, report_bad_images
+    from gcvit_mm.engine.setup import prepare, report_bad_images, wrong_settings
 
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
@@ -65,7 +66,8 @@ def main() -> None:
             write_predictions(cfg, prefix)
         prepare(cfg, skip_bad_images=args.skip_bad_images)
         check_data(cfg, ('test_dataloader',))
-        metrics = evaluate(cfg, args.tta, args.amp)
+        with wrong_settings(cfg):
+            metrics = evaluate(cfg, args.tta, args.amp)
         if prefix and is_main_process():
             Path(f'{prefix}.metrics.json').write_text(as_json(metrics))
     if args.skip_bad_images:
@@ -182,13 +184,17 @@ def write_predictions(cfg: Config, prefix: str) -> None:
 
 
 def as_json(metrics: dict[str, Any]) -> str:
-    """Format metrics, some of which are NumPy scalars, as JSON with 4 decimals."""
+    """Format metrics, some of which are NumPy scalars, as JSON with 4 decimals; NaN is null."""
     plain = {
         name: value.tolist() if hasattr(value, 'tolist') else value
         for name, value in metrics.items()
     }
-    rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in plain.items()}
-    return json.dumps(rounded, indent=1) + '\n'
+    # JSON has no NaN: mmdet's for classes without objects.
+    rounded = {
+        k: v if not isinstance(v, float) else round(v, 4) if math.isfinite(v) else None
+        for k, v in plain.items()
+    }
+    return json.dumps(rounded, indent=1, allow_nan=False) + '\n'
 
 
 if __name__ == '__main__':

@@ -55,14 +55,27 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from gcvit_mm.run_config import load_run_config
+    from gcvit_mm.work_dir import check_untrained
 
     cfg = load_run_config(args, LOADERS)
+    restarts = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
+    if not (args.resume or restarts or cfg.get('resume')):
+        check_untrained(cfg)
+    from gcvit_mm.engine.setup import report_bad_images, wrong_settings
+
+    with wrong_settings(cfg):
+        train(cfg, args, restarts)
+    if args.skip_bad_images:
+        report_bad_images(cfg)
+
+
+def train(cfg: Config, args: argparse.Namespace, restarts: int) -> None:
     from mmengine.runner import Runner
 
     from gcvit_mm.datasets.preflight import check_data
     from gcvit_mm.engine.fsdp import ShardedRunner
     from gcvit_mm.engine.lr_scaling import scale_learning_rate
-    from gcvit_mm.engine.setup import prepare, report_bad_images
+    from gcvit_mm.engine.setup import prepare
     from gcvit_mm.engine.trackers import TrackHook
 
     if args.amp:
@@ -72,7 +85,7 @@ def main() -> None:
         scale_learning_rate(cfg)
     if args.resume:
         resume(cfg, args.resume)
-    elif int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+    elif restarts:
         resume(cfg, 'auto', since=os.environ.get('GCVIT_MM_STARTED', ''))
     trackers = TrackHook(args.track, resume=cfg.get('resume', False))
     check_data(cfg, LOADERS)
@@ -80,8 +93,6 @@ def main() -> None:
     if args.track:
         runner.register_hook(trackers)
     runner.train()
-    if args.skip_bad_images:
-        report_bad_images(cfg)
 
 
 def resume(cfg: Config, checkpoint: str, since: str = '') -> None:

@@ -2,6 +2,7 @@
 
 from .hooks.checkpoint_guard_hook import CheckpointGuardHook
 from .hooks.data_time_hook import DataTimeHook
+from .hooks.evaluator_hook import EvaluatorHook
 from .hooks.preemption_hook import PreemptionHook
 from .hooks.progress_bar_hook import ProgressBarHook
 from .hooks.run_summary_hook import RunSummaryHook
@@ -16,6 +17,7 @@ from .workers import init_worker
 __all__ = [
     'CheckpointGuardHook',
     'DataTimeHook',
+    'EvaluatorHook',
     'ExactEpochBasedTrainLoop',
     'ExactIterBasedTrainLoop',
     'GroupedOptimWrapperConstructor',

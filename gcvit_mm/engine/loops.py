@@ -97,6 +97,7 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
         val_interval: int = 1,
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ) -> None:
+        _check_positive(max_epochs=max_epochs, val_interval=val_interval)
         super().__init__(
             runner,
             seeded(dataloader, _seed(runner)),
@@ -157,6 +158,7 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
         val_interval: int = 1000,
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ) -> None:
+        _check_positive(max_iters=max_iters, val_interval=val_interval)
         super().__init__(
             runner,
             seeded(dataloader, _seed(runner)),
@@ -203,6 +205,12 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
         due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
         if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
             self.runner.val_loop.run()
+
+
+def _check_positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ArgumentError(f'train_cfg.{name}={value}: pass 1 or more')
 
 
 def _seed(runner: Runner) -> int:

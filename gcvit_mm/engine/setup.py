@@ -2,10 +2,15 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.runner import BaseLoop
 
 from ..cli import BAD_IMAGES
 from ..config import datasets_of, transforms_of
@@ -20,9 +25,20 @@ HOOKS = (
     'DataTimeHook',
     'ProgressBarHook',
     'CheckpointGuardHook',
+    'EvaluatorHook',
     'PreemptionHook',
 )
 """Hooks that every run has."""
+_LEAVE_OUT = 'remove it, or set with_mask=False to train boxes only'
+WITHOUT_MASKS = {
+    'Mosaic': 'use CachedMosaic',
+    'MixUp': 'use CachedMixUp',
+    'RandomAffine': _LEAVE_OUT,
+    'RandomCenterCropPad': _LEAVE_OUT,
+    'RandomShift': _LEAVE_OUT,
+}
+"""Transforms of mmdet that drop masks or do not move them, and what to do instead."""
+WITHOUT_POLYGONS = ('Albu', 'CopyPaste', 'Expand', 'RandomErasing')
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -33,6 +49,7 @@ def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
         UserError: There are fewer GPUs than processes.
     """
     register_loaders()
+    _check_transforms(cfg)
     # Configs from elsewhere lack these hooks; those of older work directories have them already.
     present = {hook.get('type') for hook in (cfg.get('default_hooks') or {}).values() if hook}
     others = [hook for hook in cfg.custom_hooks if hook.get('type') not in HOOKS]
@@ -48,6 +65,46 @@ def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
     if skip_bad_images:
         _skip_bad_images(cfg, skip_bad_images)
     init_processes(cfg)
+
+
+@contextmanager
+def wrong_settings(cfg: Config) -> Iterator[None]:
+    """Report errors in one line within a ``with`` block until a loop starts: settings are wrong."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+        runs = [f for f in frames if isinstance(f.f_locals.get('self'), BaseLoop)]
+        is_run = any(f.f_code.co_name == 'run' for f in runs)
+        is_start = any(f.f_locals.get('fn_name') == 'before_train' for f in frames)
+        if isinstance(error, UserError) or (is_run and not is_start):
+            raise
+        reason = ', '.join([f'{type(error).__name__}: {error}', *getattr(error, '__notes__', [])])
+        raise UserError(
+            f'config {cfg.filename} with its options: the run cannot be set up: {reason}'
+        ) from error
+
+
+def _check_transforms(cfg: Config) -> None:
+    """Refuse transforms that drop or do not move masks."""
+    steps = list(_dicts(cfg.get('train_dataloader')))
+    loads = [step for step in steps if step.get('with_mask')]
+    polygons = any(not step.get('poly2mask', True) for step in loads)
+    for step in steps if loads else ():
+        name = getattr(step.get('type'), '__name__', str(step.get('type'))).split('.')[-1]
+        if name in WITHOUT_MASKS or (polygons and name in WITHOUT_POLYGONS):
+            cure = WITHOUT_MASKS.get(name, 'set poly2mask=True in LoadAnnotations')
+            kind = 'masks' if name in WITHOUT_MASKS else 'masks of polygons'
+            raise UserError(f'train_dataloader: {name} cannot transform {kind}: {cure}')
+
+
+def _dicts(value: Any) -> Iterator[dict]:
+    """All dictionaries in a setting, at any depth."""
+    if isinstance(value, dict):
+        yield value
+    inner = value.values() if isinstance(value, dict) else value
+    for item in inner if isinstance(value, dict | list | tuple) else ():
+        yield from _dicts(item)
 
 
 def _skip_bad_images(cfg: Config, maximum: int) -> None:

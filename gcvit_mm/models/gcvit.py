@@ -3,7 +3,7 @@
 Feature maps are (B, H, W, C) inside the stages; convolutions get (B, C, H, W) views of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from .archs import arch_settings
 from .attention import WindowAttention, resolve_attention
+from .buffers import DropPath, compute_buffers
 from .compilation import compile_backbone
 from .windows import relative_position_index
 
@@ -126,26 +127,6 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drop the residual branch of whole samples at random while training."""
-
-    keep: Tensor
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-        self.drops = rate > 0
-        # A tensor, because a number would make torch.compile compile each block anew.
-        self.register_buffer('keep', torch.tensor(1.0 - rate), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.drops):
-            return x
-        keep = self.keep.to(x.dtype)
-        mask = torch.bernoulli(keep.expand(x.shape[0], *[1] * (x.ndim - 1)))
-        return x * (mask / keep)
-
-
 class Block(nn.Module):
     """A transformer block: attention and MLP, each with a pre-norm, layer scale and a residual."""
 
@@ -200,8 +181,9 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
+        self.window_size = window_size
         # All blocks share one index; checkpoints do not have it, and therefore fit any window.
-        self.register_buffer('index', relative_position_index(window_size), persistent=False)
+        self.register_buffer('index', self.compute()['index'], persistent=False)
         # A stage of one block has no global attention, and needs no query.
         has_global = len(drop_paths) > 1
         self.global_query = GlobalQuery(dim, num_heads, window_size, pools) if has_global else None
@@ -219,6 +201,9 @@ class Stage(nn.Module):
             for i, rate in enumerate(drop_paths)
         )
         self.downsample = Downsample(dim, 2 * dim) if downsample else None
+
+    def compute(self) -> dict[str, Tensor]:
+        return {'index': relative_position_index(self.window_size)}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); the caller keeps the output and then downsamples."""
@@ -333,11 +318,19 @@ class GCViT(BaseModule):
         self.out_strides = tuple(STRIDES[i] for i in self.out_indices)
 
         self.apply(_init_module)
+        self.register_load_state_dict_post_hook(compute_buffers)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         if compile_sides is not None:
             blocks = [module for module in self.modules() if isinstance(module, Block)]
             compile_backbone(self, blocks, compile_sides)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> 'GCViT':
+        was_meta = self.stem.conv.weight.is_meta
+        super()._apply(fn, recurse)
+        if was_meta:
+            compute_buffers(self)
+        return self
 
     def init_weights(self) -> None:
         """Initialise the weights: from a checkpoint of any naming and windows, or at random.

@@ -34,7 +34,9 @@ class Conversion:
     skipped: dict[str, list[str]]
 
 
-def convert(state: Mapping[str, Tensor], task: str, to: str = 'gcvit_mm') -> Conversion:
+def convert(
+    state: Mapping[str, Tensor], task: str, to: str = 'gcvit_mm', prefix: str | None = None
+) -> Conversion:
     """Convert a state dict; each tensor is either converted or listed as skipped.
 
     Args:
@@ -42,11 +44,12 @@ def convert(state: Mapping[str, Tensor], task: str, to: str = 'gcvit_mm') -> Con
         task: 'classification' returns a classifier, in our naming that of mmpretrain's
             ``ImageClassifier`` with a ``LinearClsHead``; 'dense' returns the backbone.
         to: Naming to convert to, 'gcvit_mm' or 'timm'.
+        prefix: Use only the tensors whose names begin with it, without it.
 
     Raises:
         UserError: A tensor is missing, or is not part of a GC ViT.
     """
-    contents = sort_tensors(state)
+    contents = sort_tensors(state, prefix)
     skipped = _other_modules(contents)
     if contents.index:
         skipped['index buffers, computed from the windows'] = contents.index

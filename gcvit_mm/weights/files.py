@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -117,7 +118,7 @@ def verify_checkpoint(path: str | os.PathLike) -> None:
 
 
 def weights_entry(content: Any, ema: bool = False) -> str | None:
-    """The key of the weights in a checkpoint; None if the checkpoint is a bare state dict.
+    """The key of the weights in a checkpoint; None if it is a bare state dict, or has several.
 
     Args:
         content: The result of ``read_checkpoint``.
@@ -126,43 +127,69 @@ def weights_entry(content: Any, ema: bool = False) -> str | None:
     Raises:
         UserError: ``ema`` is True, but the checkpoint has no moving average.
     """
-    entries = content if isinstance(content, Mapping) else {}
     if ema:
         entry = ema_entry(content)
         if not entry:
-            keys = shorten([str(name) for name in entries])
-            raise UserError(f'the file has no moving average (EMA), only the entries {keys}')
+            raise UserError(f'the file has no moving average (EMA), {_entries_of(content)}')
         return entry
-    return next((n for n in ('state_dict', 'model') if isinstance(entries.get(n), Mapping)), None)
+    candidates = _candidates(content)
+    trained = [name for name in candidates if not _EMA.search(name)] or candidates
+    if len(trained) == 1:
+        return trained[0]
+    return next((name for name in ('state_dict', 'model') if name in trained), None)
 
 
 def ema_entry(content: Any) -> str | None:
     """The key of the moving average of the weights in a checkpoint; None without an average."""
-    entries = content if isinstance(content, Mapping) else {}
-    if 'ema_state_dict' in entries:
+    candidates = _candidates(content)
+    if 'ema_state_dict' in candidates:
         return 'state_dict'  # mmengine's EMAHook saves the trained weights as ema_state_dict
-    return next((n for n in ('state_dict_ema', 'model_ema') if entries.get(n)), None)
+    return next(filter(_EMA.search, candidates), None)
+
+
+_EMA = re.compile(r'(^|_)ema(_|$)')
+
+
+def _candidates(content: Any) -> list[str]:
+    """The keys of state dicts in a checkpoint."""
+    entries = content.items() if isinstance(content, Mapping) else ()
+    return [
+        str(name)
+        for name, value in entries
+        if isinstance(value, Mapping) and any(isinstance(x, Tensor) for x in value.values())
+    ]
+
+
+def _entries_of(content: Any) -> str:
+    names = [str(name) for name in content] if isinstance(content, Mapping) else []
+    return f'only the entries {shorten(names)}' if names else f'it is a {type(content).__name__}'
 
 
 def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
-    """The weights of a checkpoint, from its entry ``state_dict`` or ``model`` if it has one.
+    """The weights of a checkpoint, from its entry of weights if it has one.
 
     Args:
         content: The result of ``read_checkpoint``.
         ema: Return the moving average of the weights.
+
+    Returns:
+        Tensors by name. If the checkpoint has several entries of weights, such as 'student' and
+        'teacher', names begin with that of the entry.
 
     Raises:
         UserError: The checkpoint has no tensors, or no moving average.
     """
     entry = weights_entry(content, ema)
     weights = content[entry] if entry else content
-    tensors = (
-        {str(name): value for name, value in weights.items() if isinstance(value, Tensor)}
-        if isinstance(weights, Mapping)
-        else {}
-    )
+    items = list(weights.items()) if isinstance(weights, Mapping) else []
+    for name in () if entry else _candidates(content):
+        items += [(f'{name}.{key}', value) for key, value in content[name].items()]
+    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
     if not tensors:
-        raise UserError('the file has no tensors: check that it is a checkpoint with weights')
+        raise UserError(
+            f'the file has no tensors, {_entries_of(content)}: check that it is a checkpoint with '
+            'weights'
+        )
     return tensors
 
 

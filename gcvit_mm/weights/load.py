@@ -103,9 +103,7 @@ def load_pretrained(
     """
     try:
         state = state_dict_of(read_checkpoint(resolve(checkpoint), map_location))
-        if prefix is not None:
-            state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-        state, naming = convert_names(state)
+        state, naming = convert_names(state, prefix)
         tensors, report = _match(model, state, tuple(allow_missing))
     except UserError as error:
         message = str(error)

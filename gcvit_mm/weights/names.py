@@ -96,15 +96,21 @@ class Contents:
     index: list[str] = field(default_factory=list)
 
 
-def sort_tensors(state: Mapping[str, Tensor]) -> Contents:
+def sort_tensors(state: Mapping[str, Tensor], prefix: str | None = None) -> Contents:
     """Sort tensors by module, and convert the names of the backbone to ours.
 
     Args:
         state: Tensors by name, of a backbone or of a model with a backbone.
+        prefix: Use only the tensors whose names begin with it, without it.
 
     Raises:
         UserError: The tensors are not those of exactly one GC ViT.
     """
+    if prefix is not None:
+        places = [place for _, place in _backbones(state)]
+        inner = tuple(x for x in places if prefix in places and x != prefix and x.startswith(prefix))
+        own = (k for k in state if k.startswith(prefix) and not k.startswith(inner))
+        state = {name[len(prefix) :]: state[name] for name in own}
     contents = Contents(*_find_backbone(state))
     fc = contents.prefix.removesuffix('backbone.') + 'head.fc.'  # a classifier of mmpretrain
     for name, tensor in state.items():
@@ -117,18 +123,26 @@ def sort_tensors(state: Mapping[str, Tensor]) -> Contents:
     return contents
 
 
-def _find_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
-    backbones = [
+def _backbones(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """The naming and the prefix of each backbone."""
+    return [
         (naming, name.removesuffix(marker))
         for naming, marker in _MARKERS.items()
         for name in state
         if name.endswith(marker)
     ]
+
+
+def _find_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
+    backbones = _backbones(state)
     if not backbones:
         raise UserError(f'the file has no GC ViT, but tensors {shorten(list(state), 3)}')
     if len(backbones) > 1:
         prefixes = ' and '.join(repr(prefix) for _, prefix in backbones)
-        raise UserError(f'the file has more than one backbone, at {prefixes}: set init_cfg.prefix')
+        raise UserError(
+            f'the file has more than one backbone, at {prefixes}: choose one by init_cfg.prefix, or '
+            'by --prefix of tools/convert_checkpoint.py'
+        )
     return backbones[0]
 
 
@@ -146,11 +160,14 @@ def _put(contents: Contents, source: str, tensor: Tensor) -> None:
     part[name] = tensor
 
 
-def convert_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+def convert_names(
+    state: Mapping[str, Tensor], prefix: str | None = None
+) -> tuple[dict[str, Tensor], str]:
     """Convert official or timm's names to ours, without the prefix of the backbone.
 
     Args:
         state: Tensors by name.
+        prefix: Use only the tensors whose names begin with it, without it.
 
     Returns:
         Tensors by our names, and the naming of ``state``: 'official', 'timm' or 'gcvit_mm'.
@@ -160,7 +177,7 @@ def convert_names(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     Raises:
         UserError: The tensors are not those of exactly one GC ViT.
     """
-    contents = sort_tensors(state)
+    contents = sort_tensors(state, prefix)
     head = {f'head.{name}': tensor for name, tensor in contents.head.items()}
     return {**contents.backbone, **head, **contents.others}, contents.naming
 

@@ -1,8 +1,9 @@
-"""A hook that saves a checkpoint and ends the training when a cluster preempts the job."""
+"""A hook that saves a checkpoint and ends the training on Ctrl-C, or if the job is preempted."""
 
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -25,21 +26,23 @@ OUTLIVING = hasattr(signal, 'sigtimedwait')
 class PreemptionHook(Hook):
     """On a signal, ends the training after the current step, with a checkpoint and exit status 0.
 
+    After Ctrl-C the status is 130; a second Ctrl-C ends the training at once, without a checkpoint.
+
     In a distributed training, the signal may reach any of the processes, and at different steps.
     Workers load data until the end; other child processes do not handle the signal.
 
     Args:
-        signals: Names of the signals; None takes those that clusters send: SIGTERM and, if the
-            system has it, SIGUSR1.
+        signals: Names of the signals; None takes SIGINT (Ctrl-C) and those that clusters send:
+            SIGTERM and, if the system has it, SIGUSR1.
     """
 
     priority = 'LOWEST'  # after the hook that saves checkpoints
 
     def __init__(self, signals: Sequence[str] | None = None) -> None:
         if signals is None:
-            signals = [name for name in ('SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
+            signals = [name for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
         self.signals = [getattr(signal, name) for name in signals]
-        self.received = 0
+        self.received, self.time = 0, 0.0
         self.group: Any = None
 
     def before_run(self, runner: Runner) -> None:
@@ -61,7 +64,12 @@ class PreemptionHook(Hook):
             self.group = dist.new_group(backend='gloo')
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = number
+        # torchrun repeats a signal that the terminal has sent to all processes.
+        if number == self.received == signal.SIGINT and time.monotonic() - self.time > 1:
+            raise KeyboardInterrupt
+        self.received, self.time = number, time.monotonic()
+        if number == signal.SIGINT:  # a handler may interrupt a print
+            os.write(2, b'\ntraining ends after this step; Ctrl-C again ends it without saving\n')
 
     def after_train_iter(
         self,
@@ -89,7 +97,7 @@ class PreemptionHook(Hook):
                 raise SystemExit(1)
             saved = hook.save_now(runner)
             runner.logger.info(f'{ends}, saved in {hook.out_dir} as {saved}: resume with --resume')
-            raise SystemExit(0)
+            raise SystemExit(130 if received == signal.SIGINT else 0)
 
     def _received_by_any(self, runner: Runner) -> int:
         if not runner.distributed:

@@ -10,11 +10,12 @@ from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ...compat.mmcv_ops import implementation
 from ...models import GCViT
 from ..lr_scaling import effective_batch, learning_rate_factor
+from ..schedule import apply_schedule, check_schedule
 
 
 @HOOKS.register_module()
@@ -23,8 +24,27 @@ class RunSummaryHook(Hook):
 
     priority = 'LOWEST'
 
+    def __init__(self) -> None:
+        self.resumed: list[str] = []
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Prepare a checkpoint to be resumed with the schedule of the config.
+
+        Raises:
+            UserError: The checkpoint is of another optimizer.
+        """
+        if runner._resume and isinstance(runner._train_loop, BaseLoop):
+            self.resumed = list(apply_schedule(runner, checkpoint))
+
     def before_train(self, runner: Runner) -> None:
-        _log(runner, [*_environment(runner), *_training(runner)])
+        """Log the summary, and warn if the schedule does not fit the length of the training.
+
+        Raises:
+            UserError: The learning rate would rise again after the end of its schedule.
+        """
+        _log(runner, [*_environment(runner), *_training(runner), *self.resumed])
+        for line in check_schedule(runner):
+            runner.logger.warning(line)
 
     def before_test(self, runner: Runner) -> None:
         _log(runner, _environment(runner))
@@ -47,7 +67,8 @@ def _training(runner: Runner) -> Iterator[str]:
     rates = sorted({group.get('initial_lr', group['lr']) for group in optim.param_groups})
     few = rates if len(rates) < 4 else [rates[0], rates[-1]]
     rate = (', ' if few is rates else ' to ').join(f'{rate:g}' for rate in few)
-    yield f'learning rate: {rate}{_scaling(runner.cfg)}'
+    # Scaling the rate of the config has no effect on that of a checkpoint.
+    yield f'learning rate: {rate}{"" if runner._resume else _scaling(runner.cfg)}'
     amp = isinstance(optim, AmpOptimWrapper)
     yield f'precision: {str(optim.cast_dtype or torch.float16)[6:] if amp else "float32"}'
     counts = [(p.numel(), p.requires_grad) for p in runner.model.parameters()]

@@ -160,10 +160,17 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
             return
-        if 'auto' in self.key_indicators:
+        if 'auto' in self.key_indicators and metrics:
             self._init_rule(self.rules, [next(iter(metrics))])
-        steps = runner.epoch if self.by_epoch else runner.iter
+        missing = [key for key in self.key_indicators if key not in metrics]
+        if missing:  # without a prediction, mmdet's metrics give nothing
+            runner.logger.error(
+                f'save_best: the evaluation gave no {", ".join(missing)}, only '
+                f'{", ".join(metrics) or "nothing"}; no best checkpoint is saved'
+            )
+            return
         meta = dict(epoch=runner.epoch, iter=runner.iter)
+        steps = runner.epoch if self.by_epoch else runner.iter
         improved = [
             key for key in self.key_indicators if self._save_if_best(runner, metrics, key, meta)
         ]

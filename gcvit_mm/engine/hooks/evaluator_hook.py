@@ -1,0 +1,49 @@
+"""A hook that checks the evaluators of a run before its first step."""
+
+from typing import Any
+
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ...evaluation.metrics import full_name, repair_coco_metric
+
+
+@HOOKS.register_module()
+class EvaluatorHook(Hook):
+    """Repairs mmdet's ``CocoMetric``, and refuses names of metrics that no evaluator gives.
+
+    ``save_best`` of the checkpoint hook and ``monitor`` of hooks and schedulers have such names; a
+    missing prefix such as 'coco/' is added.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        """Check the evaluators.
+
+        Raises:
+            UserError: A setting names a metric that no evaluator gives.
+        """
+        for loop in (runner._val_loop, runner._test_loop):
+            for metric in _metrics_of(loop):
+                repair_coco_metric(metric)
+        metrics = _metrics_of(runner._val_loop)
+        if not metrics:
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook) and hook.save_best:
+                option = 'default_hooks.checkpoint.save_best'
+                names = [
+                    name if name == 'auto' else full_name(name, metrics, option)
+                    for name in hook.key_indicators
+                ]
+                if names != hook.key_indicators:
+                    hook._init_rule(hook.rules, names)
+        schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
+        for item in (*runner.hooks, *schedulers):
+            if isinstance(name := getattr(item, 'monitor', None), str):
+                item.monitor = full_name(name, metrics, f'{type(item).__name__}.monitor')
+
+
+def _metrics_of(loop: Any) -> list:
+    """The metrics of a loop; none if it is not built."""
+    return getattr(getattr(loop, 'evaluator', None), 'metrics', [])

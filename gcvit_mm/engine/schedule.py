@@ -1,0 +1,187 @@
+"""Schedules of the learning rate: whether they fit the training, and what resuming changes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.optim.scheduler import (
+    ConstantParamScheduler,
+    CosineAnnealingParamScheduler,
+    CosineRestartParamScheduler,
+    LinearParamScheduler,
+    MultiStepParamScheduler,
+    OneCycleParamScheduler,
+)
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ..errors import UserError
+
+POSITION = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')
+"""Entries of the state of a scheduler that are not settings."""
+
+
+def check_schedule(runner: Runner) -> Iterator[str]:
+    """Compare the schedulers of a training with its length.
+
+    Yields:
+        A warning for each scheduler that is longer than the training, or ends before it, and for a
+        checkpoint that leaves nothing to train.
+
+    Raises:
+        UserError: A scheduler would let the learning rate rise again, fail, or never act.
+    """
+    by_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    option, done = ('max_epochs', runner.epoch) if by_epochs else ('max_iters', runner.iter)
+    if done >= getattr(runner, option):
+        yield f'nothing is left to train after {done} {option[4:]}: raise train_cfg.{option}'
+    schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
+    for number, scheduler in enumerate(schedulers):
+        settings = _settings(runner, number)
+        name = f'param_scheduler.{number} ({settings.get("type") or type(scheduler).__name__})'
+        if scheduler.by_epoch and not by_epochs:
+            raise UserError(
+                f'{name} counts epochs, but the training counts iterations, so it would never act: '
+                f'set param_scheduler.{number}.by_epoch=False'
+            )
+        converted = settings.get('convert_to_iter_based')
+        unit = 'epochs' if scheduler.by_epoch or converted else 'iterations'
+        scale = len(runner.train_dataloader) if converted else 1
+        length = (runner.max_epochs if scheduler.by_epoch else runner.max_iters) / scale
+        begin, end = scheduler.begin / scale, scheduler.end / scale
+        option, steps = _period(scheduler)
+        stop = end if steps is None else begin + steps / scale
+        whole, last = f'the training has {length:g} {unit}', min(end, length) - 1 / scale
+        if begin >= length:
+            yield f'{name} has no effect: it begins after {begin:g} {unit}, and {whole}'
+        elif steps is not None and stop < last:
+            then = 'the learning rate rises again'
+            if isinstance(scheduler, OneCycleParamScheduler):
+                then = 'the training fails'
+            if isinstance(scheduler, CosineRestartParamScheduler):
+                yield f'{name} ends after {stop:g} {unit}, then the rate is constant, and {whole}'
+                continue
+            raise UserError(
+                f'{name} ends after {stop:g} {unit}, then {then}, and {whole}: set '
+                f'param_scheduler.{number}.{option} to {length - begin:g}'
+                + (', or use CosineRestartLR for cycles' if option == 'T_max' else '')
+            )
+        elif isinstance(scheduler, MultiStepParamScheduler):
+            late = [m / scale + begin for m in scheduler.milestones if m / scale + begin >= length]
+            if late:
+                names = ', '.join(f'{milestone:g}' for milestone in sorted(late))
+                yield f'{name}: milestones at {names} {unit} have no effect, as {whole}'
+        elif stop > length:
+            what = 'rises' if _rises(scheduler) else 'changes'
+            yield f'{name} {what} until {stop:g} {unit}, and {whole}: it is cut off'
+        elif end < length and not _rises(scheduler) and _is_last(scheduler, schedulers):
+            yield f'{name} ends after {end:g} {unit}, then the rate is constant, and {whole}'
+
+
+def _settings(runner: Runner, number: int) -> dict:
+    given = runner.cfg.get('param_scheduler')
+    return given[number] if isinstance(given, list) else given or {}
+
+
+def _period(scheduler: Any) -> tuple[str, int | None]:
+    """The option of the length of a schedule that must not be exceeded, and its value."""
+    if isinstance(scheduler, CosineAnnealingParamScheduler):
+        return 'T_max', scheduler.T_max
+    if isinstance(scheduler, OneCycleParamScheduler):
+        return 'total_steps', scheduler.total_steps
+    if isinstance(scheduler, CosineRestartParamScheduler):
+        return 'periods', scheduler.cumulative_periods[-1]
+    return 'end', None
+
+
+def _rises(scheduler: Any) -> bool:
+    if isinstance(scheduler, LinearParamScheduler):
+        return scheduler.start_factor < scheduler.end_factor
+    return isinstance(scheduler, ConstantParamScheduler) or 'Warmup' in type(scheduler).__name__
+
+
+def _is_last(scheduler: Any, schedulers: list) -> bool:
+    others = [other for other in schedulers if other.param_name == scheduler.param_name]
+    return all(other.end <= scheduler.end or other.by_epoch != scheduler.by_epoch for other in others)
+
+
+# --- Resuming ---------------------------------------------------------------------------------
+
+
+def apply_schedule(runner: Runner, checkpoint: dict) -> Iterator[str]:
+    """Prepare a checkpoint to be resumed with the schedule of the config.
+
+    The optimizer keeps the settings of the checkpoint. If the schedule of the config is another
+    one, its state becomes that of a training which has had it from the start.
+
+    Yields:
+        A line for each setting of the config that has no effect, and each changed schedule.
+
+    Raises:
+        UserError: The checkpoint is of another optimizer.
+    """
+    saved: list[dict] = checkpoint.get('optimizer', {}).get('param_groups', [])
+    own = runner.optim_wrapper.param_groups if saved else []
+    if len(saved) != len(own) or any('betas' in a and 'betas' not in b for a, b in zip(own, saved)):
+        raise UserError(
+            f'the checkpoint is of another optimizer, with {len(saved)} groups of parameters '
+            f'instead of {len(own)}: resume with the optim_wrapper of its training'
+        )
+    scheduled = {key[len('initial_') :] for group in own for key in group if key[:8] == 'initial_'}
+    ignored = {}
+    for group, before in zip(own, saved, strict=True):
+        for key in group.keys() & before.keys() - scheduled - {'params', 'param_names'}:
+            if group[key] != before[key]:
+                ignored.setdefault(key.removeprefix('initial_'), (before[key], group[key]))
+    for key, (value, other) in ignored.items():
+        yield f"{key} {_short(value)} of the checkpoint is used, the config's {_short(other)} is not"
+    states, schedulers = checkpoint.get('param_schedulers'), runner.param_schedulers
+    if not isinstance(states, list) or not isinstance(schedulers, list):
+        return
+    pairs = [(_constants(s.state_dict()), _constants(t)) for s, t in zip(schedulers, states)]
+    if len(states) == len(schedulers) and all(new == old for new, old in pairs):
+        return
+    if any(hasattr(scheduler, 'need_val_args') for scheduler in schedulers):
+        yield 'the schedule of the checkpoint is used, that of the config is not'
+        return
+    _replay(runner, checkpoint, saved)
+    yield "the schedule of the config is used, which differs from the checkpoint's"
+
+
+def _short(value: Any) -> str:
+    return f'{value:g}' if isinstance(value, float) else str(value)
+
+
+def _constants(state: dict) -> dict:
+    return {k: v for k, v in state.items() if k not in POSITION and not callable(v)}
+
+
+def _replay(runner: Runner, checkpoint: dict, saved: list[dict]) -> None:
+    """Step the schedulers of the config to the position of a checkpoint, with a small optimizer."""
+    rates = [{k: v for k, v in g.items() if type(v) in (int, float, tuple)} for g in saved]
+    for group in rates:
+        group |= {k[len('initial_') :]: v for k, v in group.items() if k.startswith('initial_')}
+    kinds = [group for i, group in enumerate(rates) if group not in rates[:i]]
+    groups = [{**group, 'params': [torch.nn.Parameter(torch.zeros(1))]} for group in kinds]
+    small = torch.optim.SGD(groups, lr=0.0)
+    schedulers = runner._build_param_scheduler(runner.cfg.param_scheduler, small)
+    small.step()  # schedulers warn without it
+    epoch, step = checkpoint['meta']['epoch'], checkpoint['meta']['iter']
+    length = len(runner.train_dataloader)
+    by_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    if by_epochs and step // length != epoch:  # epochs have another number of steps now
+        step = epoch * length
+    for i in range(1, step + 1):
+        for scheduler in schedulers:
+            if not scheduler.by_epoch:
+                scheduler.step()
+        for scheduler in schedulers if by_epochs and i % length == 0 else ():
+            if scheduler.by_epoch:
+                scheduler.step()
+    place = [kinds.index(group) for group in rates]
+    for group, i in zip(saved, place, strict=True):
+        new = small.param_groups[i].items()
+        group |= {k: v for k, v in new if k in kinds[i] or k.startswith(('initial', 'max', 'min'))}
+    states = [scheduler.state_dict() for scheduler in schedulers]
+    for state in states:
+        state |= {key: [state[key][i] for i in place] for key in ('base_values', '_last_value')}
+    checkpoint['param_schedulers'] = states

@@ -1,0 +1,106 @@
+"""What OpenMMLab's metrics are called, and repairs of mmdet's ``CocoMetric``."""
+
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+
+from ..errors import UserError
+
+AP = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+IOUS = np.linspace(0.5, 0.95, 10)
+OF_IOU_METRIC = {
+    'mIoU': ('mIoU', 'mAcc'),
+    'mDice': ('mDice', 'mAcc'),
+    'mFscore': ('mFscore', 'mPrecision', 'mRecall'),
+}
+
+
+def metric_names(metric: BaseMetric) -> list[str] | None:
+    """The names under which a metric reports its results; None if they are not known."""
+    kinds = {kind.__name__ for kind in type(metric).__mro__}
+    own: Any = metric
+    names = None
+    if 'CocoMetric' in kinds and not own.classwise and {'bbox', 'segm'}.issuperset(own.metrics):
+        names = [f'{kind}_{item}' for kind in own.metrics for item in own.metric_items or AP]
+    elif 'IoUMetric' in kinds and set(own.metrics) <= OF_IOU_METRIC.keys():
+        names = ['aAcc', *(name for kind in own.metrics for name in OF_IOU_METRIC[kind])]
+    elif 'Accuracy' in kinds and len(own.thrs) == 1:
+        names = [f'top{k}' for k in own.topk]
+    if names and metric.prefix:
+        names = [f'{metric.prefix}/{name}' for name in names]
+    return names
+
+
+def full_name(name: str, metrics: list[BaseMetric], option: str) -> str:
+    """The name of a metric in results, which have prefixes such as 'coco/'.
+
+    Args:
+        name: The name in a config, perhaps without its prefix.
+        metrics: The metrics of an evaluator.
+        option: The setting that has the name, for the message.
+
+    Raises:
+        UserError: No metric has this name.
+    """
+    known = {metric: metric_names(metric) for metric in metrics}
+    names = [full for found in known.values() for full in found or []]
+    matches = [full for full in names if name in (full, full.partition('/')[2])]
+    if len(matches) == 1:
+        return matches[0]
+    others = [metric.prefix for metric, found in known.items() if found is None]
+    if matches or not any(prefix is None or name.startswith(f'{prefix}/') for prefix in others):
+        more = [f'those of {prefix}/' for prefix in others]
+        raise UserError(
+            f'{option}={name} is not one metric of the val_evaluator: choose one of '
+            f'{", ".join(names + more)}'
+        )
+    return name
+
+
+def repair_coco_metric(metric: Any) -> None:
+    """Let a ``CocoMetric`` evaluate classes for boxes and masks, one threshold, short polygons.
+
+    Args:
+        metric: A metric; others than mmdet's ``CocoMetric`` stay as they are.
+
+    Raises:
+        UserError: ``classwise`` is set with thresholds that its table does not have.
+    """
+    if not hasattr(metric, '_coco_api') or not hasattr(metric, 'iou_thrs'):
+        return
+    metric.iou_thrs = np.atleast_1d(np.array(metric.iou_thrs, float))
+    if metric.classwise and not (len(metric.iou_thrs) == 10 and np.allclose(metric.iou_thrs, IOUS)):
+        raise UserError(
+            'evaluator: classwise=True needs the IoU thresholds 0.5 to 0.95: remove iou_thrs, or '
+            'read the APs of the classes from the report (tools/report.py)'
+        )
+    if metric._coco_api is not None:
+        drop_short_polygons(metric._coco_api.anns.values())
+    if metric.classwise and len(metric.metrics) > 1:
+        _name_kinds(metric)
+
+
+def drop_short_polygons(annotations: Any) -> None:
+    """Drop polygons of less than three points, as mmdet does in training, from COCO annotations."""
+    for annotation in annotations:
+        polygons = annotation.get('segmentation')
+        if isinstance(polygons, list):
+            whole = [polygon for polygon in polygons if len(polygon) >= 6]
+            annotation['segmentation'] = whole or polygons
+
+
+def _name_kinds(metric: Any) -> None:
+    """Give the APs of a class for boxes and for masks two names; ``CocoMetric`` has one."""
+    compute, kinds = metric.compute_metrics, metric.metrics
+
+    def compute_each(results: list) -> dict[str, float]:
+        named = {}
+        for kind in kinds:
+            metric.metrics = [kind]
+            for name, value in compute(results).items():
+                named[f'{kind}_{name}' if name.endswith('_precision') else name] = value
+        metric.metrics = kinds
+        return named
+
+    metric.compute_metrics = compute_each
