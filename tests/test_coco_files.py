@@ -3,7 +3,7 @@
 import copy
 import io
 import json
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 
 import mmdet.datasets
 import mmdet.evaluation  # noqa: F401  (registers metrics)
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from command_line import ROOT
-from gcvit_mm.evaluation.metrics import repair_coco_metric
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
@@ -22,6 +21,7 @@ from pycocotools import mask as mask_utils
 from gcvit_mm.datasets.check import check_datasets
 from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.errors import UserError
+from gcvit_mm.evaluation.metrics import repair_coco_metric
 
 CLASSES = ('disk', 'box')
 SIZE = HEIGHT, WIDTH = 64, 96
@@ -84,6 +84,12 @@ def config(folder):
     return cfg
 
 
+@contextmanager
+def in_mmdet(registry):
+    with registry.switch_scope_and_registry('mmdet') as own, redirect_stdout(io.StringIO()):
+        yield own
+
+
 def checked(cfg, folder, content):
     """What stops a run, or None; and what an image says that stops it when it is read."""
     text = content if isinstance(content, str) else json.dumps(content)
@@ -96,7 +102,7 @@ def checked(cfg, folder, content):
         ):
             for loader in (cfg.train_dataloader, cfg.val_dataloader):
                 dataset = registry.build({**loader.dataset, 'pipeline': []})
-                with TRANSFORMS.switch_scope_and_registry('mmdet') as transforms:
+                with in_mmdet(TRANSFORMS) as transforms:
                     steps = [
                         transforms.build(step)
                         for step in loader.dataset.pipeline
@@ -118,7 +124,7 @@ def score(folder, content, kind='FasterCocoMetric'):
     """The APs of boxes and masks of predictions that are the annotations, read independently."""
     path = str(folder / 'a.json')
     names = {category['id']: category['name'] for category in content['categories']}
-    with METRICS.switch_scope_and_registry('mmdet') as registry, redirect_stdout(io.StringIO()):
+    with in_mmdet(METRICS) as registry:
         metric = registry.build(
             dict(type=kind, ann_file=path, metric=['bbox', 'segm'], proposal_nums=(1, 10, 100))
         )
@@ -369,7 +375,7 @@ def test_objects_that_mmdet_skips_are_counted_as_mmdet_counts_them(folder, confi
     content['annotations'][4].update(bbox=[40, 30, 0.5, 22])
     (folder / 'a.json').write_text(json.dumps(content))
     (report,) = check_datasets(config, ['train'])
-    with DATASETS.switch_scope_and_registry('mmdet') as registry, redirect_stdout(io.StringIO()):
+    with in_mmdet(DATASETS) as registry:
         dataset = registry.build({**config.train_dataloader.dataset, 'pipeline': []})
     instances = [i for n in range(len(dataset)) for i in dataset.get_data_info(n)['instances']]
     counted = report.used['objects']
@@ -381,8 +387,8 @@ def test_objects_that_mmdet_skips_are_counted_as_mmdet_counts_them(folder, confi
 # --- Any change -----------------------------------------------------------------------------------
 
 VALUES = st.one_of(
-    st.sampled_from([None, True, False, 0, -1, 1, 2, 64, 96, 2**31, 2**63, 1e300, 0.5, -0.0, '']),
-    st.sampled_from(['0', '1', 'nan', 'disk', '1.png', '../images/0.png', 'a\0b', '\ud800', 'é' * 300]),
+    st.sampled_from([None, True, False, 0, -1, 1, 2, 64, 96, 2**31, 2**63, 1e300, 0.5, -0.0]),
+    st.sampled_from(['', '0', '1', 'nan', 'disk', '1.png', '../images/0.png', 'a\0b', '\ud800']),
     st.sampled_from([[], [[]], {}, [1], [0, 0, 0, 0], [[6, 8]], [POLYGON], {'id': 1}]),
     st.sampled_from([float('nan'), float('inf'), float('-inf')]),
     st.integers(),

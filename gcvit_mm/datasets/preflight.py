@@ -36,8 +36,8 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
         for severity in ('error', 'warning')
     }
     for report, what, places in findings['error']:
-        more = sum(reported.count('error') for reported in reports) - 1
-        hint = f' (and {more} more: run tools/check_dataset.py)' if more else ''
+        others = sum(reported.count('error') for reported in reports) - 1
+        hint = f' (and {others} more: run tools/check_dataset.py)' if others else ''
         raise UserError(f'{report.label(what)}{places[0]}{hint}')
     for report, what, places in findings['warning'] * is_main_process():
         more = f' (and {len(places) - 1} more)' if len(places) > 1 else ''

@@ -1,5 +1,7 @@
 """What OpenMMLab's metrics are called, and repairs of mmdet's ``CocoMetric``."""
 
+from contextlib import redirect_stdout
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -76,18 +78,29 @@ def repair_coco_metric(metric: Any) -> None:
             'read the APs of the classes from the report (tools/report.py)'
         )
     if metric._coco_api is not None:
-        drop_short_polygons(metric._coco_api.anns.values())
+        make_countable(metric._coco_api)
     if metric.classwise and len(metric.metrics) > 1:
         _name_kinds(metric)
 
 
-def drop_short_polygons(annotations: Any) -> None:
-    """Drop polygons of less than three points, as mmdet does in training, from COCO annotations."""
-    for annotation in annotations:
+def make_countable(truth: Any) -> None:
+    """Let COCO's evaluators count all annotations of a file.
+
+    They need the ids 1, 2, ... (0 is never matched), ``iscrowd``, and polygons of at least three
+    points; mmdet skips shorter ones in training, too.
+
+    Args:
+        truth: The ``COCO`` object of an annotation file.
+    """
+    for number, annotation in enumerate(truth.dataset.get('annotations', []), 1):
+        annotation['id'] = number
+        annotation['iscrowd'] = int(annotation.get('iscrowd') or 0)
         polygons = annotation.get('segmentation')
         if isinstance(polygons, list):
             whole = [polygon for polygon in polygons if len(polygon) >= 6]
             annotation['segmentation'] = whole or polygons
+    with redirect_stdout(StringIO()):
+        truth.createIndex()
 
 
 def _name_kinds(metric: Any) -> None:

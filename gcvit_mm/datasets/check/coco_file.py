@@ -35,14 +35,15 @@ ID = Field(
 )
 # They are renumbered before an evaluation (``EvaluationIdsHook``).
 ANNOTATION_ID = Field(
-    lambda value: is_number(value) or isinstance(value, str), 'a number or a text'
+    lambda value: type(value) is int or is_number(value) or isinstance(value, str),
+    'a number or a text',
 )
 LENGTH = Field(lambda value: type(value) is int and 0 < value < 1e6, 'a whole number of pixels')
 NUMBER = Field(is_number, 'a number')
 FLAG = Field(lambda value: value is None or value in (0, 1), '0 or 1')
 TEXT = Field(lambda value: isinstance(value, str), 'a text')
 FILE_NAME = Field(
-    lambda value: isinstance(value, str) and value and '://' not in value,
+    lambda value: isinstance(value, str) and value != '' and '://' not in value,
     'the path of a file in the image folder',
 )
 FIELDS: dict[str, dict[str, Field]] = {

@@ -52,10 +52,7 @@ def class_names(cfg: Config, loader: str, dataset: ConfigDict) -> tuple[str, ...
         raise UserError(f'{key} is {classes!r}: write a list of names')
     wrong = [name for name in classes if not isinstance(name, str)]
     if wrong:
-        names = ', '.join(repr(str(name)) for name in classes[:3])
-        raise UserError(
-            f'{key} has {wrong[0]!r}, which is no text: write the names as ({names}, ...)'
-        )
+        raise UserError(f'{key} has {wrong[0]!r}, which is no text: write {str(wrong[0])!r}')
     repeated = [name for name, times in Counter(classes).items() if times > 1]
     if repeated:
         raise UserError(f'{key} has {repeated[0]!r} twice: remove one')

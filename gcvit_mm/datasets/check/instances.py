@@ -59,6 +59,8 @@ def check_instances(
     known = _check_references(images, annotations, entries['categories'], report)
     classes = _check_classes(dataset, loader, entries, report)
     tasks = _tasks(dataset, images, known, needs_masks)
+    if not _check_coordinates(tasks, report):
+        return
     if pixels:
         results: Any = in_parallel(_examine, tasks, report.name)
     else:
@@ -76,7 +78,6 @@ def check_instances(
     if pixels:
         _check_folder(dataset, images, report)
     if 'annotations' in content:
-        _check_coordinates(tasks, report)
         _count(known, classes, report)
         _count_used(dataset, tasks, classes, report)
     report.names = {image['id']: image['file_name'] for image in images}
@@ -215,23 +216,25 @@ def _check_objects(task: Task, *, draw: bool = False) -> Iterator[Finding]:
             yield Finding(severity, what, f'{place}{detail and ": "}{detail}')
 
 
-def _check_coordinates(tasks: list[Task], report: Report) -> None:
-    """Look at all boxes together: are they x, y, width, height in pixels?"""
+def _check_coordinates(tasks: list[Task], report: Report) -> bool:
+    """Whether all boxes together look like x, y, width, height in pixels."""
     sizes = [(t.entry['width'], t.entry['height']) for t in tasks for _ in t.annotations]
     if not sizes:
-        return
+        return True
     boxes = np.array([a['bbox'] for task in tasks for a in task.annotations], float)
     size = np.array(sizes, float)
     ends = boxes[:, :2] + boxes[:, 2:]
     if ends.max() < 1.1 and boxes.max() <= 1:
         what = 'boxes are shares of the image: multiply them by its width and height'
         report.add('error', what, str(boxes[0].tolist()))
-        return
+        return False
     beyond = (ends > size + MARGIN).any(1)
     inside = (boxes[:, 2:] <= size + MARGIN).all() and (boxes[:, 2:] >= boxes[:, :2]).all()
     if inside and beyond.mean() > 0.2:
         what = 'boxes are the corners x1, y1, x2, y2: write x, y, width, height'
         report.add('error', what, str(boxes[beyond][0].tolist()))
+        return False
+    return True
 
 
 def _check_folder(dataset: BaseDataset, images: list[dict], report: Report) -> None:

@@ -61,8 +61,8 @@ def check_object(
     if not segmentation or segmentation == [[]]:
         if needs_mask:
             what = (
-                'no segmentation, but this config trains on masks: export masks too, or use a config '
-                'for boxes alone, such as retinanet_gcvit_tiny_coco'
+                'no segmentation, but this config trains on masks: export masks too, or use a '
+                'config for boxes alone, such as retinanet_gcvit_tiny_coco'
             )
             yield Finding('error', what, '')
     elif isinstance(segmentation, list):
@@ -140,7 +140,7 @@ def _check_run_lengths(
     annotation: dict, segmentation: dict, width: int, height: int, draw: bool
 ) -> Iterator[Finding]:
     size, counts = segmentation.get('size'), segmentation.get('counts')
-    if size != [height, width] or width * height > MAX_PIXELS:
+    if repr(size) != repr([height, width]) or width * height > MAX_PIXELS:  # 64.0 equals 64
         what = 'size of run lengths is not height, width of the image'
         yield Finding('error', what, f'{size}, image {[height, width]}')
         return
