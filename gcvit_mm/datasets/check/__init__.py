@@ -55,7 +55,7 @@ def check_datasets(
                 by_content[content].name += f', {name}'
                 own.append(by_content[content])
                 continue
-            by_content[content] = report = Report(name, _source(dataset))
+            by_content[content] = report = Report(name, *_source(dataset))
             reports.append(report)
             own.append(report)
             _check(cfg, split, dataset, report, pixels)
@@ -71,9 +71,10 @@ def _file_settings(dataset: ConfigDict) -> dict:
     return {key: value for key, value in dataset.items() if key not in IRRELEVANT}
 
 
-def _source(dataset: ConfigDict) -> str:
+def _source(dataset: ConfigDict) -> tuple[str, str]:
     place = dataset.get('data_root') or dataset.get('ann_file') or dataset.get('data_prefix')
-    return f'{dataset.type} in {place}'
+    file = os.path.join(dataset.get('data_root') or '', dataset.get('ann_file') or '')
+    return f'{dataset.type} in {place}', file or str(place)
 
 
 def _check(cfg: Config, split: str, config: ConfigDict, report: Report, pixels: bool) -> None:

@@ -98,7 +98,8 @@ def _valid_entries(key: str, entries: list, report: Report) -> list[dict]:
 
 def _check_ids(images: list[dict], annotations: list[dict], report: Report) -> None:
     for entry in _repeated(images, lambda image: image['id']):
-        report.add('error', 'duplicate image id', f'id {entry["id"]}: {entry["file_name"]}')
+        what = 'duplicate image id: number the images from 1, in the annotations too'
+        report.add('error', what, f'id {entry["id"]}: {entry["file_name"]}')
     for entry in _repeated(images, lambda image: image['file_name']):
         report.add('warning', 'image listed twice', f'{entry["file_name"]}: id {entry["id"]}')
     repeated = list(_repeated(annotations, lambda annotation: annotation['id']))

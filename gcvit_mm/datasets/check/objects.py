@@ -141,7 +141,7 @@ def _check_run_lengths(
 ) -> Iterator[Finding]:
     size, counts = segmentation.get('size'), segmentation.get('counts')
     if repr(size) != repr([height, width]) or width * height > MAX_PIXELS:  # 64.0 equals 64
-        what = 'size of run lengths is not height, width of the image'
+        what = 'size of run lengths is not height, width of the image: is the mask turned?'
         yield Finding('error', what, f'{size}, image {[height, width]}')
         return
     runs = unpack(counts) if isinstance(counts, str) else counts
@@ -152,7 +152,7 @@ def _check_run_lengths(
         or min(runs, default=0) < 0
         or sum(runs) != width * height
     ):
-        what = 'run lengths do not decode to the size of the image'
+        what = 'run lengths do not decode to the size of the image: export the mask again'
         yield Finding('error', what, '')
         return
     rle = mask_utils.frPyObjects({'size': size, 'counts': runs}, height, width)

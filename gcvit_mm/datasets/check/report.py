@@ -39,6 +39,7 @@ class Report:
     Attributes:
         name: The splits, such as 'train' or 'val, test'.
         source: Type and path of the data set.
+        file: The annotation file, or the folder.
         problems: The places of each problem, in the order of the data.
         classes: Counts of each class by kind, such as objects and images.
         folders: The class folders that labels were read from, in the order of the labels.
@@ -50,6 +51,7 @@ class Report:
 
     name: str
     source: str
+    file: str
     problems: dict[tuple[Severity, str], list[str]] = field(default_factory=dict)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
@@ -67,7 +69,7 @@ class Report:
 
     def label(self, what: str) -> str:
         """What to print before the place of a problem, outside of a table."""
-        return '' if what == MISMATCH else f'{self.name} data, {self.source}: {what}: '
+        return '' if what == MISMATCH else f'{self.name} data, {self.file}: {what}: '
 
     def extend(self, findings: Iterable[Finding]) -> None:
         for finding in findings:
