@@ -5,11 +5,14 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from mmengine.dist import get_world_size
+from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Dataset
 
 from .randomness import seed_generators
+
+ONCE = ('DefaultSampler', 'InfiniteSampler')
+"""The samplers that give each index once in an epoch."""
 
 
 @DATASETS.register_module()
@@ -74,7 +77,9 @@ def _noting(say: Callable[[], str]) -> Iterator[None]:
 class SeededBatchSampler:
     """Batches of keys for ``SeededDataset``, from any position in an epoch.
 
-    A key is (seed, epoch, index). It does not depend on the number of processes.
+    A key is (seed, epoch, index). It does not depend on the number of processes. Samplers that may
+    give an index more than once in an epoch get the keys (seed, epoch, position in the epoch,
+    index), so that each copy is augmented in its own way.
 
     Args:
         sampler: A sampler of the data set.
@@ -127,11 +132,17 @@ class SeededBatchSampler:
         """Samples of a batch, summed over all processes."""
         return self.batch_size * get_world_size()
 
-    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        world_size, rank = get_world_size(), get_rank()
+        repeats = type(self.sampler).__name__ not in ONCE
         for number, batch in enumerate(islice(self.batches, self.first, None), self.first):
             # One iteration over an infinite sampler has many epochs.
             rounds = self.passes + number * self.samples_per_batch // len(self.dataset)
-            yield [(self.seed, rounds, index) for index in batch]
+            position = number * self.samples_per_batch + rank
+            yield [
+                (self.seed, rounds, *([position + i * world_size] * repeats), index)
+                for i, index in enumerate(batch)
+            ]
 
     def __len__(self) -> int:
         return len(self.batches)
