@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .compat.packages import PACKAGES
-from .config import read_config
+from .config import build_model, read_config
 from .errors import UserError
 from .weights.hub import SCHEME, published, resolve
 from .zoo import CONFIGS, config_file
@@ -120,18 +120,25 @@ def check_untrained(cfg: Config) -> None:
         )
 
 
-def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | None, list[str]]:
-    """Find the newest intact checkpoint in a work directory that has the state of a training.
+def find_resumable(
+    folder: str | os.PathLike, since: str = '', cfg: Config | None = None
+) -> tuple[str | None, list[str]]:
+    """Find the checkpoint in a work directory from which a training resumes.
+
+    That is the one that ``last_checkpoint`` names, or else the one with the most iterations; files
+    that are damaged or of another model are skipped.
 
     Args:
         folder: The work directory, which may not exist.
         since: Ignore checkpoints of an earlier time, according to their metadata.
+        cfg: The config of the training, to skip checkpoints of another model.
 
     Returns:
         The file or None, and a line for each skipped checkpoint.
     """
     from .weights.files import read_checkpoint, verify_checkpoint
 
+    named = _last_checkpoint(Path(folder))
     candidates, skipped = [], []
     for path in Path(folder).glob('*.pth'):
         try:
@@ -139,22 +146,54 @@ def find_resumable(folder: str | os.PathLike, since: str = '') -> tuple[str | No
         except UserError as error:
             skipped.append(str(error))
             continue
-        if isinstance(content, dict) and {'meta', 'optimizer', 'message_hub'} <= content.keys():
-            # The time in the metadata, because copying may change that of the file.
-            time, step = content['meta'].get('time', ''), content['meta'].get('iter', 0)
-            if time >= since:
-                candidates.append((time, step, path))
-    latest = Path(folder, 'last_checkpoint')
-    if latest.is_file() and not Path(folder, latest.read_text()).exists():
-        skipped.append(f'{latest} names {latest.read_text()}, which does not exist')
-    for _, _, path in sorted(candidates, reverse=True):
+        if not isinstance(content, dict) or not {'optimizer', 'message_hub'} <= content.keys():
+            continue  # weights only
+        meta = content.get('meta')
+        counts = [meta.get('iter'), meta.get('epoch')] if isinstance(meta, dict) else []
+        if [type(count) for count in counts] != [int, int] or min(counts) < 0:
+            skipped.append(f'{path} does not say how many epochs and iterations were trained')
+        elif (time := str(meta.get('time', ''))) >= since:
+            candidates.append((path.name == named, counts[0], time, path))
+    if named and not Path(folder, named).exists():
+        skipped.append(f'{folder}/last_checkpoint names {named}, which does not exist')
+    for *_, path in sorted(candidates, reverse=True):
         try:
             verify_checkpoint(path)
+            _check_weights(path, cfg)
         except UserError as error:
             skipped.append(str(error))
         else:
             return str(path), skipped
     return None, skipped
+
+
+def _last_checkpoint(folder: Path) -> str:
+    """The name in ``last_checkpoint``; '' if there is none."""
+    try:
+        return Path((folder / 'last_checkpoint').read_text(encoding='utf-8')).name[:255]
+    except (OSError, ValueError):
+        return ''
+
+
+def _check_weights(path: Path, cfg: Config | None) -> None:
+    """Raise a ``UserError`` if a checkpoint is damaged, has NaN or Inf, or is of another model."""
+    from .weights.files import read_checkpoint, state_dict_of
+
+    try:
+        weights = state_dict_of(read_checkpoint(path))
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from error
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f'{path}: {name} has NaN or Inf')
+    if cfg is not None:
+        own = build_model(cfg, meta=True).state_dict()
+        for name in sorted(own.keys() ^ weights.keys()):
+            raise UserError(f'{path} is of another model: {name} is in one of the two only')
+        for name, tensor in own.items():
+            if tensor.shape != weights[name].shape:
+                shapes = f'{list(weights[name].shape)}, not {list(tensor.shape)}'
+                raise UserError(f'{path} is of another model: {name} is {shapes}')
 
 
 # --- Log and predictions ----------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, on, succeed
+from mmengine.config import Config
 
 from gcvit_mm.datasets.shapes import make_shapes
 from gcvit_mm.engine.hooks.safe_checkpoint_hook import WholeFileBackend
@@ -257,6 +258,57 @@ def test_a_missing_checkpoint_is_named(two_checkpoints):
     found, (reason,) = find_resumable(older.parent)
     assert found == str(older)
     assert reason.endswith('names epoch_2.pth, which does not exist')
+
+
+@pytest.mark.parametrize('named', [b'\xff\xfe', b'a' * 5000, b'', b'../../etc/passwd', b'x\0y'])
+def test_garbage_in_last_checkpoint_is_no_obstacle(named, two_checkpoints):
+    older, newer = two_checkpoints
+    (older.parent / 'last_checkpoint').write_bytes(named)
+    assert find_resumable(older.parent)[0] == str(newer)
+
+
+ODD = {
+    'meta is a list': dict(meta=[]),
+    'meta is nothing': dict(meta=None),
+    'iter is a text': dict(iter='7'),
+    'iter is negative': dict(iter=-1),
+    'iter is true': dict(iter=True),
+    'epoch is missing': dict(epoch=None),
+    'weights of NaN': dict(fill=float('nan')),
+    'weights of another model': dict(shape=3),
+    'weights of no model': dict(weights={}),
+}
+
+
+@pytest.mark.parametrize('odd', ODD)
+def test_an_odd_file_is_skipped_with_its_reason(odd, two_checkpoints):
+    older, newer = two_checkpoints
+    content, change = read_checkpoint(newer), dict(ODD[odd])
+    first = next(iter(content['state_dict']))
+    if 'meta' in change:
+        content['meta'] = change['meta']
+    elif 'fill' in change:
+        content['state_dict'][first].fill_(change['fill'])
+    elif 'shape' in change:
+        content['state_dict'][first] = torch.zeros(change['shape'])
+    elif 'weights' in change:
+        content['state_dict'] = {}
+    else:
+        content['meta'].update(change)
+    torch.save(content, newer)
+    found, (reason,) = find_resumable(older.parent, cfg=Config.fromfile(ROOT / NANO))
+    assert found == str(older)
+    assert str(newer) in reason
+
+
+def test_clocks_do_not_decide_which_checkpoint_is_the_last(two_checkpoints):
+    older, newer = two_checkpoints
+    content = read_checkpoint(older)
+    content['meta']['time'] = '20401231_235959'  # by a clock ahead, or in another time zone
+    torch.save(content, older)
+    assert find_resumable(older.parent) == (str(newer), [])
+    (older.parent / 'last_checkpoint').write_text(str(older))
+    assert find_resumable(older.parent) == (str(older), [])
 
 
 def test_weights_without_a_state_are_nothing_to_resume(trained, tmp_path):

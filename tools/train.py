@@ -110,7 +110,7 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
 
     if checkpoint == 'auto':
         folder = checkpoint_folder(cfg)
-        checkpoint, lines = broadcast_from_main(lambda: find_resumable(folder, since))
+        checkpoint, lines = broadcast_from_main(lambda: find_resumable(folder, since, cfg))
         start = (
             f'training resumes from {checkpoint}'
             if checkpoint
