@@ -119,7 +119,10 @@ def apply_schedule(runner: Runner, checkpoint: dict) -> Iterator[str]:
     Raises:
         UserError: The checkpoint is of another optimizer.
     """
-    saved: list[dict] = checkpoint.get('optimizer', {}).get('param_groups', [])
+    optimizer = checkpoint.get('optimizer', {})
+    saved: list[dict] = list(optimizer.get('param_groups', []))
+    if saved and optimizer.get('base_param_settings'):  # the rate that the log shows as base_lr
+        saved.append(optimizer['base_param_settings'])
     own = runner.optim_wrapper.param_groups if saved else []
     if len(saved) != len(own) or any('betas' in a and 'betas' not in b for a, b in zip(own, saved)):
         raise UserError(

@@ -262,7 +262,8 @@ def _look_at_images(
         'objects',
         f'Predictions with a score of at least {SCORE} are matched to objects by boxes with an IoU '
         f'of at least {IOU}, first to objects of their own class and then to others. The column of '
-        'the background counts missed objects, its row false positives.',
+        'the background counts missed objects; its row counts false positives, also in percentages.',
+        background=True,
     )
     evaluation.ranking = f'F1 score at IoU {IOU}, for predictions with a score of at least {SCORE}'
     ranked.sort(key=lambda entry: entry[0])
@@ -364,6 +365,8 @@ class _Drawing:
 
     @staticmethod
     def _outline(segmentation: Any, image: dict) -> str:
+        if isinstance(segmentation, list):  # mmdet drops clicks, polygons of less than three points
+            segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
         if not segmentation:
             return ''
         height, width = image['height'], image['width']
