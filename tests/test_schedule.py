@@ -113,7 +113,11 @@ def test_a_schedule_that_would_raise_the_rate_again_is_refused(schedule, loop, f
         (cosine(3), epochs(4), ''),  # the last epoch has the lowest rate
         (cosine(4, convert_to_iter_based=True), epochs(4), ''),
         (cosine(None), epochs(4), ''),
-        (dict(type='CosineRestartLR', periods=[2, 2], restart_weights=[1, 1], eta_min=0), epochs(4), ''),
+        (
+            dict(type='CosineRestartLR', periods=[2, 2], restart_weights=[1, 1], eta_min=0),
+            epochs(4),
+            '',
+        ),
         (dict(type='MultiStepLR', milestones=[1, 3]), epochs(4), ''),
         (dict(type='LinearLR', end=2, start_factor=0.1), epochs(4), ''),
         (dict(type='PolyLR', by_epoch=False, end=20), iterations(20), ''),

@@ -101,7 +101,9 @@ def _rises(scheduler: Any) -> bool:
 
 def _is_last(scheduler: Any, schedulers: list) -> bool:
     others = [other for other in schedulers if other.param_name == scheduler.param_name]
-    return all(other.end <= scheduler.end or other.by_epoch != scheduler.by_epoch for other in others)
+    return all(
+        other.end <= scheduler.end or other.by_epoch != scheduler.by_epoch for other in others
+    )
 
 
 # --- Resuming ---------------------------------------------------------------------------------

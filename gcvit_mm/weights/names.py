@@ -108,7 +108,9 @@ def sort_tensors(state: Mapping[str, Tensor], prefix: str | None = None) -> Cont
     """
     if prefix is not None:
         places = [place for _, place in _backbones(state)]
-        inner = tuple(x for x in places if prefix in places and x != prefix and x.startswith(prefix))
+        inner = tuple(
+            x for x in places if prefix in places and x != prefix and x.startswith(prefix)
+        )
         own = (k for k in state if k.startswith(prefix) and not k.startswith(inner))
         state = {name[len(prefix) :]: state[name] for name in own}
     contents = Contents(*_find_backbone(state))
