@@ -1,4 +1,4 @@
-"""Schedules against the length of the training, and what a resumed training does with its config."""
+"""Schedules of another length than the training, and what resuming does with the config."""
 
 import logging
 
@@ -129,7 +129,7 @@ def test_a_schedule_that_would_raise_the_rate_again_is_refused(schedule, loop, f
         (
             dict(type='LinearLR', by_epoch=False, end=50, start_factor=0.1),
             epochs(4),
-            'rises until 50 iterations, and the training has 24 iterations',
+            'changes the rate until 50 iterations, and the training has 24 iterations',
         ),
         (dict(type='MultiStepLR', milestones=[3, 8, 11]), epochs(4), 'milestones at 8, 11 epochs'),
         (cosine(9, begin=5, end=9), epochs(4), 'has no effect'),

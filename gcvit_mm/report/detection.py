@@ -262,7 +262,7 @@ def _look_at_images(
         'objects',
         f'Predictions with a score of at least {SCORE} are matched to objects by boxes with an IoU '
         f'of at least {IOU}, first to objects of their own class and then to others. The column of '
-        'the background counts missed objects; its row counts false positives, also in percentages.',
+        'the background counts missed objects, its row false positives, which have no percentage.',
         background=True,
     )
     evaluation.ranking = f'F1 score at IoU {IOU}, for predictions with a score of at least {SCORE}'
