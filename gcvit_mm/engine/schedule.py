@@ -166,7 +166,7 @@ def _replay(runner: Runner, checkpoint: dict, saved: list[dict]) -> None:
     by_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
     if by_epochs and step // length != epoch:  # epochs have another number of steps now
         step = epoch * length
-    for i in range(1, step + 1):
+    for i in range(1, min(step, runner.max_iters) + 1):
         for scheduler in schedulers:
             if not scheduler.by_epoch:
                 scheduler.step()
