@@ -305,8 +305,9 @@ def train_here(tiny_shapes, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('option', 'fact'),
     [
-        ('randomness.seed=abc', 'cannot be set up'),
-        ('log_level=LOUD', 'LOUD'),
+        ('randomness.seed=abc', 'randomness.seed=abc: pass an integer'),
+        ('log_level=LOUD', 'log_level=LOUD: choose one of'),
+        ('optim_wrapper.optimizer.type=AdamX', 'optim_wrapper.optimizer.type=AdamX is not'),
         ('train_cfg=None', 'train_cfg'),
         ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0: pass 1 or more'),
         ('train_cfg.max_epochs=1.5', 'max_epochs'),

@@ -52,25 +52,29 @@ def check_schedule(runner: Runner) -> Iterator[str]:
         option, steps = _period(scheduler)
         stop = end if steps is None else begin + steps / scale
         last = min(stop, end) if option == 'periods' else end
-        whole = f'and the training has {length:g} {unit}'
+        whole = f'and the training has {_count(length, unit)}'
         late = [m / scale + begin for m in getattr(scheduler, 'milestones', ())]
         late = [milestone for milestone in sorted(late) if milestone >= length]
         if begin >= length:
-            yield f'{name} has no effect: it begins after {begin:g} {unit}, {whole}'
+            yield f'{name} has no effect: it begins after {_count(begin, unit)}, {whole}'
         elif option in ('T_max', 'total_steps') and stop < min(end, length) - 1 / scale:
             then = 'the rate rises again (CosineRestartLR is for cycles)'
             then = then if option == 'T_max' else 'the training fails'
             raise UserError(
-                f'{name} ends after {stop:g} {unit}, then {then}, {whole}: set {entry}.{option} '
-                f'to {length - begin:g}'
+                f'{name} ends after {_count(stop, unit)}, then {then}, {whole}: set '
+                f'{entry}.{option} to {length - begin:g}'
             )
         elif late:
             milestones = ', '.join(f'{milestone:g}' for milestone in late)
             yield f'{name}: milestones at {milestones} {unit} have no effect, {whole}'
         elif stop > length:
-            yield f'{name} changes the rate until {stop:g} {unit}, {whole}: it is cut off'
+            yield f'{name} changes the rate until {_count(stop, unit)}, {whole}: it is cut off'
         elif last < length and not _rises(scheduler) and _is_last(scheduler, schedulers):
-            yield f'{name} ends after {last:g} {unit}, then the rate is constant, {whole}'
+            yield f'{name} ends after {_count(last, unit)}, then the rate is constant, {whole}'
+
+
+def _count(number: float, unit: str) -> str:
+    return f'{number:g} {unit.removesuffix("s") if number == 1 else unit}'
 
 
 def _period(scheduler: Any) -> tuple[str, int | None]:
