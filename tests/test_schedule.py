@@ -121,6 +121,14 @@ def test_a_schedule_that_would_raise_the_rate_again_is_refused(schedule, loop, f
         (dict(type='MultiStepLR', milestones=[1, 3]), epochs(4), ''),
         (dict(type='LinearLR', end=2, start_factor=0.1), epochs(4), ''),
         (dict(type='PolyLR', by_epoch=False, end=20), iterations(20), ''),
+        (
+            [
+                cosine(3, end=3, convert_to_iter_based=True),
+                dict(type='ConstantLR', begin=3, end=4, factor=1),
+            ],
+            epochs(4),
+            '',
+        ),
         (dict(type='PolyLR', end=2), epochs(4), 'ends after 2 epochs, then the rate is constant'),
         (cosine(2, end=2), epochs(4), 'ends after 2 epochs, then the rate is constant'),
         (dict(type='CosineRestartLR', periods=[2], eta_min=0), epochs(4), 'ends after 2 epochs'),

@@ -69,7 +69,11 @@ def check_schedule(runner: Runner) -> Iterator[str]:
             yield f'{name}: milestones at {milestones} {unit} have no effect, {whole}'
         elif stop > length:
             yield f'{name} changes the rate until {_count(stop, unit)}, {whole}: it is cut off'
-        elif last < length and not _rises(scheduler) and _is_last(scheduler, schedulers):
+        elif (
+            last < length
+            and not _rises(scheduler)
+            and _is_last(scheduler, schedulers, len(runner.train_dataloader))
+        ):
             yield f'{name} ends after {_count(last, unit)}, then the rate is constant, {whole}'
 
 
@@ -93,11 +97,13 @@ def _rises(scheduler: Any) -> bool:
     return isinstance(scheduler, ConstantParamScheduler) or 'Warmup' in type(scheduler).__name__
 
 
-def _is_last(scheduler: Any, schedulers: list) -> bool:
-    others = [other for other in schedulers if other.param_name == scheduler.param_name]
-    return all(
-        other.end <= scheduler.end or other.by_epoch != scheduler.by_epoch for other in others
-    )
+def _is_last(scheduler: Any, schedulers: list, epoch_length: int) -> bool:
+    ends = {
+        other: other.end * (epoch_length if other.by_epoch else 1)
+        for other in schedulers
+        if other.param_name == scheduler.param_name
+    }
+    return ends[scheduler] == max(ends.values())
 
 
 # --- Resuming ---------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ...errors import UserError
+from ...errors import ArgumentError, UserError
 from ...fileio import atomic_write
 
 KEPT = 'kept_checkpoints'
@@ -74,6 +74,10 @@ class SafeCheckpointHook(CheckpointHook):
         backend_args: dict | None = None,
         on_failure: Literal['stop', 'continue'] = 'stop',
     ) -> None:
+        counts = dict(interval=interval, max_keep_ckpts=max_keep_ckpts, save_begin=save_begin)
+        for name, value in counts.items():
+            if not isinstance(value, int):
+                raise ArgumentError(f'default_hooks.checkpoint.{name}={value}: pass an integer')
         super().__init__(
             interval=interval,
             by_epoch=by_epoch,
