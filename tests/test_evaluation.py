@@ -24,6 +24,7 @@ import gcvit_mm.datasets
 import gcvit_mm.evaluation  # noqa: F401  (registers)
 from gcvit_mm.datasets.shapes import make_shapes
 from gcvit_mm.engine import EvaluatorHook, SafeCheckpointHook
+from gcvit_mm.engine.hooks.safe_checkpoint_hook import WholeFileBackend
 from gcvit_mm.errors import UserError
 from gcvit_mm.evaluation.metrics import repair_coco_metric
 
@@ -275,13 +276,34 @@ def test_names_of_the_best_checkpoint_are_those_of_the_evaluator(config, given, 
     assert all(name in str(error.value) for name in taken)
 
 
-def test_an_evaluation_without_predictions_saves_no_best_checkpoint(caplog):
+def test_an_evaluation_without_predictions_saves_no_best_checkpoint():
     """A ``CocoMetric`` gives no figure if nothing is predicted."""
     saver = SafeCheckpointHook(save_best='coco/bbox_mAP')
     said: list[str] = []
     runner = SimpleNamespace(logger=SimpleNamespace(error=said.append))
     saver._save_best_checkpoint(runner, {})
     assert 'the evaluation gave no coco/bbox_mAP, only nothing' in said[0]
+
+
+def test_the_best_score_of_another_metric_and_nan_do_not_count(tmp_path):
+    """A training was resumed with another ``save_best``."""
+    saver = SafeCheckpointHook(save_best='coco/segm_mAP', filename_tmpl='epoch_{}.pth')
+    saver.out_dir, saver.file_backend, saver.last_ckpt = str(tmp_path), WholeFileBackend(), None
+    saver._write = lambda *_, **__: True
+    info = {'best_score': 0.9, 'best_ckpt': 'work/best_coco_bbox_mAP_epoch_3.pth'}
+    hub = SimpleNamespace(runtime_info=info, update_info=info.__setitem__)
+    runner = SimpleNamespace(
+        message_hub=hub, epoch=4, iter=8, logger=SimpleNamespace(info=lambda _: None)
+    )
+    for score, best in (
+        (float('nan'), 0.9),
+        (0.5, 0.5),
+        (float('nan'), 0.5),
+        (0.4, 0.5),
+        (0.6, 0.6),
+    ):
+        saver._save_best_checkpoint(runner, {'coco/segm_mAP': score})
+        assert info['best_score'] == best
 
 
 def test_metrics_are_json_without_nan():
