@@ -158,7 +158,7 @@ def _explain_import(error: ImportError) -> str | None:
 
 
 class OptionsAction(argparse.Action):
-    """mmengine's ``--cfg-options``, with dictionaries, quoted text, spaces, and errors in a line."""
+    """mmengine's ``--cfg-options``, with dictionaries, quotes, spaces, and errors in one line."""
 
     def __call__(
         self,

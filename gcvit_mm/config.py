@@ -171,9 +171,11 @@ def datasets_of(loader: ConfigDict | None) -> list[ConfigDict]:
     """The configs of the data sets of a data loader, without wrappers."""
     if not loader:
         return []
-    datasets, queue = [], [loader.dataset]
+    datasets, queue = [], [loader.get('dataset') if isinstance(loader, dict) else loader]
     while queue:
         dataset = queue.pop(0)
+        if not isinstance(dataset, dict):
+            raise UserError(f'a data loader has {dataset!r} as its dataset: give a dictionary')
         inner = [dataset['dataset']] if 'dataset' in dataset else dataset.get('datasets', [])
         queue.extend(inner)
         if not inner:

@@ -215,6 +215,8 @@ class Run:
         environment: Versions of packages, and the summary of the run in the log.
         started: Time when the training began; None without a log.
         seconds: Duration of the training, without pauses before resumptions.
+        epoch, step: The end of the training according to the text of the log, which may come after
+            the last logged step; 0 if it does not tell.
     """
 
     folder: Path
@@ -226,6 +228,8 @@ class Run:
     environment: dict[str, str] = field(default_factory=dict)
     started: datetime | None = None
     seconds: float = 0.0
+    epoch: int = 0
+    step: int = 0
 
     @property
     def unit(self) -> str:
@@ -309,11 +313,25 @@ def _add_log(run: Run) -> None:
             if times:
                 run.started = run.started or times[0]
                 run.seconds += (times[-1] - times[0]).total_seconds()
+            if start.steps:
+                run.epoch, run.step = _end(text, start.steps[-1]['step'])
             run.environment |= dict(_environment(text))  # the last start overrides earlier ones
     if starts:
         config = starts[-1].folder / 'vis_data' / 'config.py'
         if config.is_file():
             run.config_text = config.read_text()
+
+
+def _end(log: str, step: int) -> tuple[int, int]:
+    """The epoch and the step at the end of a log, given the last step with a line of losses."""
+    lines = re.findall(r'Epoch\(train\) *\[(\d+)\]\[ *(\d+)/(\d+)\]', log)
+    whole = re.findall(r'Saving checkpoint at (\d+) epochs|Epoch\(val\) *\[(\d+)\]', log)
+    saved = re.findall(r'Saving checkpoint at (\d+) iterations', log)
+    if lines and whole:
+        epoch, position, length = map(int, lines[-1])
+        last = int(max(whole[-1]))
+        return last, step + max((last - epoch + 1) * length - position, 0)
+    return 0, int(saved[-1]) if saved else 0
 
 
 def _entries(path: Path) -> Iterator[dict]:

@@ -302,6 +302,66 @@ def test_the_average_of_mmengines_file_is_its_state_dict_with_or_without_asking(
         assert_same(state_dict_of(read_checkpoint(file)), average)
 
 
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda s: dict(model_state_dict=s, optimizer_state_dict={}),
+        lambda s: dict(net=s, acc=1.0, epoch=2),
+        lambda s: dict(params=s, params_ema=zeros(s)),
+        lambda s: dict(teacher={f'module.{k}': v for k, v in s.items()}),
+        lambda s: dict(weights=s, optimizer=dict(state={0: dict(step=torch.ones(1))})),
+        lambda s: dict(model=s, ema=zeros(s)),
+        lambda s: dict(ema=s),
+    ],
+)
+def test_weights_are_found_in_whatever_entry_they_are(wrap, tool, tmp_path):
+    state = timm.create_model('gcvit_xxtiny', num_classes=7).state_dict()
+    torch.save(wrap(state), tmp_path / 'wrapped.pth')
+    model = GCViT('xxtiny')
+    load_pretrained(model, str(tmp_path / 'wrapped.pth'))
+    assert torch.equal(model.stem.conv.weight, state['stem.conv1.weight'])
+    tool(tmp_path / 'wrapped.pth', tmp_path / 'out.pth', '--task', CLASSIFIER)
+
+
+def zeros(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
+def test_a_moving_average_in_any_entry_can_be_asked_for(tool, tmp_path):
+    state = timm.create_model('gcvit_xxtiny', num_classes=7).state_dict()
+    torch.save(dict(params=zeros(state), params_ema=state), tmp_path / 'both.pth')
+    output = tool(tmp_path / 'both.pth', tmp_path / 'out.pth', '--task', DENSE, '--ema')
+    assert 'from the entry params_ema' in output
+    written = state_dict_of(read_checkpoint(tmp_path / 'out.pth'))
+    assert torch.equal(written['stem.conv.weight'], state['stem.conv1.weight'])
+
+
+def test_one_of_two_backbones_is_chosen_by_its_prefix(tool, tmp_path):
+    state = timm.create_model('gcvit_xxtiny', num_classes=7).state_dict()
+    student = {f'module.{name}': tensor for name, tensor in zeros(state).items()}
+    named = {f'ema.{name}': tensor for name, tensor in zeros(state).items()}
+    for content, prefixes, prefix in (
+        (dict(student=student, teacher=state), "'student.module.' and 'teacher.'", 'teacher.'),
+        ({**state, **named}, "'' and 'ema.'", ''),
+    ):
+        torch.save(content, tmp_path / 'two.pth')
+        arguments = tmp_path / 'two.pth', tmp_path / f'{prefix}out.pth', '--task', CLASSIFIER
+        with pytest.raises(UserError, match=f'at {prefixes}.*init_cfg.prefix.*--prefix'):
+            tool(*arguments)
+        tool(*arguments, '--prefix', prefix)
+        written = state_dict_of(read_checkpoint(arguments[1]))
+        assert torch.equal(written['backbone.stem.conv.weight'], state['stem.conv1.weight'])
+        model = GCViT('xxtiny')
+        load_pretrained(model, str(tmp_path / 'two.pth'), prefix=prefix)
+        assert torch.equal(model.stem.conv.weight, state['stem.conv1.weight'])
+
+
+def test_a_file_without_weights_is_refused_with_its_entries(tmp_path, tool):
+    torch.save(dict(epoch=3, best=0.5), tmp_path / 'log.pth')
+    with pytest.raises(UserError, match='no tensors, only the entries epoch, best'):
+        tool(tmp_path / 'log.pth', tmp_path / 'out.pth', '--task', DENSE)
+
+
 def test_a_missing_average_is_an_error_that_says_what_is_there(official, tool, tmp_path):
     with pytest.raises(UserError, match=r'no moving average.*epoch, arch, state_dict, args'):
         tool(official, tmp_path / 'x.pth', '--task', DENSE, '--ema')

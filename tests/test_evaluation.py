@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import runpy
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +23,10 @@ from pycocotools.coco import COCO
 import gcvit_mm.datasets
 import gcvit_mm.evaluation  # noqa: F401  (registers)
 from gcvit_mm.datasets.shapes import make_shapes
+from gcvit_mm.engine import EvaluatorHook, SafeCheckpointHook
+from gcvit_mm.engine.hooks.safe_checkpoint_hook import WholeFileBackend
+from gcvit_mm.errors import UserError
+from gcvit_mm.evaluation.metrics import repair_coco_metric
 
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
 BACKENDS = ['FasterCocoMetric', 'CocoMetric']
@@ -53,6 +59,8 @@ def coco_metrics(config: str, ann_file: Path, samples: list[dict], **settings) -
     names = tuple(category['name'] for category in json.loads(ann_file.read_text())['categories'])
     assert len(names) < 80 or names == CocoDataset.METAINFO['classes']
     evaluator.dataset_meta = dict(classes=names)
+    for metric in evaluator.metrics:
+        repair_coco_metric(metric)
     evaluator.process(samples)
     return evaluator.evaluate(len(samples))
 
@@ -179,6 +187,130 @@ def test_nothing_found_is_no_error(backend, shapes):
     samples = list(coco_samples(json.loads(ann_file.read_text()), []))
     config = 'mask_rcnn_gcvit_nano_shapes.py'
     assert coco_metrics(config, ann_file, samples, type=backend, metric='bbox') == {}
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_classes_have_an_ap_for_boxes_and_one_for_masks(backend, shapes):
+    ann_file = shapes / 'annotations/instances_validation.json'
+    truth = COCO(ann_file)
+    samples = list(coco_samples(truth.dataset, detections(truth)))
+
+    def evaluate(**settings):
+        return coco_metrics('mask_rcnn_gcvit_nano_shapes.py', ann_file, samples, **settings)
+
+    both = evaluate(type=backend, classwise=True)
+    for kind in ('bbox', 'segm'):
+        alone = evaluate(type=backend, classwise=True, metric=[kind])
+        for name in ('disk', 'box', 'star'):
+            assert both[f'coco/{kind}_{name}_precision'] == alone[f'coco/{name}_precision']
+    whole = evaluate(type=backend)
+    assert all(both[name] == value for name, value in whole.items())
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_one_iou_threshold_is_enough(backend, shapes):
+    ann_file = shapes / 'annotations/instances_validation.json'
+    truth = COCO(ann_file)
+    samples = list(coco_samples(truth.dataset, detections(truth)))
+    config = 'mask_rcnn_gcvit_nano_shapes.py'
+    whole = coco_metrics(config, ann_file, samples, type=backend)
+    one = coco_metrics(config, ann_file, samples, type=backend, iou_thrs=0.5)
+    for kind in ('bbox', 'segm'):
+        assert one[f'coco/{kind}_mAP'] == one[f'coco/{kind}_mAP_50'] == whole[f'coco/{kind}_mAP_50']
+        assert one[f'coco/{kind}_mAP_75'] == -1
+    with pytest.raises(UserError, match='classwise=True needs the IoU thresholds'):
+        coco_metrics(config, ann_file, samples, type=backend, iou_thrs=0.5, classwise=True)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_clicks_before_a_polygon_change_no_figure(backend, shapes, tmp_path):
+    ann_file = shapes / 'annotations/instances_validation.json'
+    truth = COCO(ann_file)
+    samples = list(coco_samples(truth.dataset, detections(truth)))
+    content = json.loads(ann_file.read_text())
+    for annotation in content['annotations']:
+        if isinstance(annotation['segmentation'], list):
+            annotation['segmentation'].insert(0, [6, 8])
+            annotation['segmentation'].append([6, 8, 20, 20])
+    clicked = tmp_path / 'clicked.json'
+    clicked.write_text(json.dumps(content))
+    figures = [
+        coco_metrics('mask_rcnn_gcvit_nano_shapes.py', file, samples, type=backend)
+        for file in (ann_file, clicked)
+    ]
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.parametrize(
+    ('config', 'given', 'taken'),
+    [
+        ('mask_rcnn_gcvit_nano_shapes.py', 'bbox_mAP', 'coco/bbox_mAP'),
+        ('mask_rcnn_gcvit_nano_shapes.py', 'coco/segm_mAP_50', 'coco/segm_mAP_50'),
+        ('upernet_gcvit_nano_shapes.py', 'mIoU', 'mIoU'),
+        ('gcvit_tiny_imagenet.py', 'top5', 'accuracy/top5'),
+        ('mask_rcnn_gcvit_nano_shapes.py', 'mAP', ['coco/bbox_mAP, ', 'coco/segm_mAP_l']),
+        ('mask_rcnn_gcvit_nano_shapes.py', 'bbox_mAP_90', ['coco/bbox_mAP_75']),
+        ('retinanet_gcvit_tiny_coco.py', 'coco/segm_mAP', ['coco/bbox_mAP']),
+        ('upernet_gcvit_nano_shapes.py', 'mDice', ['aAcc, mIoU, mAcc']),
+        ('gcvit_tiny_imagenet.py', 'accuracy/top3', ['accuracy/top1, accuracy/top5']),
+    ],
+)
+def test_names_of_the_best_checkpoint_are_those_of_the_evaluator(config, given, taken, shapes):
+    settings = load(config).val_evaluator
+    if 'ann_file' in settings:
+        settings.ann_file = str(shapes / 'annotations/instances_validation.json')
+    evaluator = Runner.build_evaluator(None, settings)
+    saver = SafeCheckpointHook(save_best=given, rule='greater')
+    monitor = SimpleNamespace(monitor=given)
+    loop = SimpleNamespace(evaluator=evaluator)
+    runner = SimpleNamespace(_val_loop=loop, _test_loop={}, hooks=[saver], param_schedulers=None)
+    if isinstance(taken, str):
+        runner.hooks.append(monitor)
+        EvaluatorHook().before_run(runner)
+        assert saver.key_indicators == [taken] and taken in saver.is_better_than
+        assert monitor.monitor == taken
+        return
+    with pytest.raises(UserError) as error:
+        EvaluatorHook().before_run(runner)
+    assert f'default_hooks.checkpoint.save_best={given} ' in str(error.value)
+    assert all(name in str(error.value) for name in taken)
+
+
+def test_an_evaluation_without_predictions_saves_no_best_checkpoint():
+    """A ``CocoMetric`` gives no figure if nothing is predicted."""
+    saver = SafeCheckpointHook(save_best='coco/bbox_mAP')
+    said: list[str] = []
+    runner = SimpleNamespace(logger=SimpleNamespace(error=said.append))
+    saver._save_best_checkpoint(runner, {})
+    assert 'the evaluation gave no coco/bbox_mAP, only nothing' in said[0]
+
+
+def test_the_best_score_of_another_metric_and_nan_do_not_count(tmp_path):
+    """A training was resumed with another ``save_best``."""
+    saver = SafeCheckpointHook(save_best='coco/segm_mAP', filename_tmpl='epoch_{}.pth')
+    saver.out_dir, saver.file_backend, saver.last_ckpt = str(tmp_path), WholeFileBackend(), None
+    saver._write = lambda *_, **__: True
+    info = {'best_score': 0.9, 'best_ckpt': 'work/best_coco_bbox_mAP_epoch_3.pth'}
+    hub = SimpleNamespace(runtime_info=info, update_info=info.__setitem__)
+    runner = SimpleNamespace(
+        message_hub=hub, epoch=4, iter=8, logger=SimpleNamespace(info=lambda _: None)
+    )
+    for score, best in (
+        (float('nan'), 0.9),
+        (0.5, 0.5),
+        (float('nan'), 0.5),
+        (0.4, 0.5),
+        (0.6, 0.6),
+    ):
+        saver._save_best_checkpoint(runner, {'coco/segm_mAP': score})
+        assert info['best_score'] == best
+
+
+def test_metrics_are_json_without_nan():
+    as_json = runpy.run_path(str(ROOT / 'tools/test.py'))['as_json']
+
+    figures = {'a': float('nan'), 'b': np.float64(0.123456), 'c': np.float32('inf'), 'd': 3}
+    assert json.loads(as_json(figures)) == {'a': None, 'b': 0.1235, 'c': None, 'd': 3}
 
 
 def test_an_mmdet_without_the_fast_evaluator_evaluates_by_the_other(shapes, monkeypatch):

@@ -102,6 +102,38 @@ def test_parameter_counts_are_the_published_ones(arch):
     assert sum(p.numel() for p in dense.parameters()) == DENSE[arch]
 
 
+@pytest.mark.parametrize('real', ['meta', 'cpu'])
+@pytest.mark.parametrize('how', ['copied', 'assigned', 'by hand'])
+def test_a_backbone_that_gets_its_values_later_computes_equal_feature_maps(how, real):
+    torch.manual_seed(0)
+    source = nano(window_size=5, drop_path_rate=0.5)
+    for parameter in source.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.device(real):
+        filled = nano(window_size=5, drop_path_rate=0.5)
+    holder = torch.nn.Sequential(filled)  # as in a detector
+    state = {f'0.{name}': tensor for name, tensor in source.state_dict().items()}
+    if how == 'by hand' and real == 'meta':
+        with torch.no_grad():
+            for mine, other in zip(
+                holder.to_empty(device='cpu').parameters(), source.parameters(), strict=True
+            ):
+                mine.copy_(other)
+    elif how == 'assigned':
+        holder.load_state_dict(state, assign=True)
+    else:
+        holder.to_empty(device='cpu').load_state_dict(state)
+    images = torch.randn(2, 3, 64, 80)
+    for mode in (True, False):
+        source.train(mode)
+        filled.train(mode)
+        torch.manual_seed(1)
+        expected = source(images)
+        torch.manual_seed(1)
+        for mine, other in zip(filled(images), expected, strict=True):
+            assert torch.equal(mine, other)
+
+
 def test_drop_path_rises_linearly_over_all_blocks():
     rates = [b.drop_path.rate for s in GCViT('xxtiny').stages for b in s.blocks]
     assert rates == pytest.approx([0.2 * i / 11 for i in range(12)])

@@ -4,15 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from command_line import ENVIRONMENT, NANO, ROOT, on
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 
-from gcvit_mm.engine import ExactEpochBasedTrainLoop, PreemptionHook
+from gcvit_mm.engine import ExactEpochBasedTrainLoop, PreemptionHook, SafeCheckpointHook
 from gcvit_mm.engine.setup import prepare
 
 POOLS = """
@@ -88,6 +90,54 @@ def test_signals_are_handled_as_before_when_a_training_has_failed(error, tmp_pat
     with pytest.raises(error, match='of the model'):
         runner.train()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+class Line(Broken):
+    def forward(self, *inputs: object, mode: str) -> dict:
+        return dict(loss=self.layer.weight.sum())
+
+
+class Interrupt(Hook):
+    """Presses Ctrl-C in the second step, once or twice."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if batch_idx == 1:
+            signal.raise_signal(signal.SIGINT)
+            for _ in range(self.times - 1):
+                signal.raise_signal(signal.SIGINT)  # torchrun repeats it
+                time.sleep(1.1)
+                signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize(('times', 'saved'), [(1, ['iter_2.pth', 'last_checkpoint']), (2, [])])
+def test_ctrl_c_saves_a_checkpoint_and_twice_ends_at_once(times, saved, tmp_path, capfd):
+    before = signal.getsignal(signal.SIGINT)
+    runner = Runner(
+        model=Line(ValueError),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(dataset=[0] * 4, sampler=dict(type='DefaultSampler'), batch_size=1),
+        train_cfg=dict(type=ExactEpochBasedTrainLoop, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        default_hooks=dict(checkpoint=dict(type=SafeCheckpointHook, interval=1)),
+        custom_hooks=[dict(type=PreemptionHook), Interrupt(times)],
+        experiment_name=tmp_path.name,
+    )
+    try:
+        with pytest.raises(SystemExit if times == 1 else KeyboardInterrupt) as ended:
+            runner.train()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert times == 2 or ended.value.code == 130
+    assert 'Ctrl-C again ends it without saving' in capfd.readouterr().err
+    assert (
+        sorted(
+            path.name for path in tmp_path.glob('*t*') if path.suffix != '.py' and path.is_file()
+        )
+        == saved
+    )
 
 
 def test_a_system_without_posix_signals_trains_and_saves(tiny_shapes, tmp_path):

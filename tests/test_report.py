@@ -25,7 +25,7 @@ from gcvit_mm.config import datasets_of
 from gcvit_mm.datasets.shapes import make_shapes
 from gcvit_mm.drawing.palette import class_colors
 from gcvit_mm.errors import UserError
-from gcvit_mm.report.detection import match
+from gcvit_mm.report.detection import _Drawing, match
 from gcvit_mm.report.evaluation import Confusion, Evaluation, extremes
 from gcvit_mm.report.page import render
 from gcvit_mm.report.pictures import as_hex
@@ -311,6 +311,30 @@ def test_the_page_of_classes_has_the_figures_of_the_evaluation(visit, tmp_path):
     assert (opened.requests, opened.problems) == ([], [])
 
 
+def test_false_positives_are_no_share_of_a_class(visit, detection, tmp_path):
+    counts = np.array([[3, 1], [7, 0]])  # one class: a missed object, seven false positives
+    confusion = Confusion(counts, ['person', 'background'], 'objects', '', background=True)
+    assert confusion.pairs() == [('background', 'person', 7, None), ('person', 'background', 1, 25)]
+    page = tmp_path / 'page.html'
+    evaluation = Evaluation('detection', 1, confusion=confusion)
+    page.write_text(render(read_run(detection.work_dir), evaluation, None, []))
+    opened = visit(page.as_uri())
+    rows = opened.page.locator('.matrix tbody tr').all_inner_texts()
+    assert [row.split() for row in rows] == [
+        ['person', '75.0', '25.0', '4'],
+        ['background', '7', '7'],
+    ]
+
+
+def test_clicks_before_a_polygon_are_not_drawn():
+    image = dict(height=64, width=64)
+    square = [6, 8, 26, 8, 26, 30, 6, 30]
+    outline = _Drawing._outline([square], image)
+    assert outline.startswith('M')
+    assert _Drawing._outline([[6, 8], square, [1, 2, 3, 4]], image) == outline
+    assert _Drawing._outline([[6, 8]], image) == ''
+
+
 def test_more_classes_than_a_matrix_can_show_come_as_pairs(visit, detection, tmp_path):
     classes = 1000
     confusion = np.eye(classes, dtype=np.int64) * 9
@@ -370,6 +394,27 @@ def test_starts_of_a_training_become_one_curve(tmp_path):
     run = read_run(tmp_path)
     assert [entry['step'] for entry in run.steps] == [10, 20, 30]
     assert (run.validations, run.seconds, run.started.hour) == ([], 60, 2)
+
+
+def test_the_length_counts_steps_after_the_last_logged_one(tmp_path):
+    (tmp_path / 'config.py').write_text("default_scope = 'mmdet'\n")
+    entries = [dict(loss=1.0, iter=i, step=i, epoch=1 + i // 50) for i in (20, 40, 70, 90)]
+    write_start(tmp_path, '20260101_000000', entries, '00:00:00', '00:10:00')
+    log = tmp_path / '20260101_000000/20260101_000000.log'
+    lines = (
+        'Epoch(train) [1][40/50] x\nSaving checkpoint at 1 epochs\nEpoch(train)  [2][40/50]  x\n'
+    )
+    for more, length in {
+        '': (1, 100),  # the second epoch is not known to be finished
+        'Saving checkpoint at 2 epochs\n': (2, 100),
+        'Epoch(val) [2][5/5] x\n': (2, 100),
+        'Saving checkpoint at 3 epochs\n': (3, 150),  # no step of the third epoch is logged
+    }.items():
+        log.write_text(lines + more)
+        run = read_run(tmp_path)
+        assert (run.epoch, max(run.step, run.steps[-1]['step'])) == (length if more else (1, 90))
+    log.write_text('Iter(train) [ 90/100] x\nSaving checkpoint at 100 iterations\n')
+    assert read_run(tmp_path).step == 100
 
 
 # --- The command ------------------------------------------------------------------------------

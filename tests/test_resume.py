@@ -425,7 +425,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(
     if on_failure == 'stop':
         assert process.returncode == 1
         assert 'free disk space and use --resume' in output
-        assert '3 epochs' not in output
+        assert 'at 3 epochs' not in output
     else:
         assert process.returncode == 0
         assert 'training continues without this checkpoint' in output

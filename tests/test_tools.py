@@ -5,8 +5,10 @@ import json
 import os
 import pty
 import re
+import runpy
 import shutil
 import struct
+import sys
 import termios
 import threading
 from pathlib import Path
@@ -17,14 +19,17 @@ from command_line import NANO, ROOT, VAL_IMAGES, call, fail, log_of, on, succeed
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import BaseLoop
 from pycocotools.coco import COCO
 from reference import write_official
 
 import gcvit_mm
-from gcvit_mm.cli import OptionsAction
+from gcvit_mm.cli import parse_value
 from gcvit_mm.engine.distributed import check_gpus
 from gcvit_mm.engine.lr_scaling import scale_learning_rate
+from gcvit_mm.engine.setup import prepare, wrong_settings
 from gcvit_mm.errors import UserError
+from gcvit_mm.work_dir import check_untrained
 
 TRAINING = 'annotations/instances_training.json'
 VALIDATION = 'annotations/instances_validation.json'
@@ -232,6 +237,10 @@ def test_pretraining_of_another_variant_is_refused(tiny_shapes, tmp_path):
         ('model.backbone.out_indices=[0,1', 'out_indices=[0,1: brackets are not balanced'),
         ('train_cfg.max_epochs.x=1', '--cfg-options does not fit the config'),
         ('custom_hooks.5.type=EMAHook', '--cfg-options does not fit the config'),
+        ("custom_hooks=[dict(type='EMAHook'", 'brackets are not balanced'),
+        ('work_dir="a', 'quotes are not balanced'),
+        ('model.backbone.init_cfg=dict(Pretrained)', 'Pretrained in dict(Pretrained) has no value'),
+        (f'custom_hooks={"[" * 3000}{"]" * 3000}', 'maximum recursion depth'),
     ],
 )
 def test_an_option_that_does_not_fit_is_named(option, message, tmp_path):
@@ -248,8 +257,151 @@ def test_values_of_options_keep_their_spaces():
         '( 0.9 , 1 )': (0.9, 1),
         ' True': True,
         'None': None,
+        'C:\\new': 'C:\\new',
+        "[/john's/x, y]": ["/john's/x", 'y'],
+        'epoch_{}.pth': 'epoch_{}.pth',
     }.items():
-        assert OptionsAction._parse_iterable(text) == value
+        assert parse_value(text) == value
+
+
+def test_values_of_options_may_be_quoted_and_have_dictionaries():
+    for text, value in {
+        "'1'": '1',
+        "['1', 2, \"3.5\", None, 'None']": ['1', 2, '3.5', None, 'None'],
+        "'a, b'": 'a, b',
+        "['a, b', c]": ['a, b', 'c'],
+        "'1','2'": ['1', '2'],
+        "[dict(type='EMAHook', momentum=2e-4)]": [dict(type='EMAHook', momentum=2e-4)],
+        "{'type':'soft_nms','iou_threshold':0.5}": dict(type='soft_nms', iou_threshold=0.5),
+        "dict(a=dict(b=[1, '2', {'c': (1,)}]), d='x=y')": dict(
+            a=dict(b=[1, '2', dict(c=(1,))]), d='x=y'
+        ),
+        'dict(a=1),dict(a=2)': [dict(a=1), dict(a=2)],
+        "{1: 'a', 'b': True}": {1: 'a', 'b': True},
+        '[]': [],
+        '()': (),
+        '{}': {},
+        'dict()': {},
+        "''": '',
+    }.items():
+        assert parse_value(text) == value
+        assert type(parse_value(text)) is type(value)
+
+
+@pytest.fixture
+def train_here(tiny_shapes, tmp_path, monkeypatch):
+    """Start a training in this process, which is fast."""
+    script = runpy.run_path(str(ROOT / 'tools/train.py'))
+    monkeypatch.chdir(ROOT)
+
+    def run(*options: str) -> None:
+        arguments = ['train.py', NANO, '--work-dir', tmp_path / 'work']
+        monkeypatch.setattr(sys, 'argv', [str(x) for x in (*arguments, *on(tiny_shapes, *options))])
+        script['main']()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ('option', 'fact'),
+    [
+        ('randomness.seed=abc', 'randomness.seed=abc: pass an integer'),
+        ('log_level=LOUD', 'log_level=LOUD: choose one of'),
+        ('optim_wrapper.optimizer.type=AdamX', 'optim_wrapper.optimizer.type=AdamX is not'),
+        ('train_cfg=None', 'train_cfg'),
+        ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0: pass 1 or more'),
+        ('train_cfg.max_epochs=1.5', 'max_epochs'),
+        ('train_cfg.val_interval=0', 'train_cfg.val_interval=0: pass 1 or more'),
+        ('default_hooks.checkpoint.intervall=2', 'intervall'),
+        ('default_hooks.checkpoint.max_keep_ckpts=few', 'max_keep_ckpts=few: pass an integer'),
+        ('train_dataloader.dataset=None', 'as its dataset'),
+        ('train_dataloader=abc', "'abc' as its dataset"),
+        ('optim_wrapper.optimizer.rate=1', 'rate'),
+        ('train_dataloader.size=1', 'size'),
+        ('param_scheduler.1.T_max=abc', 'cannot be set up'),
+        ('custom_hooks=[EMAHook]', 'cannot be set up'),
+        ("custom_hooks=[dict(type='NoHook')]", 'NoHook is not in the mmdet::hook registry'),
+        ('default_hooks.checkpoint.save_best=mAP', 'choose one of coco/bbox_mAP'),
+        ('val_evaluator.metric=boxes', 'boxes'),
+    ],
+)
+def test_a_setting_with_a_wrong_value_is_one_line_before_the_first_step(option, fact, train_here):
+    with pytest.raises(UserError) as error:
+        train_here(option)
+    assert fact in str(error.value)
+
+
+def test_errors_of_a_step_keep_their_traceback():
+    class Loop(BaseLoop):
+        def __init__(self) -> None:
+            pass
+
+        def run(self) -> None:
+            raise TypeError('of a step')
+
+    cfg = Config(filename=None)
+    with pytest.raises(TypeError, match='of a step'), wrong_settings(cfg):
+        Loop().run()
+    with pytest.raises(UserError, match='TypeError: of the config'), wrong_settings(cfg):
+        raise TypeError('of the config')
+
+
+def test_a_second_start_overwrites_no_checkpoint(trained, tmp_path, monkeypatch):
+    work_dir = Path(shutil.copytree(trained.work_dir, tmp_path / 'work'))
+    script = runpy.run_path(str(ROOT / 'tools/train.py'))
+    monkeypatch.chdir(ROOT)
+    arguments = ['train.py', NANO, '--work-dir', work_dir, *on(trained.data)]
+    monkeypatch.setattr(sys, 'argv', list(map(str, arguments)))
+    with pytest.raises(UserError) as error:
+        script['main']()
+    message = str(error.value)
+    assert f'{work_dir} has checkpoints' in message
+    assert '--resume' in message and '--work-dir' in message
+    # A training that left none may start again.
+    for path in work_dir.glob('*'):
+        if path.name == 'last_checkpoint' or path.suffix == '.pth':
+            path.unlink()
+    check_untrained(Config(dict(work_dir=str(work_dir))))
+    for name in ('iter_3.pth', 'best_coco_bbox_mAP_epoch_2.pth', 'last_checkpoint'):
+        (work_dir / name).touch()
+        with pytest.raises(UserError, match=name):
+            check_untrained(Config(dict(work_dir=str(work_dir))))
+        (work_dir / name).unlink()
+    (work_dir / 'imagenet.pth').touch()  # weights to start from
+    check_untrained(Config(dict(work_dir=str(work_dir))))
+
+
+@pytest.mark.parametrize(
+    ('transform', 'polygons', 'cure'),
+    [
+        ('Mosaic', False, 'CachedMosaic'),
+        ('mmdet.MixUp', False, 'CachedMixUp'),
+        ('RandomAffine', True, 'with_mask=False'),
+        ('RandomShift', False, 'with_mask=False'),
+        ('RandomCenterCropPad', False, 'with_mask=False'),
+        ('Expand', True, 'poly2mask=True'),
+        ('RandomErasing', True, 'poly2mask=True'),
+        ('Expand', False, None),
+        ('CachedMosaic', True, None),
+        ('RandomCrop', True, None),
+    ],
+)
+def test_transforms_that_leave_masks_behind_are_refused(transform, polygons, cure):
+    load = dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=not polygons)
+    inner = dict(type='CocoDataset', pipeline=[load])
+    mixed = dict(type='MultiImageMixDataset', dataset=inner, pipeline=[dict(type=transform)])
+    for dataset in (mixed, dict(pipeline=[load, dict(transforms=[[dict(type=transform)]])])):
+        cfg = Config(dict(custom_hooks=[], launcher='none', train_dataloader=dict(dataset=dataset)))
+        if cure is None:
+            prepare(cfg)
+            continue
+        with pytest.raises(UserError, match=f'{transform.split(".")[-1]} cannot.*{cure}'):
+            prepare(cfg)
+        load['with_mask'] = False
+        prepare(
+            Config(dict(custom_hooks=[], launcher='none', train_dataloader=dict(dataset=dataset)))
+        )
+        load['with_mask'] = True
 
 
 def test_a_wrong_variant_is_answered_with_the_choices(tiny_shapes, tmp_path):

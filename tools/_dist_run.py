@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -36,9 +37,13 @@ def start(script: str, description: str, *files: str) -> None:
     os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     tool = [str(Path(__file__).with_name(script)), *(vars(args)[name] for name in files)]
 
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.run import main as torchrun
 
-    torchrun([*options(args.gpus), *tool, *args.arguments, '--launcher', 'pytorch'])
+    try:
+        torchrun([*options(args.gpus), *tool, *args.arguments, '--launcher', 'pytorch'])
+    except SignalException as error:  # after the processes have ended, with a checkpoint
+        sys.exit(128 + error.sigval)
 
 
 def check(processes: int) -> None:

@@ -64,9 +64,9 @@ def main() -> None:
     with results_at(args.out) as prefix:
         if prefix:
             write_predictions(cfg, prefix)
-        prepare(cfg, skip_bad_images=args.skip_bad_images)
-        check_data(cfg, ('test_dataloader',))
         with wrong_settings(cfg):
+            prepare(cfg, skip_bad_images=args.skip_bad_images)
+            check_data(cfg, ('test_dataloader',))
             metrics = evaluate(cfg, args.tta, args.amp)
         if prefix and is_main_process():
             Path(f'{prefix}.metrics.json').write_text(as_json(metrics))

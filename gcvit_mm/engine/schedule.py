@@ -6,11 +6,8 @@ from typing import Any
 import torch
 from mmengine.optim.scheduler import (
     ConstantParamScheduler,
-    CosineAnnealingParamScheduler,
     CosineRestartParamScheduler,
     LinearParamScheduler,
-    MultiStepParamScheduler,
-    OneCycleParamScheduler,
 )
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
@@ -18,6 +15,8 @@ from ..errors import UserError
 
 POSITION = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')
 """Entries of the state of a scheduler that are not settings."""
+INITIAL = 'initial_'
+"""Beginning of the names of settings of an optimizer before any schedule."""
 
 
 def check_schedule(runner: Runner) -> Iterator[str]:
@@ -31,17 +30,19 @@ def check_schedule(runner: Runner) -> Iterator[str]:
         UserError: A scheduler would let the learning rate rise again, fail, or never act.
     """
     by_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
-    option, done = ('max_epochs', runner.epoch) if by_epochs else ('max_iters', runner.iter)
-    if done >= getattr(runner, option):
-        yield f'nothing is left to train after {done} {option[4:]}: raise train_cfg.{option}'
+    total, done = ('max_epochs', runner.epoch) if by_epochs else ('max_iters', runner.iter)
+    if done >= getattr(runner, total):
+        yield f'nothing is left to train after {done} {total[4:]}: raise train_cfg.{total}'
     schedulers = runner.param_schedulers if isinstance(runner.param_schedulers, list) else []
+    given = runner.cfg.get('param_scheduler')
     for number, scheduler in enumerate(schedulers):
-        settings = _settings(runner, number)
-        name = f'param_scheduler.{number} ({settings.get("type") or type(scheduler).__name__})'
+        settings = given[number] if isinstance(given, list) else given or {}
+        entry = f'param_scheduler.{number}'
+        name = f'{entry} ({settings.get("type") or type(scheduler).__name__})'
         if scheduler.by_epoch and not by_epochs:
             raise UserError(
                 f'{name} counts epochs, but the training counts iterations, so it would never act: '
-                f'set param_scheduler.{number}.by_epoch=False'
+                f'set {entry}.by_epoch=False'
             )
         converted = settings.get('convert_to_iter_based')
         unit = 'epochs' if scheduler.by_epoch or converted else 'iterations'
@@ -50,46 +51,43 @@ def check_schedule(runner: Runner) -> Iterator[str]:
         begin, end = scheduler.begin / scale, scheduler.end / scale
         option, steps = _period(scheduler)
         stop = end if steps is None else begin + steps / scale
-        whole, last = f'the training has {length:g} {unit}', min(end, length) - 1 / scale
+        last = min(stop, end) if option == 'periods' else end
+        whole = f'and the training has {_count(length, unit)}'
+        late = [m / scale + begin for m in getattr(scheduler, 'milestones', ())]
+        late = [milestone for milestone in sorted(late) if milestone >= length]
         if begin >= length:
-            yield f'{name} has no effect: it begins after {begin:g} {unit}, and {whole}'
-        elif steps is not None and stop < last:
-            then = 'the learning rate rises again'
-            if isinstance(scheduler, OneCycleParamScheduler):
-                then = 'the training fails'
-            if isinstance(scheduler, CosineRestartParamScheduler):
-                yield f'{name} ends after {stop:g} {unit}, then the rate is constant, and {whole}'
-                continue
+            yield f'{name} has no effect: it begins after {_count(begin, unit)}, {whole}'
+        elif option in ('T_max', 'total_steps') and stop < min(end, length) - 1 / scale:
+            then = 'the rate rises again (CosineRestartLR is for cycles)'
+            then = then if option == 'T_max' else 'the training fails'
             raise UserError(
-                f'{name} ends after {stop:g} {unit}, then {then}, and {whole}: set '
-                f'param_scheduler.{number}.{option} to {length - begin:g}'
-                + (', or use CosineRestartLR for cycles' if option == 'T_max' else '')
+                f'{name} ends after {_count(stop, unit)}, then {then}, {whole}: set '
+                f'{entry}.{option} to {length - begin:g}'
             )
-        elif isinstance(scheduler, MultiStepParamScheduler):
-            late = [m / scale + begin for m in scheduler.milestones if m / scale + begin >= length]
-            if late:
-                names = ', '.join(f'{milestone:g}' for milestone in sorted(late))
-                yield f'{name}: milestones at {names} {unit} have no effect, as {whole}'
+        elif late:
+            milestones = ', '.join(f'{milestone:g}' for milestone in late)
+            yield f'{name}: milestones at {milestones} {unit} have no effect, {whole}'
         elif stop > length:
-            what = 'rises' if _rises(scheduler) else 'changes'
-            yield f'{name} {what} until {stop:g} {unit}, and {whole}: it is cut off'
-        elif end < length and not _rises(scheduler) and _is_last(scheduler, schedulers):
-            yield f'{name} ends after {end:g} {unit}, then the rate is constant, and {whole}'
+            yield f'{name} changes the rate until {_count(stop, unit)}, {whole}: it is cut off'
+        elif (
+            last < length
+            and not _rises(scheduler)
+            and _is_last(scheduler, schedulers, len(runner.train_dataloader))
+        ):
+            yield f'{name} ends after {_count(last, unit)}, then the rate is constant, {whole}'
 
 
-def _settings(runner: Runner, number: int) -> dict:
-    given = runner.cfg.get('param_scheduler')
-    return given[number] if isinstance(given, list) else given or {}
+def _count(number: float, unit: str) -> str:
+    return f'{number:g} {unit.removesuffix("s") if number == 1 else unit}'
 
 
 def _period(scheduler: Any) -> tuple[str, int | None]:
-    """The option of the length of a schedule that must not be exceeded, and its value."""
-    if isinstance(scheduler, CosineAnnealingParamScheduler):
-        return 'T_max', scheduler.T_max
-    if isinstance(scheduler, OneCycleParamScheduler):
-        return 'total_steps', scheduler.total_steps
+    """The option for the length of a schedule, and its value; None without such an option."""
     if isinstance(scheduler, CosineRestartParamScheduler):
         return 'periods', scheduler.cumulative_periods[-1]
+    for option in ('T_max', 'total_steps'):
+        if hasattr(scheduler, option):
+            return option, getattr(scheduler, option)
     return 'end', None
 
 
@@ -99,11 +97,13 @@ def _rises(scheduler: Any) -> bool:
     return isinstance(scheduler, ConstantParamScheduler) or 'Warmup' in type(scheduler).__name__
 
 
-def _is_last(scheduler: Any, schedulers: list) -> bool:
-    others = [other for other in schedulers if other.param_name == scheduler.param_name]
-    return all(
-        other.end <= scheduler.end or other.by_epoch != scheduler.by_epoch for other in others
-    )
+def _is_last(scheduler: Any, schedulers: list, epoch_length: int) -> bool:
+    ends = {
+        other: other.end * (epoch_length if other.by_epoch else 1)
+        for other in schedulers
+        if other.param_name == scheduler.param_name
+    }
+    return ends[scheduler] == max(ends.values())
 
 
 # --- Resuming ---------------------------------------------------------------------------------
@@ -121,26 +121,30 @@ def apply_schedule(runner: Runner, checkpoint: dict) -> Iterator[str]:
     Raises:
         UserError: The checkpoint is of another optimizer.
     """
-    saved: list[dict] = checkpoint.get('optimizer', {}).get('param_groups', [])
+    optimizer = checkpoint.get('optimizer', {})
+    saved: list[dict] = list(optimizer.get('param_groups', []))
+    if saved and optimizer.get('base_param_settings'):  # the rate that the log shows as base_lr
+        saved.append(optimizer['base_param_settings'])
     own = runner.optim_wrapper.param_groups if saved else []
-    if len(saved) != len(own) or any('betas' in a and 'betas' not in b for a, b in zip(own, saved)):
+    pairs = list(zip(own, saved, strict=False))
+    if len(saved) != len(own) or any('betas' in new and 'betas' not in old for new, old in pairs):
         raise UserError(
             f'the checkpoint is of another optimizer, with {len(saved)} groups of parameters '
             f'instead of {len(own)}: resume with the optim_wrapper of its training'
         )
-    scheduled = {key[len('initial_') :] for group in own for key in group if key[:8] == 'initial_'}
-    ignored = {}
-    for group, before in zip(own, saved, strict=True):
-        for key in group.keys() & before.keys() - scheduled - {'params', 'param_names'}:
-            if group[key] != before[key]:
-                ignored.setdefault(key.removeprefix('initial_'), (before[key], group[key]))
-    for key, (value, other) in ignored.items():
-        yield f"{key} {_short(value)} of the checkpoint is used, the config's {_short(other)} is not"
+    scheduled = {k.removeprefix(INITIAL) for group in own for k in group if k.startswith(INITIAL)}
+    ignored: dict[str, str] = {}
+    for new, old in pairs:
+        for key in new.keys() & old.keys() - scheduled - {'params', 'param_names'}:
+            if new[key] != old[key]:
+                name, values = key.removeprefix(INITIAL), [_short(old[key]), _short(new[key])]
+                line = "{} {} of the checkpoint is used, the config's {} is not"
+                ignored.setdefault(name, line.format(name, *values))
+    yield from ignored.values()
     states, schedulers = checkpoint.get('param_schedulers'), runner.param_schedulers
     if not isinstance(states, list) or not isinstance(schedulers, list):
         return
-    pairs = [(_constants(s.state_dict()), _constants(t)) for s, t in zip(schedulers, states)]
-    if len(states) == len(schedulers) and all(new == old for new, old in pairs):
+    if [_constants(s.state_dict()) for s in schedulers] == [_constants(s) for s in states]:
         return
     if any(hasattr(scheduler, 'need_val_args') for scheduler in schedulers):
         yield 'the schedule of the checkpoint is used, that of the config is not'
@@ -161,7 +165,7 @@ def _replay(runner: Runner, checkpoint: dict, saved: list[dict]) -> None:
     """Step the schedulers of the config to the position of a checkpoint, with a small optimizer."""
     rates = [{k: v for k, v in g.items() if type(v) in (int, float, tuple)} for g in saved]
     for group in rates:
-        group |= {k[len('initial_') :]: v for k, v in group.items() if k.startswith('initial_')}
+        group |= {k.removeprefix(INITIAL): v for k, v in group.items() if k.startswith(INITIAL)}
     kinds = [group for i, group in enumerate(rates) if group not in rates[:i]]
     groups = [{**group, 'params': [torch.nn.Parameter(torch.zeros(1))]} for group in kinds]
     small = torch.optim.SGD(groups, lr=0.0)
@@ -172,7 +176,7 @@ def _replay(runner: Runner, checkpoint: dict, saved: list[dict]) -> None:
     by_epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
     if by_epochs and step // length != epoch:  # epochs have another number of steps now
         step = epoch * length
-    for i in range(1, step + 1):
+    for i in range(1, min(step, runner.max_iters) + 1):
         for scheduler in schedulers:
             if not scheduler.by_epoch:
                 scheduler.step()
@@ -182,7 +186,7 @@ def _replay(runner: Runner, checkpoint: dict, saved: list[dict]) -> None:
     place = [kinds.index(group) for group in rates]
     for group, i in zip(saved, place, strict=True):
         new = small.param_groups[i].items()
-        group |= {k: v for k, v in new if k in kinds[i] or k.startswith(('initial', 'max', 'min'))}
+        group |= {k: v for k, v in new if k in kinds[i] or k.startswith((INITIAL, 'max_', 'min_'))}
     states = [scheduler.state_dict() for scheduler in schedulers]
     for state in states:
         state |= {key: [state[key][i] for i in place] for key in ('base_values', '_last_value')}

@@ -4,16 +4,19 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import getLevelNamesMapping
 from pathlib import Path
+from textwrap import shorten
 from traceback import walk_tb
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import BaseLoop
 
 from ..cli import BAD_IMAGES
-from ..config import datasets_of, transforms_of
+from ..config import datasets_of, default_scope, find_class, transforms_of
 from ..errors import UserError
 from ..weights.mm_loaders import register_loaders
 from .distributed import init_processes
@@ -49,6 +52,7 @@ def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
         UserError: There are fewer GPUs than processes.
     """
     register_loaders()
+    _check_values(cfg)
     _check_transforms(cfg)
     # Configs from elsewhere lack these hooks; those of older work directories have them already.
     present = {hook.get('type') for hook in (cfg.get('default_hooks') or {}).values() if hook}
@@ -80,9 +84,24 @@ def wrong_settings(cfg: Config) -> Iterator[None]:
         if isinstance(error, UserError) or (is_run and not is_start):
             raise
         reason = ', '.join([f'{type(error).__name__}: {error}', *getattr(error, '__notes__', [])])
+        reason = shorten(reason, 400, placeholder=' ...')
         raise UserError(
             f'config {cfg.filename} with its options: the run cannot be set up: {reason}'
         ) from error
+
+
+def _check_values(cfg: Config) -> None:
+    """Check settings whose errors mmengine does not name."""
+    seed, level = (cfg.get('randomness') or {}).get('seed'), cfg.get('log_level', 'INFO')
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise UserError(f'randomness.seed={seed}: pass an integer from 0 to {2**32 - 1}')
+    levels = getLevelNamesMapping()
+    if level not in levels and not isinstance(level, int):
+        raise UserError(f'log_level={level}: choose one of {", ".join(levels)}')
+    kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type', 'SGD')
+    with default_scope(cfg):
+        if find_class(OPTIMIZERS, kind) is None:
+            raise UserError(f'optim_wrapper.optimizer.type={kind} is not a registered optimizer')
 
 
 def _check_transforms(cfg: Config) -> None:

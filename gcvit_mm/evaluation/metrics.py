@@ -79,7 +79,7 @@ def repair_coco_metric(metric: Any) -> None:
         )
     if metric._coco_api is not None:
         make_countable(metric._coco_api)
-    if metric.classwise and len(metric.metrics) > 1:
+    if metric.classwise and len(metric.metrics) > 1 and 'compute_metrics' not in vars(metric):
         _name_kinds(metric)
 
 

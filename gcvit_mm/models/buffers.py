@@ -33,6 +33,6 @@ def compute_buffers(model: nn.Module, *_: Any) -> None:
     """Compute the buffers of a model, which have no values if it was built on the meta device."""
     with torch.device(next(model.parameters()).device):
         for module in model.modules():
-            if hasattr(module, 'compute'):
-                for name, value in module.compute().items():
-                    setattr(module, name, value)
+            compute: Any = getattr(module, 'compute', dict)
+            for name, value in compute().items():
+                setattr(module, name, value)

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..config import datasets_of, evaluators_of
 from ..drawing.palette import class_colors, instance_colors
 from ..errors import UserError
+from ..evaluation.metrics import make_countable
 from ..work_dir import read_json
 from .evaluation import (
     Column,
@@ -93,6 +94,7 @@ def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evalua
     """
     evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('CocoMetric'))
     truth = _quietly(_api()[0], evaluator.get('ann_file') or dataset.ann_file)
+    make_countable(truth)
     categories = truth.getCatIds(catNms=list(dataset.metainfo['classes']))
     names = [truth.cats[i]['name'] for i in categories]
     evaluation = Evaluation('detection', len(truth.imgs))
@@ -262,7 +264,8 @@ def _look_at_images(
         'objects',
         f'Predictions with a score of at least {SCORE} are matched to objects by boxes with an IoU '
         f'of at least {IOU}, first to objects of their own class and then to others. The column of '
-        'the background counts missed objects, its row false positives.',
+        'the background counts missed objects, its row false positives, which have no percentage.',
+        background=True,
     )
     evaluation.ranking = f'F1 score at IoU {IOU}, for predictions with a score of at least {SCORE}'
     ranked.sort(key=lambda entry: entry[0])

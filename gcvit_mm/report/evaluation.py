@@ -53,21 +53,27 @@ class Confusion:
         names: Names of the n classes.
         unit: Unit of the counts, 'pixels' for example.
         explanation: How the counts are determined.
+        background: Whether the last row counts false positives, which are not shares of a class.
     """
 
     counts: np.ndarray
     names: list[str]
     unit: str
     explanation: str
+    background: bool = False
 
-    def pairs(self, maximum: int = 20) -> list[tuple[str, str, int, float]]:
+    def share(self, row: int, count: int) -> float | None:
+        """The percentage of the true class; None if there is none."""
+        last = len(self.names) - 1
+        return None if self.background and row == last else percent(count, self.counts[row].sum())
+
+    def pairs(self, maximum: int = 20) -> list[tuple[str, str, int, float | None]]:
         """List the most confused pairs: true, predicted, count, percentage of the true class."""
         wrong = self.counts * (1 - np.eye(len(self.names), dtype=np.int64))
-        totals = self.counts.sum(1)
         largest = np.argsort(wrong, axis=None)[::-1][:maximum]
         rows, columns = np.unravel_index(largest, wrong.shape)
         return [
-            (self.names[i], self.names[j], int(wrong[i, j]), 100 * wrong[i, j] / totals[i])
+            (self.names[i], self.names[j], int(wrong[i, j]), self.share(i, wrong[i, j]))
             for i, j in zip(rows, columns, strict=True)
             if wrong[i, j]
         ]

@@ -117,6 +117,8 @@ def label(name: str) -> str:
 
 def in_percent(name: str, value: Any) -> float | None:
     """Convert a metric to percent; those of COCO are from 0 to 1, or -1 without ground truth."""
+    if value is None or not math.isfinite(value):
+        return None
     if name.startswith('coco/'):
         return None if value < 0 else 100 * value
     return value
@@ -164,8 +166,8 @@ def _facts(run: Run, evaluation: Evaluation | None, prefix: str | None) -> list[
         facts.append(('Trained', f'{run.started:%d %B %Y, %H:%M}{length}'))
     if run.steps:
         last = run.steps[-1]
-        counts = [('epoch', last.get('epoch'))] if run.unit == 'epoch' else []
-        counts.append(('step', last['step']))
+        counts = [('epoch', max(last.get('epoch') or 0, run.epoch))] if run.unit == 'epoch' else []
+        counts.append(('step', max(last['step'], run.step)))
         parts = [f'{n:,} {unit}{"s" * (n != 1)}' for unit, n in counts if n]
         facts.append(('Length', ', '.join(parts)))
     best = _best(run)

@@ -152,11 +152,13 @@ _EMA = re.compile(r'(^|_)ema(_|$)')
 
 def _candidates(content: Any) -> list[str]:
     """The keys of state dicts in a checkpoint."""
-    entries = content.items() if isinstance(content, Mapping) else ()
+    entries = content if isinstance(content, Mapping) else {}
+    bare = any(isinstance(value, Tensor) for value in entries.values())
     return [
         str(name)
-        for name, value in entries
+        for name, value in entries.items()
         if isinstance(value, Mapping) and any(isinstance(x, Tensor) for x in value.values())
+        if not bare or name in ('state_dict', 'model')
     ]
 
 

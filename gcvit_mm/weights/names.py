@@ -107,11 +107,9 @@ def sort_tensors(state: Mapping[str, Tensor], prefix: str | None = None) -> Cont
         UserError: The tensors are not those of exactly one GC ViT.
     """
     if prefix is not None:
-        places = [place for _, place in _backbones(state)]
-        inner = tuple(
-            x for x in places if prefix in places and x != prefix and x.startswith(prefix)
-        )
-        own = (k for k in state if k.startswith(prefix) and not k.startswith(inner))
+        places = {place for _, place in _backbones(state)}
+        others = tuple(places - {prefix}) if prefix == '' in places else ()
+        own = (name for name in state if name.startswith(prefix) and not name.startswith(others))
         state = {name[len(prefix) :]: state[name] for name in own}
     contents = Contents(*_find_backbone(state))
     fc = contents.prefix.removesuffix('backbone.') + 'head.fc.'  # a classifier of mmpretrain
@@ -142,7 +140,7 @@ def _find_backbone(state: Mapping[str, Tensor]) -> tuple[str, str]:
     if len(backbones) > 1:
         prefixes = ' and '.join(repr(prefix) for _, prefix in backbones)
         raise UserError(
-            f'the file has more than one backbone, at {prefixes}: choose one by init_cfg.prefix, or '
+            f'the file has more than one backbone, at {prefixes}: choose one by init_cfg.prefix or '
             'by --prefix of tools/convert_checkpoint.py'
         )
     return backbones[0]

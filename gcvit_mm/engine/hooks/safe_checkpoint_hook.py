@@ -1,5 +1,6 @@
 """A hook whose checkpoints survive crashes, kills and full disks."""
 
+import math
 import os
 import re
 from pathlib import Path
@@ -11,7 +12,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from ...errors import UserError
+from ...errors import ArgumentError, UserError
 from ...fileio import atomic_write
 
 KEPT = 'kept_checkpoints'
@@ -74,6 +75,10 @@ class SafeCheckpointHook(CheckpointHook):
         backend_args: dict | None = None,
         on_failure: Literal['stop', 'continue'] = 'stop',
     ) -> None:
+        counts = dict(interval=interval, max_keep_ckpts=max_keep_ckpts, save_begin=save_begin)
+        for name, value in counts.items():
+            if not isinstance(value, int):
+                raise ArgumentError(f'default_hooks.checkpoint.{name}={value}: pass an integer')
         super().__init__(
             interval=interval,
             by_epoch=by_epoch,
@@ -181,20 +186,23 @@ class SafeCheckpointHook(CheckpointHook):
     def _save_if_best(self, runner: Runner, metrics: dict, key: str, meta: dict) -> bool:
         info = runner.message_hub.runtime_info
         suffix = '' if len(self.key_indicators) == 1 else f'_{key}'
-        score, best = metrics[key], info.get(f'best_score{suffix}')
-        if score is None or not (best is None or self.is_better_than[key](score, best)):
+        # In a resumed training the name comes from a file, and may be of another metric.
+        previous = info.get(f'best_ckpt{suffix}')
+        previous = os.path.basename(previous) if isinstance(previous, str) else ''
+        known = self._is_own(previous, f'best_{key}_')
+        score, best = metrics[key], info.get(f'best_score{suffix}') if known else None
+        if score is None or math.isnan(score):
+            return False
+        if best is not None and not self.is_better_than[key](score, best):
             return False
         steps, unit = (runner.epoch, 'epoch') if self.by_epoch else (runner.iter, 'iter')
         name = f'best_{key}_{self.filename_tmpl.format(steps)}'.replace('/', '_')
         if not self._write(runner, name, meta, optimizer=False, schedules=False):
             return False
-        previous = info.get(f'best_ckpt{suffix}')
         runner.message_hub.update_info(f'best_score{suffix}', score)
         runner.message_hub.update_info(f'best_ckpt{suffix}', self._path(name))
         self._set_best(key, self._path(name))
-        # In a resumed training the name comes from a file, so it is checked.
-        previous = os.path.basename(previous) if isinstance(previous, str) else ''
-        if previous != name and self._is_own(previous, f'best_{key}_') and is_main_process():
+        if known and previous != name and is_main_process():
             self._remove(previous)
         runner.logger.info(
             f'The best checkpoint with {score:0.4f} {key} at {steps} {unit} is saved to {name}.'
