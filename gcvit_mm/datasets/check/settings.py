@@ -1,6 +1,7 @@
 """Rules between the settings of a config and a data set, and for settings of data loaders."""
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -39,7 +40,7 @@ def class_names(metainfo: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names of a data set's metainfo; empty if it has none.
 
     Raises:
-        UserError: They are not texts, are repeated, or do not fit the palette.
+        UserError: They are not texts, or are repeated.
     """
     classes = metainfo.get('classes')
     if classes is None:
@@ -59,6 +60,27 @@ def class_names(metainfo: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(classes)
 
 
+def check_metainfo(cfg: Config, config: ConfigDict) -> None:
+    """Raise a ``UserError`` if class names or the palette in the config of a data set are wrong."""
+    given = config.get('metainfo')
+    if not isinstance(given, dict | None):
+        raise UserError(f'metainfo is {given!r}: write dict(classes=...)')
+    metainfo = metainfo_of(cfg, config)
+    if isinstance(metainfo.get('classes'), str) and os.path.isfile(metainfo['classes']):
+        return
+    classes, palette = class_names(metainfo), metainfo.get('palette')
+    # A selection of the known classes of a data set takes their colours.
+    selected = metainfo_of(cfg, ConfigDict(type=config.type)).get('classes')
+    longer = cfg.get('default_scope') == 'mmseg' and not selected
+    if not isinstance(palette, list | tuple) or not palette or not classes:
+        return
+    if len(palette) < len(classes) or (longer and len(palette) > len(classes)):
+        raise UserError(
+            f'metainfo.palette has {len(palette)} colours for {len(classes)} classes: write one '
+            'for each, or palette=None'
+        )
+
+
 def check_settings(cfg: Config, loader: str, dataset: BaseDataset, report: Report) -> None:
     """Check the settings that must fit a data set.
 
@@ -73,7 +95,7 @@ def check_settings(cfg: Config, loader: str, dataset: BaseDataset, report: Repor
     """
     classes = class_names(dataset.metainfo)
     problems = [
-        *_loader_problems(cfg, loader),
+        *_loader_problems(cfg, loader, dataset),
         *_metainfo_problems(cfg, loader),
         *_evaluator_problems(cfg, loader.removesuffix('_dataloader'), dataset),
         *_class_weights(cfg.get('model'), len(classes)),
@@ -84,7 +106,7 @@ def check_settings(cfg: Config, loader: str, dataset: BaseDataset, report: Repor
         report.add('error', what, where)
 
 
-def _loader_problems(cfg: Config, name: str) -> Iterator[tuple[str, str]]:
+def _loader_problems(cfg: Config, name: str, dataset: BaseDataset) -> Iterator[tuple[str, str]]:
     loader = cfg[name]
     for key, least in (('batch_size', 1), ('num_workers', 0)):
         value = loader.get(key, least)
@@ -94,7 +116,8 @@ def _loader_problems(cfg: Config, name: str) -> Iterator[tuple[str, str]]:
     hidden = OF_MMENGINE + (() if loader.get('num_workers') else WORKER_KEYS)
     try:
         with warnings.catch_warnings(action='ignore'):
-            DataLoader(range(1), **{k: v for k, v in loader.items() if k not in hidden})
+            options = {key: value for key, value in loader.items() if key not in hidden}
+            DataLoader(dataset, sampler=[0], **options)
     except Exception as error:  # PyTorch raises different errors for wrong settings
         yield 'PyTorch refuses settings of a data loader', f'{name}: {error}'
         return
