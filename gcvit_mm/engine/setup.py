@@ -71,7 +71,8 @@ def _skip_bad_images(cfg: Config, maximum: int) -> None:
                 *transforms_of(pipeline, 'LoadWholeMap'),
             ):
                 step.update(
-                    on_bad='blank' if dataset.get('test_mode') else 'skip',
+                    # Another image would count twice in an evaluation.
+                    on_bad='skip' if name == 'train_dataloader' else 'blank',
                     bad_images_file=path,
                     max_bad_images=maximum,
                 )

@@ -72,7 +72,7 @@ def check_label_maps(dataset: BaseDataset, report: Report, *, pixels: bool = Tru
         if 255 in seen and dataset.ignore_index == 255:
             what = 'label maps have only the values 0 and 255: 255 is ignored, write 1'
             report.add('error', what, dataset.data_prefix['seg_map_path'])
-        elif not dataset.test_mode:
+        elif report.name.startswith('train'):
             what = 'label maps have only one value: there is nothing to learn'
             report.add('error', what, dataset.data_prefix['seg_map_path'])
 

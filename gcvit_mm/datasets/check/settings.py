@@ -231,9 +231,7 @@ def _map_problems(
             for step in transforms_of(config.get('pipeline', []), kind):
                 given = step.get('reduce_zero_label')
                 if given not in (None, dataset.reduce_zero_label):
-                    what = (
-                        f'reduce_zero_label={given} in the pipeline alone: set it in the data set'
-                    )
+                    what = f'reduce_zero_label={given} in {kind} alone: set it in the data set'
                     yield what, f'{loader}.dataset'
     formats = evaluators and all(evaluator.get('format_only') for _, evaluator in evaluators)
     if not dataset.data_prefix.get('seg_map_path') and not formats:
