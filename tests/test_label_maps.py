@@ -3,6 +3,7 @@
 import copy
 import os
 import shutil
+import tempfile
 import time
 import warnings
 from functools import cache
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_line import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
@@ -23,8 +26,10 @@ from gcvit_mm.datasets.check.report import Report
 from gcvit_mm.datasets.check.settings import check_metainfo, check_settings
 from gcvit_mm.datasets.collate import collate_equal_sizes, prepare_collating
 from gcvit_mm.datasets.load_label_map import LoadWholeMap, prepare_maps
+from gcvit_mm.datasets.preflight import check_heads
 from gcvit_mm.engine.setup import LOADERS, prepare
 from gcvit_mm.errors import UserError
+from gcvit_mm.run_config import check_paths
 
 CLASSES = ('background', 'disk', 'box')
 ANIMALS = ('cat', 'dog', 'horse')
@@ -112,17 +117,26 @@ def folders(tmp_path):
     return save_folders(tmp_path / 'animals')
 
 
+def build(cfg, data):
+    with default_scope(cfg):
+        try:
+            return DATASETS.build({**data, 'pipeline': [], 'lazy_init': True})
+        except Exception as error:
+            raise UserError(f'{data.type} cannot be built: {error}') from error
+
+
 def look(cfg, loader='train_dataloader', *, pixels):
     """The errors of the checks of a loader, as lines."""
     report = Report(loader, '')
     for data in datasets_of(cfg[loader]):
         try:
+            check_paths(loader, data)
             check_metainfo(cfg, data)
-            with default_scope(cfg):
-                dataset = DATASETS.build({**data, 'pipeline': [], 'lazy_init': True})
+            dataset = build(cfg, data)
             check_settings(cfg, loader, dataset, report)
             check = check_label_maps if cfg.default_scope == 'mmseg' else check_labels
             check(dataset, report, pixels=pixels)
+            check_heads(cfg, loader, tuple(report.classes))
         except UserError as error:
             report.add_mismatch(error)
     places = [(what, place) for (kind, what), all_ in report.problems.items() for place in all_
@@ -565,3 +579,220 @@ def test_images_without_labels_are_not_evaluated(folders):
     assert has(look(cfg, 'test_dataloader', pixels=False), 'with_label=True', 'test_dataloader')
     cfg.test_evaluator = []
     assert not look(cfg, 'test_dataloader', pixels=True)
+
+
+# --- Mutations --------------------------------------------------------------------------------
+
+VALUES = st.sampled_from([0, 1, 2, 3, 4, 127, 254, 255, 256, 257, 258, 511, 65535, -1, 70000, 0.5])
+ANYTHING = st.sampled_from([None, True, 0, 1, -1, 2.5, 10**20, '', 'x', '.png', [], ['a', 'b', 'c'],
+                            ('a', 'b'), {}, [0, 1, 2], 'background', 250, 255])  # fmt: skip
+
+
+PATHS = st.sampled_from(['', 'x', '.', 'images', 'train', 'train/cat'])
+
+
+def _as_array(value):
+    kind = np.float32 if value % 1 else np.int32 if not 0 <= value < 2**16 else np.uint16
+    return np.full(SIZE, value, kind if value > 255 or value < 0 or value % 1 else np.uint8)
+
+
+def _repaint(draw, path):
+    values = _as_array(draw(VALUES))
+    if draw(st.booleans()):  # one pixel alone
+        single = np.asarray(Image.open(path)).astype(values.dtype)
+        single[3, 4] = values[3, 4]
+        values = single
+    integral = values.dtype in (np.uint8, np.uint16)
+    save(path, values, format='PNG' if integral else 'TIFF')
+
+
+def _convert(draw, path):
+    mode = draw(st.sampled_from(['1', 'L', 'P', 'I', 'F', 'RGB', 'RGBA', 'LA', 'CMYK', 'I;16']))
+    image = Image.open(path)
+    save(path, image.convert(mode), format=draw(st.sampled_from(['TIFF', 'JPEG']))
+         if mode in ('L', 'CMYK') else 'TIFF')  # fmt: skip
+
+
+def _resize(draw, path):
+    side = st.integers(1, 20)
+    save(path, Image.open(path).resize((draw(side), draw(side)), Image.Resampling.NEAREST))
+
+
+def _replace(draw, path):
+    content = path.read_bytes()
+    how = draw(st.sampled_from(['remove', 'empty', 'cut', 'text', 'folder', 'rename', 'flip']))
+    if how == 'rename':
+        path.rename(path.with_name(draw(st.sampled_from(['0.PNG', 'x.png', '.1.png', '1.jpg']))))
+        return
+    path.unlink()
+    if how == 'folder':
+        path.mkdir()
+    elif how != 'remove':
+        at = draw(st.integers(1, len(content) - 1))
+        flipped = content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]
+        path.write_bytes(dict(empty=b'', cut=content[:at], text=b'0 1 2\n', flip=flipped)[how])
+
+
+def _mutate_maps(draw, root, cfg):
+    """Change one thing of right label maps, of their images, or of their data set's config."""
+    what = draw(st.sampled_from(['map', 'image', 'list', 'config', 'config']))
+    if what in ('map', 'image'):
+        folder = root / ('annotations' if what == 'map' else 'images') / 'training'
+        ways = [_repaint, _convert, _resize, _replace] if what == 'map' else [_resize, _replace]
+        draw(st.sampled_from(ways))(draw, folder / f'{draw(st.integers(0, 1))}.png')
+    elif what == 'list':
+        lines = draw(
+            st.lists(st.sampled_from(['0', '1', '1.png', '', ' 0', '0 ', '../0', 'ä']), max_size=3)
+        )
+        (root / 'list.txt').write_text('\n'.join(lines))
+        cfg.train_dataloader.dataset.ann_file = 'list.txt'
+    else:
+        place, key = draw(st.sampled_from([
+            ('train_dataloader.dataset', 'img_suffix'),
+            ('train_dataloader.dataset', 'seg_map_suffix'),
+            ('train_dataloader.dataset', 'reduce_zero_label'),
+            ('train_dataloader.dataset', 'ignore_index'),
+            ('train_dataloader.dataset', 'metainfo'),
+            ('train_dataloader.dataset', 'ann_file'),
+            ('train_dataloader.dataset', 'data_prefix'),
+            ('train_dataloader.dataset.metainfo', 'classes'),
+            ('train_dataloader.dataset.metainfo', 'palette'),
+            ('train_dataloader', 'batch_size'),
+            ('train_dataloader', 'num_workers'),
+            ('train_dataloader', 'drop_last'),
+            ('model.decode_head', 'out_channels'),
+            ('model.decode_head', 'ignore_index'),
+            ('model.decode_head', 'num_classes'),
+        ]))  # fmt: skip
+        node = cfg
+        for part in place.split('.'):
+            node = node[part]
+        node[key] = draw(PATHS if key in ('ann_file', 'data_prefix') else ANYTHING)
+
+
+def _outcome(cfg):
+    """What the checks and the loading say: problems, or the samples."""
+    problems = look(cfg, pixels=False)
+    if problems:
+        return problems, None
+    found = look(cfg, pixels=True)
+    try:
+        samples = load(cfg)
+    except UserError as error:
+        assert found, error  # one set of rules
+        return [*found, str(error)], None
+    return found, samples
+
+
+def _check_maps(draw):
+    with tempfile.TemporaryDirectory() as folder:
+        root = save_maps(Path(folder), images=2)
+        cfg = segmenter(root)
+        _mutate_maps(draw, root, cfg)
+        problems, samples = _outcome(cfg)
+        assert all('\n' not in line for line in problems)
+        if problems or samples is None:
+            assert problems
+            return
+        data = cfg.train_dataloader.dataset
+        assert samples
+        for sample in samples:
+            info = sample['data_samples']
+            raw = np.asarray(Image.open(info.seg_map_path)).astype(np.int64)
+            if data.get('reduce_zero_label'):
+                raw = np.where((raw == 0) | (raw == 255), 255, raw - 1)
+            labels = info.gt_sem_seg.data[0].numpy()
+            assert np.array_equal(labels, raw)
+            assert labels.shape == info.ori_shape == sample['inputs'].shape[1:]
+            ignored = data.get('ignore_index', 255)
+            assert ((labels < cfg.model.decode_head.num_classes) | (labels == ignored)).all()
+            assert ignored == cfg.model.decode_head.get('ignore_index', 255)
+
+
+def _mutate_folders(draw, root, cfg):
+    """Change one thing of right class folders, of a list, or of their data set's config."""
+    data = cfg.train_dataloader.dataset
+    what = draw(st.sampled_from(['folder', 'file', 'list', 'list', 'config']))
+    train = root / 'train'
+    if what == 'folder':
+        name = draw(st.sampled_from(ANIMALS))
+        new = draw(st.sampled_from(['Cat', 'zebra', '.git', '1', 'a b', 'dog2', 'DOG', 'é']))
+        how = draw(st.sampled_from(['add', 'rename', 'remove', 'clear']))
+        if how == 'add':
+            (train / new).mkdir()
+        elif how == 'rename':
+            (train / name).rename(train / new)
+        else:
+            shutil.rmtree(train / name)
+            if how == 'clear':
+                (train / name).mkdir()
+    elif what == 'file':
+        draw(st.sampled_from([_resize, _replace]))(draw, train / 'dog/1.png')
+    elif what == 'list':
+        between = draw(st.sampled_from([' ', ' ', ' ', '\t', ',', ';', '  ', '']))
+        labels = draw(st.sampled_from([(0, 1, 2), (0, 1, 2), (1, 2, 3), ANIMALS, (0, 1, 1.0),
+                                       (-1, 0, 1), (0, 2**70, 1), ('', 1, 2)]))  # fmt: skip
+        lines = [
+            f'{name}/0.png{between}{label}' for name, label in zip(ANIMALS, labels, strict=True)
+        ]
+        extra = draw(
+            st.sampled_from([None, '', 'dog/2.png 1', '../x 0', 'dog/0.png', 'path label'])
+        )
+        if extra is not None:
+            lines.insert(draw(st.integers(0, 3)), extra)
+        encoding = draw(st.sampled_from(['utf-8', 'utf-8', 'utf-8-sig', 'utf-16']))
+        (root / 'list.txt').write_text('\n'.join(lines), encoding=encoding)
+        data.ann_file = 'list.txt'
+    else:
+        node, key = draw(st.sampled_from([
+            (data.metainfo, 'classes'), (data, 'metainfo'), (data, 'with_label'),
+            (data, 'ann_file'), (data, 'data_prefix'), (data, 'classes'),
+            (cfg.train_dataloader, 'batch_size'), (cfg.model.head, 'num_classes'),
+        ]))  # fmt: skip
+        orders = st.permutations(ANIMALS)
+        node[key] = draw(PATHS if key in ('ann_file', 'data_prefix') else ANYTHING | orders)
+
+
+def _check_folders(draw):
+    with tempfile.TemporaryDirectory() as folder:
+        root = save_folders(Path(folder))
+        cfg = classifier(root)
+        _mutate_folders(draw, root, cfg)
+        problems, samples = _outcome(cfg)
+        assert all('\n' not in line for line in problems)
+        if problems or samples is None:
+            assert problems
+            return
+        data = cfg.train_dataloader.dataset
+        folders = sorted(path.name for path in root.glob('train/*'))
+        names = (data.get('metainfo') or {}).get('classes') or data.get('classes') or folders
+        assert samples
+        for sample in samples:
+            info = sample['data_samples']
+            name = Path(info.img_path).parent.name
+            given = names[int(info.gt_label)]
+            # Folders with other names than all classes cannot be compared.
+            known = {n.casefold() for n in names} & {
+                p.name.casefold() for p in root.glob('train/*')
+            }
+            assert given.casefold() == name.casefold() or not known
+
+
+def _mutations(count):
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    return settings(max_examples=count, deadline=None, suppress_health_check=checks)
+
+
+@pytest.mark.parametrize('check', [_check_maps, _check_folders])
+@_mutations(20)
+@given(data=st.data())
+def test_one_mutation_of_right_data_is_right_or_one_line(check, data):
+    check(data.draw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('check', [_check_maps, _check_folders])
+@_mutations(150)
+@given(data=st.data())
+def test_many_mutations_of_right_data_are_right_or_one_line(check, data):
+    check(data.draw)
