@@ -316,10 +316,10 @@ def test_maps_that_cannot_be_read_are_skipped_like_images(maps, tmp_path):
     assert train[0]['data_samples'].seg_map_path.endswith(('1.png', '2.png'))
     assert (val[1]['data_samples'].gt_sem_seg.data == 255).all()
     listed = (tmp_path / 'work/bad_images.txt').read_text().splitlines()
-    assert [Path(path).parts[-2:] for path in listed] == [
+    assert {Path(path).parts[-2:] for path in listed} == {
         ('training', '0.png'),
         ('validation', '1.png'),
-    ]
+    }
     in_colour(maps / 'annotations/training/1.png')
     with pytest.raises(UserError, match='several channels'):
         train[1]
@@ -574,7 +574,16 @@ def test_right_lists_are_loaded(folders):
     assert has(look(cfg, pixels=False), 'train.txt', 'UTF-8')
 
 
-def test_images_without_labels_are_not_evaluated(folders):
+def test_repeated_names_of_a_known_data_set_are_counted_apart(folders):
+    cfg = config('gcvit_xxtiny_imagenet', **everywhere(data_root=str(folders)))  # two cranes
+    found = look(cfg, pixels=False)
+    assert has(found, '3 class folders, but 1000 classes')
+    assert not has(found, 'num_classes') and not has(found, 'twice')
+
+
+def test_images_without_labels_are_neither_learned_nor_evaluated(folders):
+    cfg = classifier(folders, **{'train_dataloader.dataset.with_label': False})
+    assert has(look(cfg, pixels=False), 'with_label=True', 'train_dataloader')
     cfg = classifier(folders, **{'test_dataloader.dataset.with_label': False})
     assert has(look(cfg, 'test_dataloader', pixels=False), 'with_label=True', 'test_dataloader')
     cfg.test_evaluator = []

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import FUNCTIONS
 
@@ -23,11 +22,11 @@ def collate_equal_sizes(batch: list[dict], how: str, padded_to: tuple[int, int])
     """
     sizes: dict[tuple, str] = {}
     for sample in batch:
-        inputs = sample.get('inputs')
-        if torch.is_tensor(inputs):  # a list for test-time augmentation
-            channels, *size = inputs.shape
-            key = (channels, *map(max, size, padded_to))
-            sizes.setdefault(key, f'{getattr(sample.get("data_samples"), "img_path", "an image")}')
+        inputs, info = sample['inputs'], sample['data_samples']
+        if isinstance(inputs, list):  # of test-time augmentation: all are of one image
+            inputs, info = inputs[0], info[0]
+        channels, *size = inputs.shape
+        sizes.setdefault((channels, *map(max, size, padded_to)), info.img_path)
     if len(sizes) > 1:
         shown = ', '.join(f'{name} {w} x {h}' for (_, h, w), name in list(sizes.items())[:2])
         raise UserError(

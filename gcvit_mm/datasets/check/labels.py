@@ -150,6 +150,8 @@ def _check_repeated(samples: list[Sample], dataset: BaseDataset, report: Report)
 def _count(classes: tuple[str, ...], samples: list[Sample], report: Report) -> None:
     counts = Counter(sample.label for sample in samples)
     names = dict(enumerate(classes)) or {label: str(label) for label in sorted(counts)}
+    repeated = {name for name, count in Counter(classes).items() if count > 1}
+    names = {k: f'{name} ({k})' if name in repeated else name for k, name in names.items()}
     for label, name in names.items():
         report.classes[name] = {'images': counts[label]}
         if not counts[label]:

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,8 +31,6 @@ OF_MMENGINE = (
 )
 # Heads of mmseg with a norm after a pooling to one pixel, unless ``pool_scales`` has no 1.
 POOLING_HEADS = ('UPerHead', 'PSPHead', 'APCHead', 'ASPPHead', 'DepthwiseSeparableASPPHead')
-
-
 # Losses of mmseg that take class 0 as the only channel, and the one that needs sigmoid.
 ONE_HOT_LOSSES, SOFTMAX_LOSS = ('DiceLoss', 'FocalLoss', 'TverskyLoss'), 'CrossEntropyLoss'
 
@@ -40,7 +39,7 @@ def class_names(metainfo: Mapping[str, Any]) -> tuple[str, ...]:
     """The class names of a data set's metainfo; empty if it has none.
 
     Raises:
-        UserError: They are not texts, or are repeated.
+        UserError: They are not a list of texts.
     """
     classes = metainfo.get('classes')
     if classes is None:
@@ -55,8 +54,6 @@ def class_names(metainfo: Mapping[str, Any]) -> tuple[str, ...]:
     for name in classes:
         if not isinstance(name, str) or not name.strip():
             raise UserError(f'metainfo.classes has {name!r}, which is not a name: write texts')
-        if list(classes).count(name) > 1:
-            raise UserError(f'metainfo.classes has {name!r} twice: each class needs its own name')
     return tuple(classes)
 
 
@@ -68,16 +65,20 @@ def check_metainfo(cfg: Config, config: ConfigDict) -> None:
     metainfo = metainfo_of(cfg, config)
     if isinstance(metainfo.get('classes'), str) and os.path.isfile(metainfo['classes']):
         return
-    classes, palette = class_names(metainfo), metainfo.get('palette')
-    # A selection of the known classes of a data set takes their colours.
-    selected = metainfo_of(cfg, ConfigDict(type=config.type)).get('classes')
-    longer = cfg.get('default_scope') == 'mmseg' and not selected
-    if not isinstance(palette, list | tuple) or not palette or not classes:
+    classes, palette = class_names(metainfo), metainfo.get('palette', [])
+    known = metainfo_of(cfg, ConfigDict(type=config.type)).get('classes') or ()
+    for name, count in Counter(classes).items():
+        if count > 1 and classes != tuple(known):  # ImageNet has two cranes
+            raise UserError(f'metainfo.classes has {name!r} twice: each class needs its own name')
+    if cfg.get('default_scope') != 'mmseg':
         return
-    if len(palette) < len(classes) or (longer and len(palette) > len(classes)):
+    if not isinstance(palette, list | tuple):
+        raise UserError(f'metainfo.palette is {palette!r}: write a colour for each class, or []')
+    # A selection of the known classes of a data set takes their colours.
+    if palette and (len(palette) < len(classes) or (not known and len(palette) > len(classes))):
         raise UserError(
             f'metainfo.palette has {len(palette)} colours for {len(classes)} classes: write one '
-            'for each, or palette=None'
+            'for each, or palette=[]'
         )
 
 
@@ -121,34 +122,44 @@ def _loader_problems(cfg: Config, name: str, dataset: BaseDataset) -> Iterator[t
     except Exception as error:  # PyTorch raises different errors for wrong settings
         yield 'PyTorch refuses settings of a data loader', f'{name}: {error}'
         return
-    least, reason = smallest_batch(cfg, name)
+    pooling = [key for key, head in _heads(cfg) if _pools_to_one(head)]
+    training = name == 'train_dataloader'
+    least, reason = smallest_batch(cfg, name, finite=bool(training and pooling))
     if not least:
         what = 'no batch is left by drop_last: lower batch_size, or set drop_last=False'
-        yield what, f'{name}: {reason}'
-    elif least == 1 and name == 'train_dataloader':
-        for key, head in _heads(cfg):
-            kind = str((head.get('norm_cfg') or {}).get('type', ''))
-            # SyncBN computes the statistics of all processes together.
-            alone = kind.startswith('BN') or (kind == 'SyncBN' and get_world_size() < 2)
-            if head.get('type') in POOLING_HEADS and 1 in head.get('pool_scales', [1]) and alone:
-                what = f'batch norm of {key} needs two images in each batch: it pools to one pixel'
-                yield f'{what}. Set batch_size=2 and drop_last=True, or norm GN', reason
+        yield what, reason
+    elif least == 1 and training and pooling:
+        what = f'batch norm of {pooling[0]} needs two images in each batch: it pools to one pixel'
+        yield f'{what}. Set batch_size=2 and drop_last=True, or norm_cfg.type=GN', reason
 
 
-def smallest_batch(cfg: Config, name: str) -> tuple[int, str]:
-    """The size of the smallest batch of a data loader in a process, and its reason."""
+def _pools_to_one(head: ConfigDict) -> bool:
+    """Whether a head has a batch norm of one value for each image."""
+    norm = str((head.get('norm_cfg') or {}).get('type', ''))
+    # SyncBN computes the statistics of all processes together.
+    alone = norm.startswith('BN') or (norm == 'SyncBN' and get_world_size() < 2)
+    return alone and head.get('type') in POOLING_HEADS and 1 in head.get('pool_scales', [1])
+
+
+def smallest_batch(cfg: Config, name: str, finite: bool) -> tuple[int, str]:
+    """The size of the smallest batch of a data loader in a process, and its reason.
+
+    Args:
+        cfg: The config.
+        name: The key of the data loader.
+        finite: Look at the last batch too, which may be smaller; it takes the number of images.
+    """
     loader = cfg[name]
     size = loader.get('batch_size', 1)
     sampler, batches = loader.get('sampler') or {}, loader.get('batch_sampler') or {}
     drops = loader.get('drop_last') or batches.get('drop_last')
-    finite = str(sampler.get('type', '')).endswith('DefaultSampler')
-    if not finite or (size == 1 and not drops) or (name != 'train_dataloader' and not drops):
+    if not str(sampler.get('type', '')).endswith('DefaultSampler') or not (drops or finite):
         return size, f'{name}.batch_size={size}'
     try:
         with default_scope(cfg):
             images = len(DATASETS.build(_without_pipelines(loader.dataset)))
     except Exception:  # the check of the data tells the reason
-        return size, ''
+        return size, f'{name}.batch_size={size}'
     own = math.ceil(images / get_world_size())
     reason = f'{name}.batch_size={size} with {own} images for a process'
     if drops:
@@ -165,19 +176,23 @@ def _without_pipelines(node: Any) -> Any:
 
 def _metainfo_problems(cfg: Config, loader: str) -> Iterator[tuple[str, str]]:
     first, *others = (metainfo_of(cfg, config) for config in datasets_of(cfg[loader]))
-    for other in others:
+    # mmdet joins data sets of different classes.
+    for other in others if cfg.get('default_scope') != 'mmdet' else []:
         for key in ('classes', 'palette'):
             if other.get(key) != first.get(key):
                 yield f'data sets of one loader have different {key}', f'{loader}.dataset'
 
 
 def _evaluator_problems(cfg: Config, split: str, dataset: BaseDataset) -> Iterator[tuple[str, str]]:
+    labelled = getattr(dataset, 'with_label', True)
+    if not labelled and split == 'train' and cfg.model.get('type') == 'ImageClassifier':
+        yield 'a classifier learns from labels: set with_label=True', f'{split}_dataloader.dataset'
     for evaluator in evaluators_of(cfg, split):
         if evaluator.get('format_only'):
             if not evaluator.get('output_dir') and not evaluator.get('outfile_prefix'):
                 what = 'format_only needs a place to write to: pass --out PREFIX, or set output_dir'
                 yield what, f'{split}_evaluator'
-        elif not getattr(dataset, 'with_label', True):
+        elif not labelled:
             what = 'images without labels cannot be evaluated: set with_label=True'
             yield what, f'{split}_dataloader.dataset'
 
@@ -210,6 +225,9 @@ def _class_weights(node: Any, classes: int, key: str = 'model') -> Iterator[tupl
 def _map_problems(
     cfg: Config, loader: str, dataset: BaseDataset, classes: int
 ) -> Iterator[tuple[str, str]]:
+    if not classes:
+        yield 'no class names: set metainfo.classes', f'{loader}.dataset'
+        return
     split = loader.removesuffix('_dataloader')
     evaluators = [
         (f'{split}_evaluator', evaluator)
@@ -219,7 +237,7 @@ def _map_problems(
     users = list(_heads(cfg)) if split == 'train' else evaluators
     for key, user in users:
         ignored = user.get('ignore_index', 255)
-        if ignored not in (None, dataset.ignore_index):
+        if ignored != dataset.ignore_index:
             what = 'ignore_index of data set, heads and evaluators must be equal'
             own = f'{loader}.dataset.ignore_index={dataset.ignore_index}'
             yield what, f'{key}.ignore_index={ignored}, {own}'
