@@ -20,13 +20,13 @@ from PIL import Image
 
 import gcvit_mm.register  # noqa: F401
 from gcvit_mm.config import datasets_of, default_scope, read_config
+from gcvit_mm.datasets.check.heads import check_heads, class_names
 from gcvit_mm.datasets.check.label_maps import check_label_maps
 from gcvit_mm.datasets.check.labels import check_labels
 from gcvit_mm.datasets.check.report import Report
-from gcvit_mm.datasets.check.settings import check_metainfo, check_settings
+from gcvit_mm.datasets.check.settings import check_settings
 from gcvit_mm.datasets.collate import collate_equal_sizes, prepare_collating
 from gcvit_mm.datasets.load_label_map import LoadWholeMap, prepare_maps
-from gcvit_mm.datasets.preflight import check_heads
 from gcvit_mm.engine.setup import LOADERS, prepare
 from gcvit_mm.errors import UserError
 from gcvit_mm.run_config import check_paths
@@ -131,7 +131,7 @@ def look(cfg, loader='train_dataloader', *, pixels):
     for data in datasets_of(cfg[loader]):
         try:
             check_paths(loader, data)
-            check_metainfo(cfg, data)
+            check_heads(cfg, loader, class_names(cfg, loader, data))
             dataset = build(cfg, data)
             check_settings(cfg, loader, dataset, report)
             check = check_label_maps if cfg.default_scope == 'mmseg' else check_labels
@@ -385,7 +385,7 @@ SETTINGS = [
     ({'model.decode_head.out_channels': 1}, 'out_channels=1 for 3 classes'),
     ({'model.decode_head.out_channels': 4}, 'out_channels=4 for 3 classes'),
     ({'train_dataloader.dataset.metainfo': dict(classes='disk')}, "text 'disk'", "('disk',)"),
-    ({'train_dataloader.dataset.metainfo': dict(classes=(0, 1, 2))}, '0, which is not a name'),
+    ({'train_dataloader.dataset.metainfo': dict(classes=(0, 1, 2))}, 'has 0', "write '0'"),
     ({'train_dataloader.dataset.metainfo': dict(classes=('a', 'b', 'a'))}, "'a' twice"),
     ({'train_dataloader.dataset.metainfo': dict(palette=[[1, 2, 3]] * 4)}, '4 colours for 3'),
     ({'train_dataloader.dataset.metainfo': dict(palette=[[1, 2, 3]])}, '1 colours for 3'),
@@ -509,8 +509,9 @@ def moved(root, **names):
 
 def test_folders_in_another_order_than_the_classes_are_an_error(folders):
     def errors(*classes):
-        meta = dict(classes=classes)
-        return look(classifier(folders, **everywhere(metainfo=meta)), pixels=False)
+        cfg = classifier(folders, **everywhere(metainfo=dict(classes=classes)))
+        cfg.model.head.num_classes = cfg.data_preprocessor.num_classes = len(classes)
+        return look(cfg, pixels=False)
 
     assert not errors(*ANIMALS)
     assert not errors('Cat', 'Dog', 'Horse')

@@ -29,7 +29,6 @@ from .images import (
     unreadable,
 )
 from .report import Finding, Report
-from .settings import class_names
 
 # The values of masks that were painted black and white.
 BLACK_AND_WHITE = {0, 255}
@@ -56,7 +55,7 @@ def check_label_maps(dataset: BaseDataset, report: Report, *, pixels: bool = Tru
     Raises:
         UserError: The files cannot be listed.
     """
-    classes = class_names(dataset.metainfo)
+    classes = tuple(dataset.metainfo.get('classes') or ())
     entries = list_entries(dataset)
     if not entries:
         folder = dataset.data_prefix['img_path']

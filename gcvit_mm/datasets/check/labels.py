@@ -12,7 +12,6 @@ from ...errors import UserError
 from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
 from .label_maps import missing_files
 from .report import Report
-from .settings import class_names
 
 
 class Sample(NamedTuple):
@@ -32,9 +31,9 @@ def check_labels(dataset: BaseDataset, report: Report, *, pixels: bool = True) -
         pixels: Read all images. If not, only folders, lists and the files' names are checked.
 
     Raises:
-        UserError: The class names are wrong, or a list cannot be read.
+        UserError: A list cannot be read.
     """
-    classes = class_names(dataset.metainfo)
+    classes = tuple(dataset.metainfo.get('classes') or ())
     if dataset.ann_file:
         samples = _listed(dataset, len(classes), report)
     elif dataset.with_label:

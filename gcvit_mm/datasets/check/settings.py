@@ -1,10 +1,8 @@
 """Rules between the settings of a config and a data set, and for settings of data loaders."""
 
 import math
-import os
 import warnings
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -14,7 +12,6 @@ from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader
 
 from ...config import datasets_of, default_scope, evaluators_of, metainfo_of, transforms_of
-from ...errors import UserError
 from .report import Report
 
 WORKER_KEYS = ('persistent_workers', 'prefetch_factor', 'timeout')
@@ -35,53 +32,6 @@ POOLING_HEADS = ('UPerHead', 'PSPHead', 'APCHead', 'ASPPHead', 'DepthwiseSeparab
 ONE_HOT_LOSSES, SOFTMAX_LOSS = ('DiceLoss', 'FocalLoss', 'TverskyLoss'), 'CrossEntropyLoss'
 
 
-def class_names(metainfo: Mapping[str, Any]) -> tuple[str, ...]:
-    """The class names of a data set's metainfo; empty if it has none.
-
-    Raises:
-        UserError: They are not a list of texts.
-    """
-    classes = metainfo.get('classes')
-    if classes is None:
-        return ()
-    if isinstance(classes, str):
-        raise UserError(
-            f'metainfo.classes is the text {classes!r}, which is not a file of names: write a '
-            f'list, such as ({classes!r},)'
-        )
-    if not isinstance(classes, list | tuple):
-        raise UserError(f'metainfo.classes is {classes!r}: write a list of names')
-    for name in classes:
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f'metainfo.classes has {name!r}, which is not a name: write texts')
-    return tuple(classes)
-
-
-def check_metainfo(cfg: Config, config: ConfigDict) -> None:
-    """Raise a ``UserError`` if class names or the palette in the config of a data set are wrong."""
-    given = config.get('metainfo')
-    if not isinstance(given, dict | None):
-        raise UserError(f'metainfo is {given!r}: write dict(classes=...)')
-    metainfo = metainfo_of(cfg, config)
-    if isinstance(metainfo.get('classes'), str) and os.path.isfile(metainfo['classes']):
-        return
-    classes, palette = class_names(metainfo), metainfo.get('palette', [])
-    known = metainfo_of(cfg, ConfigDict(type=config.type)).get('classes') or ()
-    for name, count in Counter(classes).items():
-        if count > 1 and classes != tuple(known):  # ImageNet has two cranes
-            raise UserError(f'metainfo.classes has {name!r} twice: each class needs its own name')
-    if cfg.get('default_scope') != 'mmseg':
-        return
-    if not isinstance(palette, list | tuple):
-        raise UserError(f'metainfo.palette is {palette!r}: write a colour for each class, or []')
-    # A selection of the known classes of a data set takes their colours.
-    if palette and (len(palette) < len(classes) or (not known and len(palette) > len(classes))):
-        raise UserError(
-            f'metainfo.palette has {len(palette)} colours for {len(classes)} classes: write one '
-            'for each, or palette=[]'
-        )
-
-
 def check_settings(cfg: Config, loader: str, dataset: BaseDataset, report: Report) -> None:
     """Check the settings that must fit a data set.
 
@@ -90,11 +40,8 @@ def check_settings(cfg: Config, loader: str, dataset: BaseDataset, report: Repor
         loader: The key of the data loader, such as 'train_dataloader'.
         dataset: A data set of the loader, not initialised.
         report: The report to add problems to.
-
-    Raises:
-        UserError: The class names are wrong.
     """
-    classes = class_names(dataset.metainfo)
+    classes = dataset.metainfo.get('classes') or ()
     problems = [
         *_loader_problems(cfg, loader, dataset),
         *_metainfo_problems(cfg, loader),
