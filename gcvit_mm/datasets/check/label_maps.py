@@ -30,6 +30,7 @@ from .images import (
 )
 from .report import Finding, Report
 
+NO_MAP = 'image without a label map: add it, or check seg_map_suffix and data_prefix'
 # The values of masks that were painted black and white.
 BLACK_AND_WHITE = {0, 255}
 
@@ -113,8 +114,7 @@ def _check_names(dataset: BaseDataset, entries: list[dict], report: Report) -> s
     maps = [entry['seg_map_path'] for entry in entries if entry.get('seg_map_path')]
     missing = missing_files(maps)
     for path in missing:
-        what = 'image without a label map'
-        report.add('error', what, relative(path, dataset.data_root))
+        report.add('error', NO_MAP, relative(path, dataset.data_root))
     seen: set[int] = set()
     for path in maps if not missing else []:
         try:
@@ -168,7 +168,7 @@ def _examine(entry: dict, root: str | None, labels: np.ndarray) -> Pair:
         except WrongMap as error:
             pair.findings.append(Finding('error', error.what, f'{place}: {error.detail}'))
         except FileNotFoundError:
-            pair.findings.append(Finding('error', 'image without a label map', place))
+            pair.findings.append(Finding('error', NO_MAP, place))
         except Exception as error:  # decoders raise all kinds of errors for damaged files
             what = 'label map cannot be read whole'
             pair.findings.append(Finding('error', what, f'{place}: {reason(error)}'))

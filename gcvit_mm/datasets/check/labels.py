@@ -93,7 +93,8 @@ def _in_folders(dataset: BaseDataset, classes: tuple[str, ...], report: Report) 
         report.add('error', what, f'{root}: {hint}')
     elif set(names) == set(lower) and names != lower:
         what = 'classes of the config are not in the alphabetical order of the folders'
-        report.add('error', what, f'{root}: {", ".join(folders[:5])}')
+        first = f'{", ".join(folders[:5])}{", ..." if len(folders) > 5 else ""}'
+        report.add('error', what, f'{root}: set metainfo.classes to {first}')
     elif not set(names).isdisjoint(lower) and names != lower:
         differing = ', '.join(sorted(set(folders) ^ set(classes))[:6])
         what = 'some class folders are not among the classes: rename either'
