@@ -275,7 +275,12 @@ def test_another_ignore_index_is_taken_from_the_data_set_and_is_used_for_padding
     assert has(look(cfg, 'val_dataloader', pixels=False), 'val_evaluator.ignore_index=255')
     cfg.val_evaluator.ignore_index = 250
     assert not look(cfg, pixels=True) + look(cfg, 'val_dataloader', pixels=True)
-    assert len(load(cfg)) == 3
+    turn = dict(type='RandomRotate', prob=1.0, degree=(45, 45))
+    cfg.train_dataloader.dataset.pipeline.insert(2, turn)
+    values = {
+        v for sample in load(cfg) for v in sample['data_samples'].gt_sem_seg.data.unique().tolist()
+    }
+    assert values == {0, 1, 2, 250}
     assert cfg.model.data_preprocessor.seg_pad_val == 250
     cfg.train_dataloader.dataset.reduce_zero_label = True
     assert has(look(cfg, pixels=False), 'ignore_index must be 255')

@@ -206,22 +206,24 @@ class LoadWholeMap(LoadWholeImage):
 def prepare_maps(cfg: Config, loader: str) -> None:
     """Tell the transforms of a data loader which values of label maps are classes.
 
-    Padding gets the ignored label too, unless the config says otherwise.
+    What pads maps gets the ignored value too, unless the config says otherwise.
     """
+    if cfg.get('default_scope') != 'mmseg':
+        return
     for config in datasets_of(cfg.get(loader)):
-        steps = transforms_of(config.get('pipeline', []), 'LoadWholeMap')
-        if not steps:
-            continue
         try:
             with default_scope(cfg):
                 dataset = DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
-            known = dict(
-                num_classes=len(dataset.metainfo['classes']), ignore_index=dataset.ignore_index
-            )
+            classes, ignored = len(dataset.metainfo['classes']), dataset.ignore_index
         except Exception:  # the check of the data tells the reason
             continue
-        for step in steps:
-            step.update(known)
-        batches = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
-        if batches.get('seg_pad_val') == DROPPED:
-            batches['seg_pad_val'] = dataset.ignore_index
+        pipeline = config.get('pipeline', [])
+        for step in transforms_of(pipeline, 'LoadWholeMap'):
+            step.update(num_classes=classes, ignore_index=ignored)
+        if ignored != DROPPED:
+            batches = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+            if batches.get('seg_pad_val') == DROPPED:
+                batches['seg_pad_val'] = ignored
+            for kind in ('RandomRotate', 'RandomMosaic'):
+                for step in transforms_of(pipeline, kind):
+                    step.setdefault('seg_pad_val', ignored)

@@ -76,7 +76,8 @@ def _skip_bad_images(cfg: Config, maximum: int) -> None:
                     bad_images_file=path,
                     max_bad_images=maximum,
                 )
-                loaders.append(step)
+                if step.type == 'LoadWholeImage':
+                    loaders.append(step)
     if not loaders:
         raise UserError('--skip-bad-images: use LoadWholeImage in the pipelines of the config')
 

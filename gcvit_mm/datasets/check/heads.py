@@ -47,13 +47,15 @@ def class_names(cfg: Config, loader: str, dataset: ConfigDict) -> tuple[str, ...
     if not isinstance(given, dict):
         raise UserError(f'{loader}.dataset.metainfo is {given!r}: write dict(classes=...)')
     metainfo = metainfo_of(cfg, dataset)
-    classes = metainfo.get('classes') or ()
+    classes = metainfo.get('classes')
     key = f'{loader}.dataset.metainfo.classes'
+    if classes is None:
+        return ()
     if isinstance(classes, str):
         if not os.path.isfile(classes):
             raise UserError(f'{key} is the text {classes!r}: write ({classes!r},), with the comma')
         classes = list_from_file(classes)
-    if not isinstance(classes, list | tuple):
+    if not isinstance(classes, list | tuple) or not classes:
         raise UserError(f'{key} is {classes!r}: write a list of names')
     wrong = [name for name in classes if not isinstance(name, str)]
     if wrong:

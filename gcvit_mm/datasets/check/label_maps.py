@@ -101,7 +101,8 @@ def missing_files(paths: Iterable[str]) -> list[str]:
         folder, name = os.path.split(path)
         if folder not in folders:
             folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in folders[folder]:
+        # Some file systems take a name in other letters too.
+        if name not in folders[folder] and not os.path.exists(path):
             missing.append(path)
     return missing
 
