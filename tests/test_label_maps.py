@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import ROOT
+from command_line import ROOT, fail, succeed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import ConfigDict
@@ -328,6 +328,25 @@ def test_maps_that_cannot_be_read_are_skipped_like_images(maps, tmp_path):
     in_colour(maps / 'annotations/training/1.png')
     with pytest.raises(UserError, match='several channels'):
         train[1]
+
+
+def test_a_training_skips_damaged_maps_and_stops_at_wrong_ones(tiny_shapes, tmp_path):
+    data = Path(shutil.copytree(tiny_shapes, tmp_path / 'data'))
+    cut(data / 'annotations/training/000003.png')
+    options = {
+        'train_cfg.max_iters': 2,
+        'train_cfg.val_interval': 2,
+        'train_dataloader.batch_size': 4,
+    }
+    for name in LOADERS:  # whose persistent_workers is True
+        options |= {f'{name}.dataset.data_root': data, f'{name}.num_workers': 0}
+    work = ['--work-dir', tmp_path / 'work', '--skip-bad-images', '--cfg-options']
+    args = [f'configs/{NANO_MAPS}.py', *work, *(f'{k}={v}' for k, v in options.items())]
+    assert '1 bad image(s) skipped' in succeed('train.py', *args)
+    for path in (data / 'annotations/training').iterdir():
+        save(path, np.zeros((64, 64, 3), np.uint8))
+    output = fail('train.py', *args, f'work_dir={tmp_path}/other')
+    assert 'label map' in output and 'several channels' in output and '.png' in output
 
 
 # --- Files ------------------------------------------------------------------------------------
