@@ -25,11 +25,11 @@ model = dict(
 
 train_pipeline = _base_.train_pipeline
 test_pipeline = _base_.test_pipeline
-train_pipeline[0] = dict(type='LoadWholeImage')
-test_pipeline[0] = dict(type='LoadWholeImage')
+train_pipeline[:2] = [dict(type='LoadWholeImage'), dict(type='LoadWholeMap')]
+test_pipeline[0], test_pipeline[2] = train_pipeline[:2]
 tta_pipeline = _base_.tta_pipeline
 tta_pipeline[0] = dict(type='LoadWholeImage')
-tta_pipeline[1].transforms[2][0].reduce_zero_label = True
+tta_pipeline[1].transforms[2] = [dict(type='LoadWholeMap')]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

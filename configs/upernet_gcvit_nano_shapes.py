@@ -40,7 +40,7 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadWholeImage'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadWholeMap'),
     dict(
         type='RandomFlip',
         prob=[0.25, 0.25, 0.25],

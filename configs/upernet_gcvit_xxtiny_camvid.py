@@ -49,7 +49,7 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadWholeImage'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadWholeMap'),
     dict(type='RandomResize', scale=(480, 360), ratio_range=(0.75, 1.5), keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop, cat_max_ratio=0.75),
     dict(type='RandomFlip', prob=0.5),

@@ -19,8 +19,8 @@ from pycocotools import mask as mask_utils
 
 from gcvit_mm.datasets.check import check_datasets, print_reports, write_reports
 from gcvit_mm.datasets.check.images import read_image
-from gcvit_mm.datasets.check.label_maps import labels_of_values
 from gcvit_mm.datasets.check.objects import unpack as _unpack
+from gcvit_mm.datasets.load_label_map import labels_of_values
 from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.errors import UserError
 
@@ -504,7 +504,8 @@ def test_values_of_maps_mean_what_mmseg_makes_of_them(reduce, classes, tmp_path)
         loaded = registry.build(dict(type='LoadAnnotations'))(results)['gt_seg_map']
     count = len(dataset.metainfo['classes'])
     expected = np.where((loaded < count) | (loaded == 255), loaded.astype(int), -1)
-    assert labels_of_values(dataset, count).tolist() == expected.tolist()
+    labels = labels_of_values(reduce, dataset.label_map, count)
+    assert labels.tolist() == [*expected.tolist(), -1]
 
 
 def replace_map(values):
@@ -589,7 +590,7 @@ def test_mistakes_in_lists_of_labels_are_found_with_their_lines(folders):
     assert has(found, 'line is not a path, a space and a label', 'line 3', 'two')
     assert has(found, 'label is not from 0 to 2', 'line 4')
     assert has(found, 'listed with different labels: train/box/0.png: 0 and 1')
-    assert has(found, 'image cannot be read whole', 'box/gone.png: No such file')
+    assert has(found, 'image cannot be read whole', 'line 6', 'box/gone.png', 'No such file')
     assert len(found) == 5
 
 

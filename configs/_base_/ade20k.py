@@ -3,7 +3,7 @@
 _base_ = 'mmseg::_base_/datasets/ade20k.py'
 
 load_image = dict(type='LoadWholeImage')
-load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)
+load_labels = dict(type='LoadWholeMap')
 train_pipeline = [
     load_image,
     load_labels,

@@ -2,7 +2,7 @@
 
 test_pipeline = [
     dict(type='LoadWholeImage'),
-    dict(type='LoadAnnotations'),
+    dict(type='LoadWholeMap'),
     dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
@@ -37,7 +37,7 @@ tta_pipeline = [
         transforms=[
             [dict(type='Resize', scale_factor=s, keep_ratio=True) for s in (0.75, 1.0, 1.25)],
             [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='LoadAnnotations')],
+            [dict(type='LoadWholeMap')],
             [dict(type='PackSegInputs')],
         ],
     ),

@@ -17,6 +17,9 @@ from mmengine.runner import BaseLoop
 
 from ..cli import BAD_IMAGES
 from ..config import datasets_of, default_scope, find_class, transforms_of
+from ..datasets.check.settings import WORKER_KEYS
+from ..datasets.collate import prepare_collating
+from ..datasets.load_label_map import prepare_maps
 from ..errors import UserError
 from ..weights.mm_loaders import register_loaders
 from .distributed import init_processes
@@ -66,6 +69,11 @@ def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
             cfg[name].setdefault('worker_init_fn', dict(type='init_worker'))
             if cfg[name].get('num_workers'):
                 cfg[name].setdefault('timeout', LOADER_TIMEOUT)
+            else:
+                for key in WORKER_KEYS:
+                    cfg[name].pop(key, None)
+            prepare_maps(cfg, name)
+            prepare_collating(cfg, name)
     if skip_bad_images:
         _skip_bad_images(cfg, skip_bad_images)
     init_processes(cfg)
@@ -133,13 +141,19 @@ def _skip_bad_images(cfg: Config, maximum: int) -> None:
     loaders = []
     for name in LOADERS:
         for dataset in datasets_of(cfg.get(name)):
-            for step in transforms_of(dataset.get('pipeline', []), 'LoadWholeImage'):
+            pipeline = dataset.get('pipeline', [])
+            for step in (
+                *transforms_of(pipeline, 'LoadWholeImage'),
+                *transforms_of(pipeline, 'LoadWholeMap'),
+            ):
                 step.update(
-                    on_bad='blank' if dataset.get('test_mode') else 'skip',
+                    # Another image would count twice in an evaluation.
+                    on_bad='skip' if name == 'train_dataloader' else 'blank',
                     bad_images_file=path,
                     max_bad_images=maximum,
                 )
-                loaders.append(step)
+                if step.type == 'LoadWholeImage':
+                    loaders.append(step)
     if not loaders:
         raise UserError('--skip-bad-images: use LoadWholeImage in the pipelines of the config')
 

@@ -19,6 +19,7 @@ from .images import ReadImage, add_image, in_parallel, read_image, relative, unr
 from .label_maps import check_label_maps
 from .labels import check_labels
 from .report import Report, print_reports, summary, write_reports
+from .settings import check_settings
 
 __all__ = ['Report', 'check_datasets', 'print_reports', 'summary', 'write_reports']
 
@@ -88,6 +89,7 @@ def _check(cfg: Config, split: str, config: ConfigDict, report: Report, pixels: 
         classes = class_names(cfg, loader, config)
         check_heads(cfg, loader, classes)
         dataset = _build(cfg, config)
+        check_settings(cfg, loader, dataset, report)
         _check_content(cfg, split, config, dataset, report, pixels)
         if not classes:  # they are those that were found
             check_heads(cfg, loader, tuple(report.classes))
@@ -133,13 +135,11 @@ def _check_content(
             needs_annotations=not any(evaluator.get('format_only') for evaluator in evaluators),
             pixels=pixels,
         )
-    elif not pixels:
-        pass
     elif 'mmseg.BaseSegDataset' in bases:
-        check_label_maps(dataset, report)
+        check_label_maps(dataset, report, pixels=pixels)
     elif _loads_as(dataset, 'mmpretrain', 'CustomDataset'):
-        check_labels(dataset, report)
-    else:
+        check_labels(dataset, report, pixels=pixels)
+    elif pixels:
         _check_images(dataset, report)
 
 

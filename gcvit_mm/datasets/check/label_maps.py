@@ -2,14 +2,23 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from mmengine.dataset import BaseDataset
-from PIL import Image
 
+from ...errors import UserError
+from ..load_label_map import (
+    INVALID,
+    WrongMap,
+    check_size,
+    check_values,
+    decode_map,
+    labels_of_values,
+)
 from .images import (
     ReadImage,
     add_image,
@@ -21,9 +30,9 @@ from .images import (
 )
 from .report import Finding, Report
 
-# The label that losses and metrics of mmseg ignore.
-IGNORED = 255
-INVALID = -1
+NO_MAP = 'image without a label map: add it, or check seg_map_suffix and data_prefix'
+# The values of masks that were painted black and white.
+BLACK_AND_WHITE = {0, 255}
 
 
 @dataclass
@@ -32,114 +41,155 @@ class Pair:
 
     image: ReadImage | str
     findings: list[Finding]
-    values: np.ndarray | None = None
+    values: dict[int, int] | None = None
 
 
-def check_label_maps(dataset: BaseDataset, report: Report) -> None:
+def check_label_maps(dataset: BaseDataset, report: Report, *, pixels: bool = True) -> None:
     """Check a data set of images and label maps.
 
     Args:
         dataset: A subclass of mmseg's ``BaseSegDataset``, not initialised.
         report: The report to add problems to.
+        pixels: Read all files. If not, only the files' names are checked, and label maps are read
+            until one has another value than 0 and 255.
+
+    Raises:
+        UserError: The files cannot be listed.
     """
-    entries = dataset.load_data_list()
-    folder = dataset.data_prefix['img_path']
-    if not entries:
-        report.add('error', f'no images *{dataset.img_suffix}', _suffixes(folder))
     classes = tuple(dataset.metainfo.get('classes') or ())
-    labels = labels_of_values(dataset, len(classes))
-    pixels, images = Counter[int](), Counter[int]()
-    examine = partial(_examine, root=dataset.data_root)
+    entries = list_entries(dataset)
+    if not entries:
+        folder = dataset.data_prefix['img_path']
+        what = f'no images *{dataset.img_suffix}: check img_suffix and data_prefix'
+        report.add('error', what, dataset.ann_file or _suffixes(folder))
+    if pixels:
+        seen = _check_files(dataset, entries, classes, report)
+        _check_unpaired(dataset, entries, report)
+    else:
+        seen = _check_names(dataset, entries, report)
+        report.classes = {name: {} for name in classes}
+    if seen and seen <= BLACK_AND_WHITE and len(classes) > 1:
+        if 255 in seen and dataset.ignore_index == 255:
+            what = 'label maps have only the values 0 and 255: 255 is ignored, write 1'
+            report.add('error', what, dataset.data_prefix['seg_map_path'])
+        elif report.name.startswith('train'):
+            what = 'label maps have only one value: there is nothing to learn'
+            report.add('error', what, dataset.data_prefix['seg_map_path'])
+
+
+def list_entries(dataset: BaseDataset) -> list[dict]:
+    """The entries of a data set, from its folders or lists.
+
+    Raises:
+        UserError: They cannot be listed.
+    """
+    try:
+        return dataset.load_data_list()
+    except Exception as error:  # data sets raise different errors
+        message = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        where = dataset.ann_file or dataset.data_prefix
+        raise UserError(
+            f'{where} ({type(dataset).__name__}) cannot be loaded: {message}'
+        ) from error
+
+
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """The paths that do not exist; each folder is listed once, which is fast for many files."""
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        # Some file systems take a name in other letters too.
+        if name not in folders[folder] and not os.path.exists(path):
+            missing.append(path)
+    return missing
+
+
+def _check_names(dataset: BaseDataset, entries: list[dict], report: Report) -> set[int]:
+    """Check that all files exist; returns the values of label maps, as far as they were read."""
+    for path in missing_files(entry['img_path'] for entry in entries):
+        place = relative(path, dataset.data_root)
+        report.extend([unreadable('No such file or directory', place)])
+    maps = [entry['seg_map_path'] for entry in entries if entry.get('seg_map_path')]
+    missing = missing_files(maps)
+    for path in missing:
+        report.add('error', NO_MAP, relative(path, dataset.data_root))
+    seen: set[int] = set()
+    for path in maps if not missing else []:
+        try:
+            seen.update(_count_values(decode_map(Path(path).read_bytes())))
+        except Exception:  # it is named when it is loaded
+            return set()
+        if not seen <= BLACK_AND_WHITE:
+            break
+    return seen
+
+
+def _check_files(
+    dataset: BaseDataset, entries: list[dict], classes: tuple[str, ...], report: Report
+) -> set[int]:
+    """Read all images and label maps; returns the values of the maps."""
+    labels = labels_of_values(
+        dataset.reduce_zero_label, dataset.label_map, len(classes), dataset.ignore_index
+    )
+    pixels, images, seen = Counter[int](), Counter[int](), set[int]()
+    examine = partial(_examine, root=dataset.data_root, labels=labels)
     for entry, pair in zip(entries, in_parallel(examine, entries, report.name), strict=True):
         report.extend(pair.findings)
         if isinstance(pair.image, ReadImage):
             add_image(report, pair.image)
-        if pair.values is not None:
-            place = relative(entry['seg_map_path'], dataset.data_root)
-            counts = _count_labels(pair.values, labels, place, report)
+        if pair.values:
+            seen |= pair.values.keys()
+            counts = Counter[int]()
+            for value, count in pair.values.items():
+                counts[int(labels[min(value, 256)])] += count
+            wrong = counts.pop(INVALID, 0)
+            if not wrong and set(counts) == {dataset.ignore_index}:
+                place = relative(entry['seg_map_path'], dataset.data_root)
+                report.add('warning', 'label map has only ignored pixels', place)
             pixels.update(counts)
             images.update(counts.keys())
-            share = 100 * counts[IGNORED] / max(pair.values.sum(), 1)
+            share = 100 * counts[dataset.ignore_index] / max(counts.total() + wrong, 1)
             report.sizes.setdefault('% ignored', []).append(share)
-    _check_unpaired_maps(dataset, entries, report)
     if classes and pixels:
         _count_classes(classes, pixels, images, report)
+    return seen
 
 
-def labels_of_values(dataset: BaseDataset, classes: int) -> np.ndarray:
-    """The label to which mmseg converts each value of a label map.
-
-    Args:
-        dataset: The data set, with ``reduce_zero_label`` and ``label_map``.
-        classes: Number of classes.
-
-    Returns:
-        Array (256,) of int: the class, ``IGNORED``, or ``INVALID``.
-    """
-    labels: np.ndarray = np.arange(256)
-    if dataset.reduce_zero_label:
-        labels = np.where((labels == 0) | (labels == IGNORED), IGNORED, labels - 1)
-    if dataset.label_map:
-        labels = np.array([dataset.label_map.get(label, label) for label in labels.tolist()])
-    labels[(labels >= classes) & (labels != IGNORED)] = INVALID
-    return labels
-
-
-def _examine(entry: dict, root: str | None) -> Pair:
+def _examine(entry: dict, root: str | None, labels: np.ndarray) -> Pair:
     image = read_image(entry['img_path'])
     place = relative(entry['img_path'], root)
     pair = Pair(image, [unreadable(image, place)] if isinstance(image, str) else [])
     if entry.get('seg_map_path'):
-        _examine_map(pair, entry['seg_map_path'], relative(entry['seg_map_path'], root))
+        place = relative(entry['seg_map_path'], root)
+        try:
+            _examine_map(pair, entry['seg_map_path'], labels)
+        except WrongMap as error:
+            pair.findings.append(Finding('error', error.what, f'{place}: {error.detail}'))
+        except FileNotFoundError:
+            pair.findings.append(Finding('error', NO_MAP, place))
+        except Exception as error:  # decoders raise all kinds of errors for damaged files
+            what = 'label map cannot be read whole'
+            pair.findings.append(Finding('error', what, f'{place}: {reason(error)}'))
     return pair
 
 
-def _examine_map(pair: Pair, path: str, place: str) -> None:
-    try:
-        with Image.open(path) as label_map:
-            bands, size = label_map.getbands(), label_map.size
-            # Like mmseg, read the indices of a palette, not its colours.
-            values = np.asarray(label_map)
-    except FileNotFoundError:
-        pair.findings.append(Finding('error', 'image without a label map', place))
-        return
-    except Exception as error:  # decoders raise all kinds of errors for damaged files
-        what = 'label map cannot be read whole'
-        pair.findings.append(Finding('error', what, f'{place}: {reason(error)}'))
-        return
-    if isinstance(pair.image, ReadImage) and size != (pair.image.width, pair.image.height):
-        detail = f'{size[0]} x {size[1]}, image {pair.image.width} x {pair.image.height}'
-        what = 'label map and image differ in size'
-        pair.findings.append(Finding('error', what, f'{place}: {detail}'))
-    if len(bands) > 1:
-        what = 'label map has several channels: it must have one, with class numbers'
-        pair.findings.append(Finding('error', what, f'{place}: {"".join(bands)}'))
-    elif values.dtype.kind == 'f' or values.min() < 0:
-        what = 'label map with values that are not class numbers'
-        pair.findings.append(Finding('error', what, f'{place}: {values.dtype}'))
-    else:
-        pair.values = np.bincount(values.ravel(), minlength=256)
+def _examine_map(pair: Pair, path: str, labels: np.ndarray) -> None:
+    values = decode_map(Path(path).read_bytes())
+    pair.values = _count_values(values)
+    if isinstance(pair.image, ReadImage):
+        check_size(values, pair.image.width, pair.image.height)
+    check_values(np.array(list(pair.values)), labels)
 
 
-def _count_labels(
-    values: np.ndarray, labels: np.ndarray, place: str, report: Report
-) -> Counter[int]:
-    """Count the pixels of each label of a label map, and report values that are not classes."""
-    present = np.flatnonzero(values)
-    wrong = [int(v) for v in present if v >= len(labels) or labels[v] == INVALID]
-    if wrong:
-        report.add('error', 'label map values are not classes', f'{place}: {_brief(wrong)}')
-    counts: Counter[int] = Counter()
-    for value in set(present.tolist()) - set(wrong):
-        counts[int(labels[value])] += int(values[value])
-    if not wrong and set(counts) == {IGNORED}:
-        report.add('warning', 'label map has only ignored pixels', place)
-    return counts
-
-
-def _brief(values: list[int]) -> str:
-    shown = ', '.join(map(str, values[:10]))
-    return f'{shown}, ... {values[-1]}' if len(values) > 10 else shown
+def _count_values(values: np.ndarray) -> dict[int, int]:
+    if values.itemsize == 1:  # several times faster
+        counts = np.bincount(values.ravel())
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    present, sums = np.unique(values, return_counts=True)
+    return dict(zip(present.tolist(), sums.tolist(), strict=True))
 
 
 def _suffixes(folder: str) -> str:
@@ -149,15 +199,19 @@ def _suffixes(folder: str) -> str:
     return f'{folder}: {files or "empty"}'
 
 
-def _check_unpaired_maps(dataset: BaseDataset, entries: list[dict], report: Report) -> None:
-    folder = dataset.data_prefix.get('seg_map_path')
-    if not folder or dataset.ann_file:  # a list may name only some images of the folder
-        return
-    known = {os.path.normpath(entry['seg_map_path']) for entry in entries}
-    for path in sorted(Path(folder).rglob(f'*{dataset.seg_map_suffix}')):
-        if os.path.normpath(path) not in known:
-            place = relative(str(path), dataset.data_root)
-            report.add('warning', 'label map without an image', place)
+def _check_unpaired(dataset: BaseDataset, entries: list[dict], report: Report) -> None:
+    """Report images and label maps that are not used; a list may name only some of a folder."""
+    for key, suffix, what in (
+        ('img_path', '', f'file without the suffix {dataset.img_suffix} of images: not used'),
+        ('seg_map_path', dataset.seg_map_suffix, 'label map without an image'),
+    ):
+        folder = dataset.data_prefix.get(key)
+        if not folder or dataset.ann_file or not entries:
+            continue
+        known = {os.path.normpath(entry[key]) for entry in entries if key in entry}
+        for path in sorted(Path(folder).rglob(f'*{suffix}')):
+            if path.is_file() and path.name[0] != '.' and os.path.normpath(path) not in known:
+                report.add('warning', what, relative(str(path), dataset.data_root))
 
 
 def _count_classes(

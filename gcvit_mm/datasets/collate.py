@@ -1,0 +1,53 @@
+"""Collating of images, which need one size, in data loaders."""
+
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import FUNCTIONS
+
+from ..errors import UserError
+
+
+@FUNCTIONS.register_module()
+def collate_equal_sizes(batch: list[dict], how: str, padded_to: tuple[int, int]) -> Any:
+    """Collate samples, all of whose images must have one size.
+
+    Args:
+        batch: The samples of a pipeline.
+        how: The function that collates them.
+        padded_to: Smallest height and width, to which the model pads images.
+
+    Raises:
+        UserError: Two images differ in size.
+    """
+    sizes: dict[tuple, str] = {}
+    for sample in batch:
+        inputs, info = sample['inputs'], sample['data_samples']
+        if isinstance(inputs, list):  # of test-time augmentation: all are of one image
+            inputs, info = inputs[0], info[0]
+        channels, *size = inputs.shape
+        sizes.setdefault((channels, *map(max, size, padded_to)), info.img_path)
+    if len(sizes) > 1:
+        shown = ', '.join(f'{name} {w} x {h}' for (_, h, w), name in list(sizes.items())[:2])
+        raise UserError(
+            f'images of a batch differ in size after the pipeline ({shown}): resize or crop them '
+            'in the pipeline, or set batch_size=1 in the data loader'
+        )
+    return FUNCTIONS.get(how)(batch)
+
+
+def prepare_collating(cfg: Config, name: str) -> None:
+    """Use ``collate_equal_sizes`` in a data loader whose model cannot pad all images.
+
+    mmdet pads all, mmseg those of a training, up to the ``size`` of its data preprocessor.
+    """
+    loader: ConfigDict = cfg[name]
+    how = (loader.get('collate_fn') or {}).get('type', 'pseudo_collate')
+    scope = cfg.get('default_scope')
+    size: Any = (0, 0)
+    if scope == 'mmseg' and name == 'train_dataloader':
+        batches = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+        size = batches.get('size')
+    strict = dict(mmseg='pseudo_collate', mmpretrain='default_collate')
+    if how == strict.get(scope) and size:
+        loader.collate_fn = dict(type='collate_equal_sizes', how=how, padded_to=tuple(size))
