@@ -148,8 +148,9 @@ def find_resumable(
             continue
         if not isinstance(content, dict) or not {'optimizer', 'message_hub'} <= content.keys():
             continue  # weights only
-        meta = content.get('meta')
-        counts = [meta.get('iter'), meta.get('epoch')] if isinstance(meta, dict) else []
+        meta: Any = content.get('meta')
+        meta = meta if isinstance(meta, dict) else {}
+        counts: list[Any] = [meta.get('iter'), meta.get('epoch')]
         if [type(count) for count in counts] != [int, int] or min(counts) < 0:
             skipped.append(f'{path} does not say how many epochs and iterations were trained')
         elif (time := str(meta.get('time', ''))) >= since:
