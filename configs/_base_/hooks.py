@@ -7,5 +7,6 @@ gcvit_hooks = dict(
     data_time=dict(type='DataTimeHook'),
     progress_bar=dict(type='ProgressBarHook'),
     checkpoint_guard=dict(type='CheckpointGuardHook'),
+    evaluator=dict(type='EvaluatorHook'),
     preemption=dict(type='PreemptionHook'),
 )

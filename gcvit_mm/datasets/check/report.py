@@ -51,7 +51,7 @@ class Report:
 
     name: str
     source: str
-    file: str
+    file: str = ''
     problems: dict[tuple[Severity, str], list[str]] = field(default_factory=dict)
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
