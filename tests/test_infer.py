@@ -357,7 +357,7 @@ def test_a_folder_of_everything_is_predicted_and_what_is_no_image_is_listed(
 ):
     out = tmp_path / 'out'
     output = succeed('infer.py', trained.work_dir, mixed, '--out', out)
-    assert f'3 of 9 files cannot be read: see {out}/failed.txt' in output
+    assert f'3 of 9 files failed: see {out}/failed.txt' in output
     failed = (out / 'failed.txt').read_text()
     assert all(name in failed for name in ('cut.jpg', 'page.png', 'empty.mp4'))
     pictures = {str(path.relative_to(out / 'overlays')) for path in out.rglob('overlays/**/*.*')}
@@ -452,4 +452,4 @@ def test_a_run_in_which_nothing_could_be_read_fails(trained, tmp_path):
     (tmp_path / 'bad.png').write_text('no')
     out = tmp_path / 'out'
     error = fail('infer.py', trained.work_dir, tmp_path / 'bad.png', '--out', out)
-    assert f'1 of 1 files cannot be read: see {out}/failed.txt' in error
+    assert f'1 of 1 files failed: see {out}/failed.txt' in error

@@ -128,7 +128,7 @@ def report(out: str, inputs: list[Input], todo: list[Input], failed: list[str]) 
     if len(todo) < len(inputs):
         print(f'{len(inputs) - len(todo)} of {len(inputs)} files were done before')
     if failed:
-        message = f'{len(failed)} of {len(inputs)} files cannot be read: see {out}/failed.txt'
+        message = f'{len(failed)} of {len(inputs)} files failed: see {out}/failed.txt'
         if len(failed) == len(inputs):
             raise UserError(message)
         print(message)
