@@ -57,7 +57,9 @@ def eight_bits(image: Image.Image, upright: bool = True) -> Image.Image:
         ValueError: Its values are not integers of up to 16 bits, or 16-bit colours are too dark.
     """
     is_deep = ';16' in str(getattr(image, 'tile', ''))  # known until it is loaded
-    image.load()
+    file, image.filename = getattr(image, 'filename', ''), ''  # type: ignore[attr-defined]
+    image.load()  # with the name, Pillow would map the file into memory, and garble turned TIFFs
+    image.filename = file  # type: ignore[attr-defined]
     if upright:
         image = ImageOps.exif_transpose(image)
     if image.mode == 'F':
