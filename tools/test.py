@@ -85,12 +85,7 @@ def evaluate(
         runner.logger.info(f'Features are computed in {dtype}, predictions in float32')
     if tta:
         runner.model = model  # tests do not need the wrapper for several processes
-        settings = dict(cfg.tta_model)
-        if getattr(model, 'out_channels', None) == 1 and settings['type'].endswith('SegTTAModel'):
-            from gcvit_mm.evaluation.one_channel_tta import OneChannelTTAModel
-
-            settings['type'] = OneChannelTTAModel
-        runner.register_hook(PrepareTTAHook(settings))
+        runner.register_hook(PrepareTTAHook(tta_model_of(cfg, model)))
     if maps or pictures:
         runner.register_hook(PredictionFilesHook(maps, pictures))
     return runner.test()
@@ -125,6 +120,15 @@ def use_tta_pipeline(cfg: Config) -> None:
         raise UserError('--tta: set tta_model and tta_pipeline in the config')
     for dataset in datasets_of(cfg.test_dataloader):
         dataset.pipeline = cfg.tta_pipeline
+
+
+def tta_model_of(cfg: Config, model: Any) -> dict[str, Any]:
+    settings = dict(cfg.tta_model)
+    if getattr(model, 'out_channels', None) == 1 and settings['type'].endswith('SegTTAModel'):
+        from gcvit_mm.evaluation.one_channel_tta import OneChannelTTAModel
+
+        settings['type'] = OneChannelTTAModel
+    return settings
 
 
 @contextmanager
