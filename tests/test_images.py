@@ -176,7 +176,7 @@ def test_a_blank_image_has_the_size_of_its_label_map(tmp_path):
     Image.new('L', (50, 20)).save(tmp_path / 'map.png')
     results = dict(img_path=str(tmp_path / 'image.png'))
     blank = LoadWholeImage(on_bad='blank')
-    assert not blank(dict(results))["img"].any()
+    assert not blank(dict(results))['img'].any()
     found = blank(dict(results, seg_map_path=str(tmp_path / 'map.png')))
     assert found['img_shape'] == found['ori_shape'] == (20, 50)
     with pytest.raises(UserError, match=r'image\.png cannot be read \(not an image\)'):
@@ -197,18 +197,17 @@ def test_another_size_than_that_of_the_annotations_is_an_error(on_bad, tmp_path)
     loader(dict(img_path=str(tmp_path / 'a.png'), height=96, width=64))
 
 
-def test_exchanged_width_and_height_stop_evaluation_and_training(tiny_shapes):
+def test_a_wrong_size_stops_training_and_evaluation(tiny_shapes, tmp_path):
     from gcvit_mm.config import read_config
     from gcvit_mm.drawing.model_inputs import Feed
 
     cfg = read_config('mask_rcnn_gcvit_nano_shapes')
     for split in ('train', 'val'):
         dataset = cfg[f'{split}_dataloader'].dataset
-        source = tiny_shapes / dataset.ann_file
-        content = json.loads(source.read_text())
+        content = json.loads((tiny_shapes / dataset.ann_file).read_text())
         content['images'] = [dict(entry, width=64, height=48) for entry in content['images']]
-        dataset.update(data_root=str(tiny_shapes), ann_file=str(tiny_shapes / f'{split}_wrong.json'))
-        (tiny_shapes / f'{split}_wrong.json').write_text(json.dumps(content))
+        wrong = tmp_path / f'{split}.json'
+        wrong.write_text(json.dumps(content))
+        dataset.update(data_root=str(tiny_shapes), ann_file=str(wrong))
         with pytest.raises(UserError, match='says 64 x 48 pixels, the image has 64 x 64'):
             next(iter(Feed(cfg, split, seed=0)))
-        (tiny_shapes / f'{split}_wrong.json').unlink()

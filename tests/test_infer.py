@@ -154,7 +154,7 @@ def test_a_photo_that_its_camera_turned_is_upright(detector, tmp_path):
     'array', [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((0, 9, 3), np.uint8)]
 )
 def test_arrays_that_are_no_images_are_refused(array, detector):
-    with pytest.raises(UserError, match='pass (uint8|images like)'):
+    with pytest.raises(UserError, match=r'pass (uint8|images like)'):
         detector(array)
 
 
@@ -481,9 +481,7 @@ def test_frames_that_a_video_lacks_are_reported_and_tried_again(trained, photos,
     folder.mkdir()
     for name in ('cut.avi', 'whole.avi', 'whole.avi.mp4'):
         code = 'mp4v' if name.endswith('mp4') else 'MJPG'
-        writer = cv2.VideoWriter(
-            str(folder / name), cv2.VideoWriter.fourcc(*code), 10, (64, 64)
-        )
+        writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*code), 10, (64, 64))
         for photo in 3 * photos[:2]:
             writer.write(cv2.imread(str(photo)))
         writer.release()
@@ -519,13 +517,13 @@ def four_channels(tmp_path_factory):
     """A segmenter with random weights of images with four channels: config and checkpoint."""
     folder = tmp_path_factory.mktemp('four channels')
     base = ROOT / 'configs/upernet_gcvit_nano_shapes.py'
-    (folder / 'config.py').write_text(f'''
+    (folder / 'config.py').write_text(f"""
 _base_ = {str(base)!r}
 load = dict(type='LoadWholeImage', color_type='unchanged')
 pipeline = [load, dict(type='PackSegInputs')]
 model = dict(data_preprocessor=dict(mean=[127.0], std=[60.0]), backbone=dict(in_channels=4))
 test_dataloader = dict(dataset=dict(pipeline=pipeline))
-''')
+""")
     cfg = Config.fromfile(folder / 'config.py')
     with DefaultScope.overwrite_default_scope('mmseg'):
         torch.save(MODELS.build(cfg.model).state_dict(), folder / 'random.pth')
@@ -540,8 +538,7 @@ def test_a_model_of_four_channels_takes_files_arrays_and_pillow_images(four_chan
     image.save(tmp_path / 'images/a.png')
     bgr = values[..., [2, 1, 0, 3]]
     labels = [
-        predictor(given)[0].pred_sem_seg.data
-        for given in (tmp_path / 'images/a.png', image, bgr)
+        predictor(given)[0].pred_sem_seg.data for given in (tmp_path / 'images/a.png', image, bgr)
     ]
     assert torch.equal(labels[0], labels[1]) and torch.equal(labels[0], labels[2])
     sample = predictor(bgr)[0]

@@ -33,7 +33,12 @@ def parse_args() -> argparse.Namespace:
         'PREFIX.bbox.json and PREFIX.segm.json; label maps, with the values of the data set, to '
         'PREFIX.maps/IMAGE.png; classes with scores to PREFIX.csv',
     )
-    parser.add_argument('--show-dir', metavar='DIR', help='draw predictions to DIR/IMAGE.png')
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='draw ground truth and predictions to DIR/IMAGE.png; IMAGE is the path of the image '
+        'in the folder of all test images',
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument(
         '--amp',
