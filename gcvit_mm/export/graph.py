@@ -220,10 +220,7 @@ def build_graph(
         raise UserError(f'the backbone is {kind}: only models with GCViT can be exported')
     channels = channels_of(model)
     if channels != 3:
-        raise UserError(
-            f'the model takes images of {channels} channel(s): only models of RGB images, which '
-            'have 3, can be exported'
-        )
+        raise UserError(f'the model takes images of {channels} channel(s): only 3 can be exported')
     if argmax and (task != 'segmentation' or features):
         raise UserError('--argmax is for segmentation models without --what features')
     if features:

@@ -22,13 +22,13 @@ class Pipeline:
 
     Args:
         steps: The pipeline's config; its transforms are built in the current ``default_scope``.
-        channels: Number of channels that the model takes.
+        channels: Number of channels that the model takes; None if it is not known.
 
     Raises:
         UserError: The pipeline does not begin by loading an image.
     """
 
-    def __init__(self, steps: list[ConfigDict], channels: int = 3) -> None:
+    def __init__(self, steps: list[ConfigDict], channels: int | None = None) -> None:
         load = str(steps[0].type).split('.')[-1]
         if load not in LOADERS:
             raise UserError(
@@ -58,7 +58,7 @@ class Pipeline:
             if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
                 raise UserError(
                     f'an image is an array of {image.dtype} with shape {image.shape}: pass uint8 '
-                    f'with shape (height, width, {self._channels}), in BGR'
+                    f'with shape (height, width, {self._channels or "channels"}), in BGR'
                 )
             return image
         name = 'image'
@@ -92,7 +92,7 @@ class Pipeline:
                 f'{error}'
             ) from error
         channels = len(data['inputs'])
-        if channels != self._channels:
+        if channels != (self._channels or channels):
             raise UserError(
                 f'the image has {channels} channel(s), but the model takes {self._channels}: pass '
                 'images like those of its training'

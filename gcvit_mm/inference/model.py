@@ -14,6 +14,7 @@ from torch import nn
 from ..config import build_model, metainfo_of, task_of, test_dataset
 from ..drawing.palette import class_colors, class_names
 from ..errors import UserError
+from ..models import GCViT
 from ..weights.convert import convert
 from ..weights.files import read_checkpoint, state_dict_of
 from ..weights.load import mismatches
@@ -62,11 +63,10 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     return revert_sync_batchnorm(model).to(device).eval(), dict(classes=classes, palette=palette)
 
 
-def channels_of(model: Any) -> int:
-    """The number of channels that a model takes, which is that of its first convolution."""
-    convolutions = (part for part in model.modules() if isinstance(part, nn.Conv2d))
-    first = next(convolutions, None)
-    return first.in_channels if first else 3
+def channels_of(model: Any) -> int | None:
+    """The number of channels that a model takes; None for other backbones than GC ViT."""
+    backbone = getattr(model, 'backbone', None)
+    return backbone.stem.conv.in_channels if isinstance(backbone, GCViT) else None
 
 
 @contextmanager
