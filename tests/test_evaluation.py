@@ -397,6 +397,9 @@ def test_objects_of_more_classes_than_colors_are_drawn_in_all_folders(tmp_path):
             truth, prediction = np.split(picture, 2, axis=1)
             assert truth.any() and prediction.any()
             assert (truth == prediction).mean() > 0.98  # but for the score in the caption
+    outputs[0].gt_instances = InstanceData()  # as mmdet gives it without annotations
+    files_of(cfg, outputs[:1], paths, metainfo, pictures=tmp_path / 'alone')
+    assert Image.open(tmp_path / 'alone/cam0/frame.png').size == (720, 480)
 
 
 def test_label_maps_of_all_folders_have_the_values_of_the_data(tmp_path):

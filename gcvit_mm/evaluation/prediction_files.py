@@ -54,7 +54,8 @@ class PredictionFilesHook(Hook):
         (settings, *_) = datasets_of(runner.cfg.test_dataloader)
         self.classes = class_names(dataset.metainfo)
         self.palette = class_colors(runner.cfg, settings, self.classes)
-        self.read = Pipeline(settings.pipeline).read
+        if self.pictures:
+            self.read = Pipeline(settings.pipeline).read
 
     def after_test_iter(
         self,
@@ -83,7 +84,8 @@ class PredictionFilesHook(Hook):
         scale = max(1, -(-SHORT_SIDE // min(image.shape[:2])))
         settings = self.classes, self.palette
         drawn = draw_prediction(image, prediction, *settings, MINIMUM_SCORE, scale)
-        if not any(name in sample for name in ('gt_instances', 'gt_sem_seg', 'gt_label')):
+        has_objects = 'bboxes' in sample.get('gt_instances', ())
+        if not (has_objects or 'gt_sem_seg' in sample or 'gt_label' in sample):
             return drawn
         truth = draw_truth(image, sample, *settings, in_input=False, shape=image.shape[:2])
         return np.hstack([cv2.resize(truth, drawn.shape[1::-1]), drawn])
