@@ -19,7 +19,7 @@ from PIL import Image
 
 from gcvit_mm import Predictor
 from gcvit_mm.app.photo import LARGEST, read_photo
-from gcvit_mm.app.result import picture, predict, rows, summary
+from gcvit_mm.app.result import Result, picture, predict, rows, summary
 from gcvit_mm.config import default_scope, read_config
 from gcvit_mm.errors import UserError
 
@@ -266,6 +266,26 @@ def test_large_photos_are_made_smaller_and_enormous_ones_refused(tmp_path):
         Image.new('1', (side, side)).save(tmp_path / 'enormous.png')
         with pytest.raises(UserError, match=r'enormous\.png has too many pixels'):
             read_photo(tmp_path / 'enormous.png')
+
+
+def test_a_model_that_does_not_take_the_photo_says_so(tmp_path):
+    from gcvit_mm.app.page import build_page
+
+    class FourChannels:
+        task, classes, palette = 'segmentation', ['a'], [(0, 0, 0)]
+
+        def __call__(self, image):
+            raise UserError('the model takes 4')
+
+    Image.new('RGB', (60, 40)).save(tmp_path / 'photo.png')
+    functions = {one.name: one.fn for one in build_page({'four': FourChannels()}).fns.values()}
+    before = Result('photo', Image.new('RGB', (60, 40)), None)
+    for shown in (
+        functions['open_photo']({'path': str(tmp_path / 'photo.png')}, 'four', 0.3),
+        functions['change_model'](before, 'four', 0.3),
+    ):
+        assert shown[1] is None  # no result of another model remains
+        assert 'class="message error"' in shown[3] and 'the model takes 4' in shown[3]
 
 
 @pytest.mark.parametrize('name', ['upernet_gcvit_nano_shapes', 'gcvit_xxtiny_imagenet'])

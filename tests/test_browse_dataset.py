@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -81,6 +82,15 @@ def test_pictures_are_the_images_again(tiny_shapes):
     for picture, sample in zip(to_pictures(feed.preprocessor, inputs), samples, strict=True):
         image = cv2.imread(sample.metainfo['img_path'])[..., ::-1]
         np.testing.assert_array_equal(picture[: image.shape[0], : image.shape[1]], image)
+
+
+@pytest.mark.parametrize('channels', [1, 4])
+def test_pictures_of_other_channels_are_grey_or_the_first_three(channels):
+    pixels = torch.randint(0, 256, (2, channels, 5, 6), dtype=torch.uint8)
+    preprocessor = SimpleNamespace(mean=9.0, std=3.0, _channel_conversion=True)
+    pictures = to_pictures(preprocessor, (pixels - 9.0) / 3.0)
+    first = [0, 0, 0] if channels == 1 else [2, 1, 0]  # BGR to RGB
+    np.testing.assert_array_equal(pictures, pixels[:, first].permute(0, 2, 3, 1))
 
 
 def draw(picture, sample, in_input):

@@ -10,8 +10,8 @@ from PIL import ImageFont
 
 from gcvit_mm.drawing import text
 from gcvit_mm.drawing.canvas import Canvas
-from gcvit_mm.drawing.palette import class_colors, instance_colors
-from gcvit_mm.drawing.predictions import draw_prediction
+from gcvit_mm.drawing.palette import class_colors, class_names, instance_colors
+from gcvit_mm.drawing.predictions import as_rgb, draw_prediction
 from gcvit_mm.inference.prediction import Object, Prediction
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -46,6 +46,23 @@ def test_colors_of_other_classes_are_not_inherited():
     hues = [colorsys.rgb_to_hls(*(part / 255 for part in color))[0] for color in own]
     for one, other in itertools.combinations(hues, 2):
         assert 0.1 < abs(one - other) < 0.9
+
+
+def test_names_of_classes_are_texts():
+    assert class_names({'classes': 'disk'}) == ['disk']  # ('disk') without a comma
+    assert class_names({'classes': (1, 2)}) == ['1', '2']
+    assert class_names({'classes': None}) == class_names({}) == []
+
+
+@pytest.mark.parametrize('channels', [None, 1, 2, 3, 4, 7])
+def test_pictures_show_the_first_three_channels_or_grey(channels):
+    size = (5, 6, channels) if channels else (5, 6)
+    pixels = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    picture = as_rgb(pixels)
+    assert picture.shape == (5, 6, 3)
+    for i in range(3):
+        expected = pixels[..., 2 - i] if (channels or 0) > 2 else pixels.reshape(5, 6, -1)[..., 0]
+        assert np.array_equal(picture[..., i], expected)
 
 
 def test_objects_of_a_class_have_shades_of_its_color():

@@ -12,21 +12,29 @@ import numpy as np
 import pytest
 import torch
 from command_line import ROOT, succeed
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
 from mmengine.runner import Runner
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 
 import gcvit_mm.datasets
 import gcvit_mm.evaluation  # noqa: F401  (registers)
+from gcvit_mm.config import default_scope
 from gcvit_mm.datasets.shapes import make_shapes
 from gcvit_mm.engine import EvaluatorHook, SafeCheckpointHook
 from gcvit_mm.engine.hooks.safe_checkpoint_hook import WholeFileBackend
 from gcvit_mm.errors import UserError
 from gcvit_mm.evaluation.metrics import repair_coco_metric
+from gcvit_mm.evaluation.prediction_files import (
+    PredictionFilesHook,
+    names_of_images,
+    values_of_labels,
+)
 
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
 BACKENDS = ['FasterCocoMetric', 'CocoMetric']
@@ -449,7 +457,97 @@ def test_label_maps_are_written_with_the_values_of_the_data(
     accuracy = 100 * (found == truth)[counted].mean()
     metrics = json.loads((tmp_path / 'out/val.metrics.json').read_text())
     assert metrics['aAcc'] == pytest.approx(accuracy, abs=0.0051)
-    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == len(files)
+    assert len(list((tmp_path / 'pictures').iterdir())) == len(files)
+
+
+def test_files_of_images_in_several_folders_are_kept_apart():
+    paths = [f'data/{name}' for name in ('cam0/a.png', 'cam1/a.png', 'cam1/a.jpg')]
+    assert names_of_images(paths) == dict(
+        zip(paths, ['cam0/a', 'cam1/a.png', 'cam1/a.jpg'], strict=True)
+    )
+    assert names_of_images(paths[:1]) == {paths[0]: 'a'}
+
+
+@pytest.mark.parametrize('reduce_zero_label', [False, True])
+def test_labels_of_a_selection_of_classes_have_the_values_of_all(reduce_zero_label):
+    with default_scope(Config(dict(default_scope='mmseg'))):
+        dataset = DATASETS.build(
+            dict(
+                type='ADE20KDataset',
+                metainfo=dict(classes=('sky', 'wall')),  # 2 and 0 of all
+                reduce_zero_label=reduce_zero_label,
+                lazy_init=True,
+            )
+        )
+    labels = values_of_labels(dataset.metainfo)[np.array([[0, 1]], np.uint16)]
+    assert labels.tolist() == [[3, 1]] if reduce_zero_label else [[2, 0]]
+
+
+def files_of(cfg, outputs, paths, metainfo, **folders):
+    """Run the hook on outputs."""
+
+    class Data(list):
+        def get_data_info(self, i):
+            return self[i]
+
+    dataset = Data(dict(img_path=str(path)) for path in paths)
+    dataset.metainfo = metainfo
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset), cfg=cfg)
+    hook = PredictionFilesHook(**{name: str(folder) for name, folder in folders.items()})
+    with default_scope(cfg):
+        hook.before_test_epoch(runner)
+    hook.after_test_iter(runner, 0, None, outputs)
+    hook.after_test(runner)
+
+
+def test_objects_of_more_classes_than_colors_are_drawn_in_all_folders(tmp_path):
+    paths = [tmp_path / f'cam{i}/frame.png' for i in range(2)]
+    outputs = []
+    for path in paths:
+        path.parent.mkdir()
+        Image.new('RGB', (60, 40)).save(path)
+        sample = DetDataSample(
+            metainfo=dict(img_path=str(path), ori_shape=(40, 60), img_shape=(80, 120))
+        )
+        box, label = torch.tensor([[5.0, 5, 30, 30]]), torch.tensor([84])
+        sample.gt_instances = InstanceData(bboxes=box, labels=label)
+        sample.pred_instances = InstanceData(bboxes=box, labels=label, scores=torch.tensor([0.9]))
+        outputs.append(sample)
+    classes = tuple(f'part {i}' for i in range(85))
+    for palette in (None, [[0, 0, 255]] * 80, [[9, 200, 9]] * 85):
+        metainfo = dict(classes=classes, **({'palette': palette} if palette else {}))
+        dataset = dict(
+            type='CocoDataset', metainfo=metainfo, pipeline=[dict(type='LoadWholeImage')]
+        )
+        cfg = Config(dict(default_scope='mmdet', test_dataloader=dict(dataset=dataset)))
+        pictures = tmp_path / f'pictures {bool(palette)} {len(palette or ())}'
+        files_of(cfg, outputs, paths, metainfo, pictures=pictures)
+        for path in paths:
+            picture = np.asarray(Image.open(pictures / path.parent.name / 'frame.png'))
+            assert picture.shape == (480, 2 * 720, 3)
+            truth, prediction = np.split(picture, 2, axis=1)
+            assert truth.any() and prediction.any()
+            assert (truth == prediction).mean() > 0.98  # but for the score in the caption
+    outputs[0].gt_instances = InstanceData()  # as mmdet gives it without annotations
+    files_of(cfg, outputs[:1], paths, metainfo, pictures=tmp_path / 'alone')
+    assert Image.open(tmp_path / 'alone/cam0/frame.png').size == (720, 480)
+
+
+def test_label_maps_of_all_folders_have_the_values_of_the_data(tmp_path):
+    paths = [tmp_path / f'cam{i}/frame.png' for i in range(2)]
+    outputs = []
+    for label, path in enumerate(paths):
+        sample = SegDataSample(metainfo=dict(img_path=str(path)))
+        sample.pred_sem_seg = PixelData(data=torch.full((1, 4, 5), label))
+        outputs.append(sample)
+    metainfo = dict(classes=('road', 'car'), label_map={0: 0, 1: 255, 2: 255, 3: 1})
+    dataset = dict(type='BaseSegDataset', pipeline=[dict(type='LoadWholeImage')])
+    cfg = Config(dict(default_scope='mmseg', test_dataloader=dict(dataset=dataset)))
+    files_of(cfg, outputs, paths, metainfo, maps=tmp_path / 'maps')
+    for i, value in enumerate((0, 3)):
+        written = np.asarray(Image.open(tmp_path / f'maps/cam{i}/frame.png'))
+        assert written.dtype == np.uint8
+        assert written.tolist() == [[value] * 5] * 4
 
 
 CLASSIFIER = """
@@ -488,7 +586,7 @@ def test_classes_are_written_as_a_table(tmp_path):
         (tmp_path / 'data' / name).mkdir(parents=True)
         for i in range(2):
             pixels = rng.integers(0, 256, (80, 70, 3), np.uint8)
-            Image.fromarray(pixels).save(tmp_path / f'data/{name}/{name}{i}.png')
+            Image.fromarray(pixels).save(tmp_path / f'data/{name}/{i}.png')
     config = tmp_path / 'config.py'
     config.write_text(CLASSIFIER.format(configs=ROOT / 'configs', data=tmp_path / 'data'))
     checkpoint = write_random_model(config, tmp_path / 'model.pth')
@@ -499,7 +597,7 @@ def test_classes_are_written_as_a_table(tmp_path):
     with open(tmp_path / 'val.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [Path(row['image']).relative_to(tmp_path / 'data').parts for row in rows] == [
-        (name, f'{name}{i}.png') for name in 'abcdefg' for i in range(2)
+        (name, f'{i}.png') for name in 'abcdefg' for i in range(2)
     ]
     for row in rows:
         assert row['true_class'] == Path(row['image']).parent.name
@@ -514,7 +612,7 @@ def test_classes_are_written_as_a_table(tmp_path):
     for k in (1, 5):
         hits = [row['true_label'] in row['top5'].split()[:k] for row in rows]
         assert metrics[f'accuracy/top{k}'] == pytest.approx(100 * np.mean(hits), abs=1e-3)
-    assert len(list((tmp_path / 'pictures').iterdir())) == len(rows)
+    assert len(list((tmp_path / 'pictures').glob('?/*.png'))) == len(rows)
     # The config in the work directory is one to evaluate with again.
     output = succeed(
         'test.py', tmp_path / 'work/config.py', checkpoint, '--work-dir', tmp_path / 'work',

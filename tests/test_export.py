@@ -221,6 +221,37 @@ def test_labels_that_are_not_the_best_are_refused(segmenter):
         compare(graph, lambda images: dict(labels=(graph(images)['labels'] + 1) % 4))
 
 
+@pytest.mark.parametrize('threshold', [0.3, 0.6])
+def test_a_head_with_one_channel_gives_the_labels_of_the_package(threshold):
+    from gcvit_mm.config import read_config
+
+    cfg = read_config('upernet_gcvit_nano_shapes')
+    loss = dict(type='CrossEntropyLoss', use_sigmoid=True)
+    cfg.model.decode_head.update(
+        num_classes=2, out_channels=1, threshold=threshold, loss_decode=loss
+    )
+    torch.manual_seed(1)
+    with MODELS.switch_scope_and_registry('mmseg'):
+        model = MODELS.build(cfg.model).eval()
+    torch.nn.init.normal_(model.decode_head.conv_seg.weight)
+    size = (40, 60)
+    graph = build_graph(model, 'segmentation', False, True, size)
+    image = torch.from_numpy(pictures(2, *size))
+    labels = graph(image)['labels']
+    own = model.test_step(dict(inputs=list(image.flip(3).permute(0, 3, 1, 2))))
+    expected = torch.cat([sample.pred_sem_seg.data for sample in own])
+    assert len(labels.unique()) == 2
+    assert torch.equal(labels, expected.to(torch.uint8))
+    assert max(found.off_by for found in compare(graph, graph)) < BAR
+    with pytest.raises(UserError, match='off by'):
+        compare(graph, lambda images: dict(labels=torch.zeros_like(graph(images)['labels'])))
+    logits = build_graph(model, 'segmentation', False, False, size)
+    assert max(found.off_by for found in compare(logits, logits)) < BAR
+    map_ = logits(image)['logits']
+    assert map_.shape == (2, 1, *size)
+    assert torch.equal(map_[:, 0].sigmoid() > threshold, labels.bool())
+
+
 @pytest.mark.parametrize(
     ('options', 'said'),
     [

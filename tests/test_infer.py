@@ -27,8 +27,9 @@ from reference import write_official
 
 from gcvit_mm import Predictor
 from gcvit_mm.errors import UserError
-from gcvit_mm.inference.inputs import find_inputs
+from gcvit_mm.inference.inputs import find_inputs, result_names
 from gcvit_mm.inference.results import Results
+from gcvit_mm.inference.run import Run, finish
 
 
 @pytest.fixture(scope='module')
@@ -153,7 +154,7 @@ def test_a_photo_that_its_camera_turned_is_upright(detector, tmp_path):
     'array', [np.zeros((9, 9), np.uint8), np.zeros((9, 9, 3)), np.zeros((0, 9, 3), np.uint8)]
 )
 def test_arrays_that_are_no_images_are_refused(array, detector):
-    with pytest.raises(UserError, match='pass uint8'):
+    with pytest.raises(UserError, match=r'pass (uint8|images like)'):
         detector(array)
 
 
@@ -357,7 +358,7 @@ def test_a_folder_of_everything_is_predicted_and_what_is_no_image_is_listed(
 ):
     out = tmp_path / 'out'
     output = succeed('infer.py', trained.work_dir, mixed, '--out', out)
-    assert f'3 of 9 files cannot be read: see {out}/failed.txt' in output
+    assert f'3 of 9 files failed: see {out}/failed.txt' in output
     failed = (out / 'failed.txt').read_text()
     assert all(name in failed for name in ('cut.jpg', 'page.png', 'empty.mp4'))
     pictures = {str(path.relative_to(out / 'overlays')) for path in out.rglob('overlays/**/*.*')}
@@ -448,8 +449,116 @@ def test_inputs_are_found_once_whichever_way_they_are_named(mixed, tmp_path):
         find_inputs([str(tmp_path / 'absent')])
 
 
+def test_linked_folders_are_searched_but_not_in_circles(tmp_path):
+    for place in ('photos/a.png', 'disk/b.png', 'disk/.thumbnails/c.png'):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    photos = tmp_path / 'photos'
+    (photos / 'linked').symlink_to(tmp_path / 'disk')
+    for name in ('self', 'again'):  # each level would have twice as many folders
+        (photos / name).symlink_to(photos)
+        (tmp_path / 'disk' / name).symlink_to(photos)
+    (photos / 'gone').symlink_to(tmp_path / 'nowhere')
+    found = find_inputs([str(photos)])[1]
+    assert [one.file for one in found] == ['a.png', 'linked/.thumbnails/c.png', 'linked/b.png']
+    found = find_inputs([str(photos / '**/*.png')])[1]
+    assert [one.file for one in found] == ['a.png', 'linked/b.png']
+    assert [one.file for one in find_inputs([str(photos / '*/b.png')])[1]] == ['linked/b.png']
+    (linked,) = find_inputs([str(photos / '**/linked/**')])[1]
+    assert linked.file == 'linked/b.png'
+
+
+def test_results_of_files_with_one_stem_have_names_of_their_own():
+    files = ['a.png', 'a.jpg', 'a.png.jpg', 'b/a.png', 'c.tif', 'c.avi', 'd', 'd.bmp']
+    names = result_names(map(Path, files))
+    assert list(names.values()) == [
+        'a.png', 'a.jpg', 'a.png.jpg', 'b/a', 'c.tif', 'c.avi', 'd', 'd.bmp'
+    ]  # fmt: skip
+
+
+def test_frames_that_a_video_lacks_are_reported_and_tried_again(trained, photos, tmp_path):
+    folder, out = tmp_path / 'videos', tmp_path / 'out'
+    folder.mkdir()
+    for name in ('cut.avi', 'whole.avi', 'whole.avi.mp4'):
+        code = 'mp4v' if name.endswith('mp4') else 'MJPG'
+        writer = cv2.VideoWriter(str(folder / name), cv2.VideoWriter.fourcc(*code), 10, (64, 64))
+        for photo in 3 * photos[:2]:
+            writer.write(cv2.imread(str(photo)))
+        writer.release()
+    whole = (folder / 'cut.avi').read_bytes()
+    (folder / 'cut.avi').write_bytes(whole[: len(whole) // 2])
+    predictor = Predictor(trained.work_dir)
+
+    def infer():
+        results = Results(out, {})
+        inputs = [one for one in find_inputs([str(folder)])[1] if one.file not in results.done]
+        failed = Run(predictor, results, ['csv', 'overlay'], 0.3, 2).do(inputs)
+        finish(results, predictor, ['csv'], 0.3, failed)
+        return [one.file for one in inputs], failed, [entry['file'] for entry in results]
+
+    tried, failed, entries = infer()
+    assert len(tried) == 3
+    (message,) = failed
+    read = entries.count('cut.avi')
+    assert f'cut.avi: {read} of 6 frames could be read' in message
+    assert 0 < read < 6 and entries.count('whole.avi') == 6
+    assert (out / 'failed.txt').read_text() == f'{message}\n'
+    assert {path.name for path in (out / 'overlays').iterdir()} == {
+        'cut.avi.mp4', 'whole.avi.mp4', 'whole.avi.mp4.mp4'
+    }  # fmt: skip
+    assert infer() == (['cut.avi'], failed, sorted(entries, key=lambda file: file == 'cut.avi'))
+    (folder / 'cut.avi').write_bytes(whole)
+    tried, failed, entries = infer()
+    assert (tried, failed, entries.count('cut.avi')) == (['cut.avi'], [], 6)
+
+
+@pytest.fixture(scope='module')
+def four_channels(tmp_path_factory):
+    """A segmenter with random weights of images with four channels: config and checkpoint."""
+    folder = tmp_path_factory.mktemp('four channels')
+    base = ROOT / 'configs/upernet_gcvit_nano_shapes.py'
+    (folder / 'config.py').write_text(f"""
+_base_ = {str(base)!r}
+load = dict(type='LoadWholeImage', color_type='unchanged')
+pipeline = [load, dict(type='PackSegInputs')]
+model = dict(data_preprocessor=dict(mean=[127.0], std=[60.0]), backbone=dict(in_channels=4))
+test_dataloader = dict(dataset=dict(pipeline=pipeline))
+""")
+    cfg = Config.fromfile(folder / 'config.py')
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        torch.save(MODELS.build(cfg.model).state_dict(), folder / 'random.pth')
+    return folder / 'config.py', folder / 'random.pth'
+
+
+def test_a_model_of_four_channels_takes_files_arrays_and_pillow_images(four_channels, tmp_path):
+    predictor = Predictor(*four_channels)
+    values = np.random.default_rng(0).integers(0, 256, (64, 64, 4), np.uint8)
+    image = Image.fromarray(values, 'RGBA')
+    (tmp_path / 'images').mkdir()
+    image.save(tmp_path / 'images/a.png')
+    bgr = values[..., [2, 1, 0, 3]]
+    labels = [
+        predictor(given)[0].pred_sem_seg.data for given in (tmp_path / 'images/a.png', image, bgr)
+    ]
+    assert torch.equal(labels[0], labels[1]) and torch.equal(labels[0], labels[2])
+    sample = predictor(bgr)[0]
+    assert np.array_equal(predictor.draw(bgr, sample), predictor.draw(bgr[..., :3], sample))
+    for wrong in (values[..., :3], image.convert('L')):
+        with pytest.raises(UserError, match=r'has [13] channel\(s\), but the model takes 4'):
+            predictor(wrong)
+    image.convert('RGB').save(tmp_path / 'images/b.png')
+    config, checkpoint = four_channels
+    out = '--checkpoint', checkpoint, '--out', tmp_path / 'out'
+    output = succeed('infer.py', config, tmp_path / 'images', *out)
+    assert '1 of 2 files failed' in output
+    assert 'b.png: the image has 3 channel(s)' in (tmp_path / 'out/failed.txt').read_text()
+    assert (tmp_path / 'out/overlays/a.jpg').is_file()
+    error = fail('export.py', config, *out[:2], '--out', tmp_path / 'x.pt2')
+    assert 'takes images of 4 channel(s)' in error
+
+
 def test_a_run_in_which_nothing_could_be_read_fails(trained, tmp_path):
     (tmp_path / 'bad.png').write_text('no')
     out = tmp_path / 'out'
     error = fail('infer.py', trained.work_dir, tmp_path / 'bad.png', '--out', out)
-    assert f'1 of 1 files cannot be read: see {out}/failed.txt' in error
+    assert f'1 of 1 files failed: see {out}/failed.txt' in error

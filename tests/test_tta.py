@@ -18,6 +18,7 @@ import gcvit_mm.datasets  # noqa: F401  (registers)
 from gcvit_mm.errors import UserError
 from gcvit_mm.evaluation import InstanceTTAModel
 
+TEST = runpy.run_path(str(ROOT / 'tools/test.py'))
 SIZE = 64
 AXES = {None: (), 'horizontal': (2,), 'vertical': (1,), 'diagonal': (1, 2)}
 
@@ -246,7 +247,7 @@ def test_the_command_line_evaluates_with_augmentation(trained, tmp_path):
 
 
 def test_a_config_without_augmentation_is_named():
-    use_tta_pipeline = runpy.run_path(str(ROOT / 'tools/test.py'))['use_tta_pipeline']
+    use_tta_pipeline = TEST['use_tta_pipeline']
     with pytest.raises(UserError, match='--tta: set tta_model and tta_pipeline'):
         use_tta_pipeline(load('gcvit_xxtiny_imagenet.py'))
 
@@ -254,15 +255,19 @@ def test_a_config_without_augmentation_is_named():
 # --- Label maps -------------------------------------------------------------------------------
 
 
-def test_label_maps_are_of_the_mean_of_the_views_probabilities(tiny_shapes):
+@pytest.mark.parametrize('channels', [4, 1])
+def test_label_maps_are_of_the_mean_of_the_views_probabilities(channels, tiny_shapes):
     scales, flips = [1.0, 1.5], [None, 'horizontal', 'vertical']
     config = 'upernet_gcvit_nano_shapes.py'
     data = views_of(tiny_shapes, config, scales, flips, images=[0])
     cfg = load(config)
     torch.manual_seed(0)
+    if channels == 1:
+        cfg.model.decode_head.update(num_classes=2, out_channels=1, threshold=0.4)
+        cfg.model.decode_head.loss_decode = dict(type='CrossEntropyLoss', use_sigmoid=True)
     model = MODELS.build(cfg.model).eval()
     torch.nn.init.normal_(model.decode_head.conv_seg.weight, std=1.0)
-    tta = MODELS.build({**cfg.tta_model, 'module': model})
+    tta = MODELS.build({**TEST['tta_model_of'](cfg, model), 'module': model})
     with torch.no_grad():
         found = tta.test_step(copy.deepcopy(data))
         probabilities = 0
@@ -272,8 +277,11 @@ def test_label_maps_are_of_the_mean_of_the_views_probabilities(tiny_shapes):
                 part['inputs'], [sample.metainfo for sample in part['data_samples']]
             ).flip([axis + 1 for axis in AXES[flips[number % 3]]])
             logits = F.interpolate(logits, (SIZE, SIZE), mode='bilinear', align_corners=False)
-            probabilities = probabilities + logits.softmax(1) / 6
+            views = logits.softmax(1) if channels > 1 else logits.sigmoid()
+            probabilities = probabilities + views / 6
     for sample, expected in zip(found, probabilities, strict=True):
+        if channels == 1:
+            expected = torch.cat([torch.full_like(expected, 0.4), expected])
         best, second = expected.topk(2, dim=0).values
         clear = best - second > 1e-4
         assert clear.float().mean() > 0.95

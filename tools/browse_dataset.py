@@ -81,7 +81,7 @@ def main() -> None:
     from gcvit_mm.datasets.preflight import check_data
     from gcvit_mm.drawing.ground_truth import draw_truth
     from gcvit_mm.drawing.model_inputs import Feed
-    from gcvit_mm.drawing.palette import class_colors
+    from gcvit_mm.drawing.palette import class_colors, class_names
 
     check_data(cfg, (loader,))
     seed = args.seed if args.seed is not None else cfg.get('randomness', {}).get('seed') or 0
@@ -90,7 +90,7 @@ def main() -> None:
     with redirect_stdout(sys.stderr):  # the mm packages print while they read annotations
         feed = Feed(cfg, args.split, seed, args.epoch)
     folder.mkdir(parents=True, exist_ok=True)
-    classes, figures = list(feed.metainfo.get('classes') or ()), []
+    classes, figures = class_names(feed.metainfo), []
     palette = class_colors(cfg, datasets_of(cfg[loader])[0], classes)
     shown = islice(samples(feed), args.count)
     for number, (picture, sample) in enumerate(

@@ -17,6 +17,7 @@ from gcvit_mm.inference.inputs import Input, find_inputs
 
 if TYPE_CHECKING:
     from gcvit_mm import Predictor
+    from gcvit_mm.inference.results import Results
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,7 +80,7 @@ def main() -> None:
         finish(results, predictor, formats, args.score, failed)
     except OSError as error:
         raise UserError(f'--out {args.out}: {error}') from error
-    report(args.out, inputs, todo, failed)
+    report(results, inputs, todo, failed)
 
 
 def apply_options(args: argparse.Namespace) -> None:
@@ -124,15 +125,15 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def report(out: str, inputs: list[Input], todo: list[Input], failed: list[str]) -> None:
+def report(results: Results, inputs: list[Input], todo: list[Input], failed: list[str]) -> None:
     if len(todo) < len(inputs):
         print(f'{len(inputs) - len(todo)} of {len(inputs)} files were done before')
     if failed:
-        message = f'{len(failed)} of {len(inputs)} files cannot be read: see {out}/failed.txt'
-        if len(failed) == len(inputs):
+        message = f'{len(failed)} of {len(inputs)} files failed: see {results.folder}/failed.txt'
+        if next(iter(results), None) is None:
             raise UserError(message)
         print(message)
-    print(f'results of {len(inputs) - len(failed)} files in {out}')
+    print(f'results of {len(inputs) - len(failed)} whole files in {results.folder}')
 
 
 if __name__ == '__main__':

@@ -34,7 +34,12 @@ def parse_args() -> argparse.Namespace:
         'PREFIX.bbox.json and PREFIX.segm.json; label maps, with the values of the data set, to '
         'PREFIX.maps/IMAGE.png; classes with scores to PREFIX.csv',
     )
-    parser.add_argument('--show-dir', metavar='DIR', help='draw the predictions to a folder')
+    parser.add_argument(
+        '--show-dir',
+        metavar='DIR',
+        help='draw ground truth and predictions to DIR/IMAGE.png; IMAGE is the path of the image '
+        'in the folder of all test images',
+    )
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument(
         '--amp',
@@ -59,25 +64,26 @@ def main() -> None:
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
         use_tta_pipeline(cfg)
-    if args.show_dir:
-        show_in(cfg, os.path.abspath(args.show_dir))
     with results_at(args.out) as prefix:
-        if prefix:
-            write_predictions(cfg, prefix)
+        maps = write_predictions(cfg, prefix) if prefix else None
         with wrong_settings(cfg):
             prepare(cfg, skip_bad_images=args.skip_bad_images)
             check_data(cfg, ('test_dataloader',))
-            metrics = evaluate(cfg, args.tta, args.amp)
+            metrics = evaluate(cfg, args.tta, args.amp, maps, args.show_dir)
         if prefix and is_main_process():
             Path(f'{prefix}.metrics.json').write_text(as_json(metrics))
     if args.skip_bad_images:
         report_bad_images(cfg)
 
 
-def evaluate(cfg: Config, tta: bool, amp: bool) -> dict[str, Any]:
+def evaluate(
+    cfg: Config, tta: bool, amp: bool, maps: str | None, pictures: str | None
+) -> dict[str, Any]:
     from mmengine.hooks import PrepareTTAHook
     from mmengine.model import is_model_wrapper
     from mmengine.runner import Runner
+
+    from gcvit_mm.evaluation.prediction_files import PredictionFilesHook
 
     runner = Runner.from_cfg(cfg)
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -86,7 +92,9 @@ def evaluate(cfg: Config, tta: bool, amp: bool) -> dict[str, Any]:
         runner.logger.info(f'Features are computed in {dtype}, predictions in float32')
     if tta:
         runner.model = model  # tests do not need the wrapper for several processes
-        runner.register_hook(PrepareTTAHook(dict(cfg.tta_model)))
+        runner.register_hook(PrepareTTAHook(tta_model_of(cfg, model)))
+    if maps or pictures:
+        runner.register_hook(PredictionFilesHook(maps, pictures))
     return runner.test()
 
 
@@ -121,15 +129,13 @@ def use_tta_pipeline(cfg: Config) -> None:
         dataset.pipeline = cfg.tta_pipeline
 
 
-def show_in(cfg: Config, folder: str) -> None:
-    from gcvit_mm.config import package_of
+def tta_model_of(cfg: Config, model: Any) -> dict[str, Any]:
+    settings = dict(cfg.tta_model)
+    if getattr(model, 'out_channels', None) == 1 and settings['type'].endswith('SegTTAModel'):
+        from gcvit_mm.evaluation.one_channel_tta import OneChannelTTAModel
 
-    package = package_of(cfg)
-    cfg.default_hooks.visualization.update(package.pictures)
-    if package.pictures_in:
-        cfg.default_hooks.visualization[package.pictures_in] = folder
-    else:
-        cfg.visualizer.save_dir = folder
+        settings['type'] = OneChannelTTAModel
+    return settings
 
 
 @contextmanager
@@ -155,24 +161,24 @@ def results_at(out: str | None) -> Iterator[str | None]:
         if is_main_process():
             for file in [path for path in partial.rglob('*') if path.is_file()]:
                 target = final / file.relative_to(partial)
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file, target)
     finally:
         if is_main_process():
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def write_predictions(cfg: Config, prefix: str) -> None:
-    """Configure the evaluators to write the predictions, each in the format of its task."""
+def write_predictions(cfg: Config, prefix: str) -> str | None:
+    """Configure the evaluators to write the predictions, or return the folder for label maps."""
     from gcvit_mm.config import evaluators_of, package_of
 
     package, evaluators = package_of(cfg), evaluators_of(cfg, 'test')
+    if package.task == 'segmentation':
+        # Evaluators without annotations would write the maps, too.
+        cfg.test_evaluator = [metric for metric in evaluators if not metric.get('format_only')]
+        return prefix + package.predictions
     if package.evaluator:
         kind, option = package.evaluator
-        if package.task == 'segmentation':
-            # mmseg creates the folder in one process, and another process may need it earlier.
-            prefix += package.predictions
-            os.makedirs(prefix, exist_ok=True)
         for evaluator in evaluators:
             if evaluator.type.endswith(kind):
                 evaluator[option] = prefix
@@ -181,6 +187,7 @@ def write_predictions(cfg: Config, prefix: str) -> None:
         evaluators = [metric for metric in evaluators if metric.type != 'ClassificationCSV']
         evaluators.append(dict(type='ClassificationCSV', out_file=prefix + package.predictions))
     cfg.test_evaluator = evaluators
+    return None
 
 
 def as_json(metrics: dict[str, Any]) -> str:

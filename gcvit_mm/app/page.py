@@ -48,18 +48,23 @@ def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
         if path is None:
             return [None, None, *show_first_tab(None, model, score)]
         try:
-            image = read_photo(path)
+            result = predict(predictors[model], Path(path).name, read_photo(path))
         except UserError as error:
-            message = _message(str(error), is_error=True)
-            return [None, None, gr.skip(), message, *_empty(predictors[model])]
-        result = predict(predictors[model], Path(path).name, image)
+            return [None, *show_error(error, model)]
         return [gr.skip(), result, *show_first_tab(result, model, score)]
 
     def change_model(result: Result | None, model: str, score: float) -> list[Any]:
-        if result is not None:
-            result = predict(predictors[model], result.name, result.image)
         slider = gr.Slider(visible=predictors[model].task == 'detection')
+        try:
+            if result is not None:
+                result = predict(predictors[model], result.name, result.image)
+        except UserError as error:
+            return [slider, *show_error(error, model)]
         return [slider, result, *show_first_tab(result, model, score)]
+
+    def show_error(error: UserError, model: str) -> list[Any]:
+        message = _message(str(error), is_error=True)
+        return [None, gr.skip(), message, *_empty(predictors[model])]
 
     def show_first_tab(result: Result | None, model: str, score: float) -> list[Any]:
         return [gr.Tabs(selected='prediction'), *show(result, model, score)]

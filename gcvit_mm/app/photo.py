@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from ..datasets.load_image import eight_bits
 from ..errors import UserError
 
 # Pillow's decoders of other formats are rarely used and less tested against malicious files.
@@ -33,9 +33,7 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
             if file.width * file.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             file.draft(None, (LARGEST, LARGEST))  # a large JPEG is decoded at a reduced size
-            if file.mode == 'F':
-                raise ValueError('it has floating-point values, convert it to 8 or 16 bits')
-            image = _to_rgb(ImageOps.exif_transpose(file))
+            image = eight_bits(file).convert('RGB')
     except Image.DecompressionBombError as error:
         raise UserError(
             f'{name} has too many pixels: reduce it to {MAX_PIXELS // 10**6} million'
@@ -50,10 +48,3 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
         raise UserError(f'{name} cannot be read and may be damaged: {error}') from error
     image.thumbnail((LARGEST, LARGEST))
     return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith('I'):  # 16 bits per pixel, which Pillow would clip at 255
-        high = np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8)
-        return Image.fromarray(high).convert('RGB')
-    return image.convert('RGB')

@@ -1,28 +1,92 @@
-"""Image loading that detects truncated files."""
+"""Image loading that detects truncated files, and the meaning of pixel values."""
 
 import logging
 from io import BytesIO
 from typing import Literal
 
 import numpy as np
-from mmcv.image.io import _pillow2array
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
 from mmengine.logging import print_log
 from mmengine.registry import TRANSFORMS
-from PIL import Image
+from PIL import Image, ImageOps
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
+
+MODES = {'color': 'RGB', 'grayscale': 'L', 'unchanged': None}
+"""Pillow's mode for each of mmcv's colour types."""
+AS_STORED = '_ignore_orientation'
+"""Suffix of a colour type: the image is not turned upright."""
+PLAIN = ('L', 'LA', 'RGB', 'RGBA', 'RGBX')
+DEPTHS = (8, 12, 16)
+"""Numbers of bits that cameras fill of the 16 or 32 bits of a grey value."""
 
 
-def in_eight_bits(image: Image.Image) -> Image.Image:
-    """Reduce an image of 16 bits per channel, such as a microscope's, to the upper 8 bits.
+def pixels_of(image: Image.Image, color_type: str = 'color') -> np.ndarray:
+    """Convert a Pillow image to the array that training, evaluation and inference get.
 
-    Pillow's own conversion to RGB turns all values above 255 white.
+    Args:
+        image: An image of any mode, which is turned upright.
+        color_type: 'color', 'grayscale', or 'unchanged' to keep grey images and transparency.
+
+    Returns:
+        (H, W, C) of uint8, which begins with the channels B, G, R, or (H, W) if it is grey.
+
+    Raises:
+        ValueError: ``eight_bits`` cannot convert the image.
     """
-    if not image.mode.startswith('I;16'):
+    image = eight_bits(image, upright=not color_type.endswith(AS_STORED))
+    mode = MODES[color_type.removesuffix(AS_STORED)]
+    pixels = np.array(image.convert(mode) if mode else image)
+    if pixels.ndim == 3 and pixels.shape[2] > 2:
+        pixels[..., :3] = pixels[..., 2::-1].copy()
+    return pixels
+
+
+def eight_bits(image: Image.Image, upright: bool = True) -> Image.Image:
+    """Convert an image to grey or RGB of 8 bits, perhaps with a further channel.
+
+    Of 16 or 32 bits, the upper eight are kept of those that the image fills: 8, 12 or 16. Pillow
+    itself would turn all values above 255 white.
+
+    Args:
+        image: An image of any mode.
+        upright: Turn it by its EXIF orientation.
+
+    Raises:
+        ValueError: Its values are not integers of up to 16 bits, or 16-bit colours are too dark.
+    """
+    is_deep = ';16' in str(getattr(image, 'tile', ''))  # known until it is loaded
+    file, image.filename = getattr(image, 'filename', ''), ''  # type: ignore[attr-defined]
+    image.load()  # with the name, Pillow would map the file into memory, and garble turned TIFFs
+    image.filename = file  # type: ignore[attr-defined]
+    if upright:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == 'F':
+        raise ValueError('its values are floating-point numbers: convert it to 8 or 16 bits')
+    if image.mode.startswith('I'):
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        bits = next((bits for bits in DEPTHS if high < 2**bits), None)
+        if low < 0 or bits is None:
+            raise ValueError(f'its values are {low} to {high}: convert it to 8 or 16 bits')
+        return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    # Pillow has kept the upper 8 of 16 bits.
+    if is_deep and np.asarray(image.convert('RGB')).max() < 2 ** (12 - 8):
+        raise ValueError('its 16-bit colours are all below 4096, so nearly black: convert it to 8')
+    if image.mode in PLAIN:
         return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == '1':
+        return image.convert('L')
+    return image.convert('RGBA' if image.has_transparency_data else 'RGB')
+
+
+def reason(error: BaseException) -> str:
+    """The message of an error without the path, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    message = ' '.join(str(error).split())
+    return 'not an image' if 'cannot identify' in message else message or type(error).__name__
 
 
 @TRANSFORMS.register_module()
@@ -30,6 +94,7 @@ class LoadWholeImage(LoadImageFromFile):
     """mmcv's ``LoadImageFromFile``, but truncated images are detected.
 
     OpenCV silently fills the missing part of a JPEG with grey; Pillow, used here, raises an error.
+    ``pixels_of`` converts other types of images to 8 bits.
 
     Args:
         on_bad: What to do with an unreadable image. 'raise' stops with its name; 'skip' makes the
@@ -38,8 +103,12 @@ class LoadWholeImage(LoadImageFromFile):
         bad_images_file: File to append the paths of unreadable images to, one per line.
         max_bad_images: Maximum number of unreadable images; None for no limit.
         to_float32: Return float32 instead of uint8.
-        color_type: Flag of mmcv's ``imfrombytes``.
+        color_type: As for ``pixels_of``; with the suffix '_ignore_orientation', images are not
+            turned upright.
         backend_args: Arguments of mmengine's file backend.
+
+    Raises:
+        ArgumentError: There is no such ``color_type``.
     """
 
     def __init__(
@@ -51,6 +120,8 @@ class LoadWholeImage(LoadImageFromFile):
         color_type: str = 'color',
         backend_args: dict | None = None,
     ) -> None:
+        if color_type.removesuffix(AS_STORED) not in MODES:
+            raise ArgumentError(f'color_type {color_type}: choose {", ".join(MODES)}')
         super().__init__(
             to_float32=to_float32,
             color_type=color_type,
@@ -66,29 +137,38 @@ class LoadWholeImage(LoadImageFromFile):
 
         Raises:
             UserError: The image cannot be read and ``on_bad`` is 'raise', or more than
-                ``max_bad_images`` images cannot be read.
+                ``max_bad_images`` images cannot be read, or the annotation file has another size.
         """
+        path = results['img_path']
         try:
-            return self._load(results)
-        except (OSError, ValueError, SyntaxError, AssertionError) as error:
-            path = results['img_path']
+            pixels = self._load(path)
+        except Exception as error:  # decoders raise all kinds of errors for damaged files
             if self.on_bad == 'raise':
                 raise UserError(
-                    f'image {path} cannot be read ({error}): replace it, or pass '
+                    f'image {path} cannot be read ({reason(error)}): replace it, or pass '
                     '--skip-bad-images to skip unreadable images'
                 ) from error
-        print_log(f'bad image {path} is skipped', logger='current', level=logging.WARNING)
-        if self.bad_images_file:
-            self._note(self.bad_images_file, path)
-        return None if self.on_bad == 'skip' else self._blank(results)
-
-    def _load(self, results: dict) -> dict:
-        content = fileio.get(results['img_path'], backend_args=self.backend_args)
-        with Image.open(BytesIO(content)) as image:
-            pixels = _pillow2array(in_eight_bits(image), self.color_type)
+            print_log(f'bad image {path} is skipped', logger='current', level=logging.WARNING)
+            if self.bad_images_file:
+                self._note(self.bad_images_file, path)
+            if self.on_bad == 'skip':
+                return None
+            pixels = self._blank(results)
+        height, width = shape = pixels.shape[:2]
+        told = results.get('height', height), results.get('width', width)
+        if told != shape:
+            raise UserError(
+                f'image {path}: the annotation file says {told[1]} x {told[0]} pixels, the image '
+                f'has {width} x {height}: correct width and height in the file'
+            )
         results['img'] = pixels.astype(np.float32) if self.to_float32 else pixels
-        results['img_shape'] = results['ori_shape'] = pixels.shape[:2]
+        results['img_shape'] = results['ori_shape'] = shape
         return results
+
+    def _load(self, path: str) -> np.ndarray:
+        content = fileio.get(path, backend_args=self.backend_args)
+        with Image.open(BytesIO(content)) as image:
+            return pixels_of(image, self.color_type)
 
     def _note(self, file: str, path: str) -> None:
         with open(file, 'a') as appended:
@@ -103,12 +183,18 @@ class LoadWholeImage(LoadImageFromFile):
                 f'{self.max_bad_images}: replace the images listed in {file}'
             )
 
-    def _blank(self, results: dict) -> dict:
-        if 'height' in results:
-            shape = results['height'], results['width']
-        else:
-            with Image.open(results['img_path']) as image:
-                shape = image.size[::-1]
-        results['img'] = np.zeros((*shape, 3), np.float32 if self.to_float32 else np.uint8)
-        results['img_shape'] = results['ori_shape'] = shape
-        return results
+    def _blank(self, results: dict) -> np.ndarray:
+        """Return a black image of the size that its annotations have."""
+        mode, size = _header(results['img_path']) or ('RGB', (32, 32))
+        _, size = _header(results.get('seg_map_path')) or (mode, size)
+        size = results.get('width', size[0]), results.get('height', size[1])
+        return pixels_of(Image.new(mode if mode in PLAIN else 'RGB', size), self.color_type)
+
+
+def _header(path: str | None) -> tuple[str, tuple[int, int]] | None:
+    """Read the mode and the size of an image file, if it has them."""
+    try:
+        with Image.open(path) as image:  # type: ignore[arg-type]
+            return image.mode, image.size
+    except Exception:  # decoders raise all kinds of errors for damaged files
+        return None

@@ -22,6 +22,7 @@ def draw_truth(
     classes: Sequence[str],
     palette: Sequence[Color],
     in_input: bool,
+    shape: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """Draw the annotations of an image.
 
@@ -35,12 +36,13 @@ def draw_truth(
         palette: (R, G, B) of each class.
         in_input: Whether coordinates of annotations refer to the input, as in training; in
             evaluation, they refer to the image file.
+        shape: Height and width of the picture without padding; by default those of the input.
 
     Returns:
         The picture, (H, W, 3) of uint8 in RGB.
     """
     zoom = max(1, -(-SHORT_SIDE // min(picture.shape[:2])))
-    shape = sample.metainfo.get('img_shape', picture.shape)[:2]
+    shape = shape or sample.metainfo.get('img_shape', picture.shape)[:2]
     annotated = shape if in_input else sample.metainfo.get('ori_shape', shape)[:2]
     y, x = (zoom * new / old for new, old in zip(shape, annotated, strict=True))
     picture = _stripe(picture, *shape)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import build_model, default_scope
 from ..engine.loops import seeded
 from ..engine.randomness import seed_generators
+from .predictions import as_rgb
 
 
 class Feed:
@@ -65,15 +66,17 @@ def to_pictures(preprocessor: Any, inputs: Tensor) -> np.ndarray:
 
     Args:
         preprocessor: The model's ``data_preprocessor``.
-        inputs: Preprocessed images, (B, 3, H, W).
+        inputs: Preprocessed images, (B, C, H, W).
 
     Returns:
-        (B, H, W, 3) of uint8 in RGB; padding has the colour of normalised zeros.
+        (B, H, W, 3) of uint8 in RGB, as ``as_rgb`` shows them; padding has the colour of
+        normalised zeros.
     """
     pixels = inputs * getattr(preprocessor, 'std', 1) + getattr(preprocessor, 'mean', 0)
     # Images are loaded in BGR; mmpretrain and the other packages name the conversion differently.
     is_rgb = getattr(preprocessor, 'to_rgb', None) or getattr(
         preprocessor, '_channel_conversion', False
     )
-    pixels = pixels if is_rgb else pixels.flip(1)
-    return pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = pixels.flip(1) if is_rgb and pixels.shape[1] == 3 else pixels
+    loaded = pixels.round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    return np.stack([as_rgb(image) for image in loaded])

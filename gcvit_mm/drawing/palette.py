@@ -2,8 +2,8 @@
 
 import colorsys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 from mmengine.config import Config, ConfigDict
 
@@ -14,6 +14,12 @@ Color: TypeAlias = tuple[int, int, int]
 GOLDEN = 0.618034
 DARKEST, LIGHTEST = 0.3, 0.8
 """Range of the lightness of shades."""
+
+
+def class_names(metainfo: Mapping[str, Any]) -> list[str]:
+    """The names of the classes in a data set's metainfo; a single text is one name."""
+    classes = metainfo.get('classes') or ()
+    return [classes] if isinstance(classes, str) else list(map(str, classes))
 
 
 def class_colors(cfg: Config, dataset: ConfigDict, classes: Sequence[str]) -> list[Color]:

@@ -15,6 +15,14 @@ LONGEST = 4096
 TOP = 5
 
 
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Convert an image, (H, W, C) in BGR or (H, W), to RGB; further channels are dropped."""
+    if pixels.ndim == 2 or pixels.shape[2] < 3:
+        grey = pixels.reshape(*pixels.shape[:2], -1)[..., :1]
+        return grey.repeat(3, axis=2)
+    return pixels[..., 2::-1]
+
+
 def draw_prediction(
     image: np.ndarray,
     prediction: Prediction,

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 
+from ..drawing.palette import class_names
+
 COLUMNS = ('image', 'true_label', 'true_class', 'label', 'class', 'score', 'top5', 'top5_scores')
 
 
@@ -34,7 +36,7 @@ class ClassificationCSV(BaseMetric):
 
     def compute_metrics(self, results: list) -> dict:
         """Write the file; the result has no metrics."""
-        names = (self.dataset_meta or {}).get('classes')
+        names = class_names(self.dataset_meta or {})
         with open(self.out_file, 'w', newline='') as file:
             table = csv.writer(file)
             table.writerow(COLUMNS)

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
+from ..inference.model import channels_of
 from ..models.attention import WindowAttention, padded_attention, sdpa_attention
 from ..models.gcvit import GCViT, Stage
 
@@ -145,7 +146,7 @@ class Classifier(ImageModel):
 
 
 class Segmenter(ImageModel):
-    """The logits of the classes for each pixel."""
+    """The logits of the classes for each pixel; a single one if the head has one channel."""
 
     outputs = dict(logits=('N', 'class', 'H', 'W'))
 
@@ -160,8 +161,9 @@ class Segmenter(ImageModel):
         return dict(logits=logits)
 
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
-        samples = self.original.predict(inputs)
-        return dict(logits=torch.stack([sample.seg_logits.data for sample in samples]))
+        size = tuple(inputs.shape[2:])
+        metainfo = [dict(ori_shape=size, img_shape=size, pad_shape=size)] * len(inputs)
+        return dict(logits=self.original.encode_decode(inputs, metainfo))
 
 
 class Labeller(Segmenter):
@@ -171,14 +173,31 @@ class Labeller(Segmenter):
 
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         logits = super().compute(x)['logits']
-        dtype = torch.uint8 if logits.shape[1] <= 256 else torch.int32
-        return dict(labels=logits.argmax(dim=1).to(dtype))
+        scores = logits if logits.shape[1] > 1 else self.with_threshold(logits.sigmoid())
+        dtype = torch.uint8 if scores.shape[1] <= 256 else torch.int32
+        return dict(labels=scores.argmax(dim=1).to(dtype))
+
+    def with_threshold(self, probability: Tensor) -> Tensor:
+        """The scores of both classes, (N, 2, H, W), for a head with one channel."""
+        threshold = torch.full_like(probability, self.original.decode_head.threshold)
+        return torch.cat([threshold, probability], dim=1)
+
+    def predict(self, inputs: Tensor) -> dict[str, Tensor]:
+        samples = self.original.predict(inputs)
+        # The scores of mmseg are logits, but probabilities for a head with one channel.
+        scores = torch.stack([sample.seg_logits.data for sample in samples])
+        labels = torch.stack([sample.pred_sem_seg.data for sample in samples])
+        return dict(
+            scores=scores if scores.shape[1] > 1 else self.with_threshold(scores), labels=labels
+        )
 
     def deviates(self, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-        """The largest deviation of the logit of a chosen class from the largest logit."""
-        logits = expected['logits']
-        chosen = logits.gather(1, actual['labels'].long()[:, None])
-        return deviation(chosen[:, 0], logits.amax(dim=1))
+        """The largest deviation of the score of a chosen class from that of the right class."""
+        chosen, right = (
+            expected['scores'].gather(1, labels.long())
+            for labels in (actual['labels'][:, None], expected['labels'])
+        )
+        return deviation(chosen, right)
 
 
 def build_graph(
@@ -199,6 +218,9 @@ def build_graph(
     if not isinstance(model.backbone, GCViT):
         kind = type(model.backbone).__name__
         raise UserError(f'the backbone is {kind}: only models with GCViT can be exported')
+    channels = channels_of(model)
+    if channels != 3:
+        raise UserError(f'the model takes images of {channels} channel(s): only 3 can be exported')
     if argmax and (task != 'segmentation' or features):
         raise UserError('--argmax is for segmentation models without --what features')
     if features:

@@ -3,7 +3,7 @@
 import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,14 +63,39 @@ def _search(argument: str) -> tuple[Path, list[Path]]:
     """Find the folder that an argument names, and the inputs in it."""
     path = Path(os.path.abspath(argument))
     if path.is_dir():
-        return path, [file for file in path.rglob('*') if _is_input(file)]
+        files = (file for folder in _folders(path) for file in folder.iterdir())
+        return path, [file for file in files if _is_input(file)]
     if path.is_file():
         return path.parent, [path]
     folder = path
     while glob.has_magic(str(folder)):
         folder = folder.parent
-    files = map(Path, glob.glob(str(path), recursive=True)) if folder != path else ()
-    return folder, [file for file in files if _is_input(file)]
+    parts = path.relative_to(folder).parts
+    return folder, [file for file in _matches(folder, parts) if _is_input(file)]
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Yield a folder and all folders in it, also linked ones, but none within itself."""
+    for folder, names, _ in os.walk(root, followlinks=True):
+        names[:] = [name for name in names if not _contains_itself(Path(folder, name))]
+        yield Path(folder)
+
+
+def _contains_itself(folder: Path) -> bool:
+    return folder.is_symlink() and any(folder.samefile(parent) for parent in folder.parents)
+
+
+def _matches(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield what matches the parts of a pattern; ``glob`` would follow links in circles."""
+    if not parts:
+        yield folder
+    elif parts[0] != '**':
+        for name in glob.glob(parts[0], root_dir=folder):
+            yield from _matches(folder / name, parts[1:])
+    else:
+        for inner in _folders(folder):
+            if not any(name.startswith('.') for name in inner.relative_to(folder).parts):
+                yield from _matches(inner, parts[1:] or ['*'])
 
 
 def _is_input(path: Path) -> bool:
@@ -78,12 +103,26 @@ def _is_input(path: Path) -> bool:
 
 
 def _named(paths: Iterable[Path], root: Path) -> list[Input]:
-    inputs = [(path, path.relative_to(root)) for path in paths]
-    stems = Counter(file.with_suffix('') for _, file in inputs)
+    inputs = {path: path.relative_to(root) for path in paths}
+    names = result_names(inputs.values())
+    return [Input(path, file.as_posix(), names[file]) for path, file in inputs.items()]
+
+
+def result_names(files: Iterable[Path]) -> dict[Path, str]:
+    """Choose different names for the results of images and videos.
+
+    Args:
+        files: Files relative to a common folder.
+
+    Returns:
+        The name of each file: an image has no suffix, unless another file would have the name too.
+    """
+    files = list(files)
+    stems = Counter([*files, *(file.with_suffix('') for file in files)])
 
     def name(file: Path) -> Path:
         # Results of clip.mp4 must not collide with those of images in a folder clip.
         keeps_suffix = file.suffix.lower() in VIDEOS or stems[file.with_suffix('')] > 1
         return file if keeps_suffix else file.with_suffix('')
 
-    return [Input(path, file.as_posix(), name(file).as_posix()) for path, file in inputs]
+    return {file: name(file).as_posix() for file in files}

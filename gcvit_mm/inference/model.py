@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -11,8 +12,9 @@ from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from ..config import build_model, metainfo_of, task_of, test_dataset
-from ..drawing.palette import class_colors
+from ..drawing.palette import class_colors, class_names
 from ..errors import UserError
+from ..models import GCViT
 from ..weights.convert import convert
 from ..weights.files import read_checkpoint, state_dict_of
 from ..weights.load import mismatches
@@ -56,9 +58,15 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     model.load_state_dict(state, strict=False)
     saved = content.get('meta') if isinstance(content, Mapping) else None
     meta = {**metainfo_of(cfg, dataset), **((saved or {}).get('dataset_meta') or {})}
-    classes = [str(name) for name in meta.get('classes') or ()]
+    classes = class_names(meta)
     palette = class_colors(cfg, dataset, classes)
     return revert_sync_batchnorm(model).to(device).eval(), dict(classes=classes, palette=palette)
+
+
+def channels_of(model: Any) -> int | None:
+    """The number of channels that a model takes; None for other backbones than GC ViT."""
+    backbone = getattr(model, 'backbone', None)
+    return backbone.stem.conv.in_channels if isinstance(backbone, GCViT) else None
 
 
 @contextmanager

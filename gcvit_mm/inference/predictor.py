@@ -14,12 +14,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..config import default_scope, task_of, test_dataset
-from ..drawing.predictions import draw_prediction
+from ..drawing.predictions import as_rgb, draw_prediction
 from ..errors import UserError
 from ..weights.mm_loaders import safe_loaders
 from ..work_dir import find_model
 from .images import ImageLike, Pipeline
-from .model import load_model
+from .model import channels_of, load_model
 from .prediction import Prediction
 from .tiling.data_samples import blend_labels, merge_objects
 from .tiling.tiles import windows
@@ -69,14 +69,14 @@ class Predictor:
         self.classes, self.palette = meta['classes'], meta['palette']
         self.has_masks = self.task == 'detection' and bool(getattr(self.model, 'with_mask', False))
         with default_scope(self.cfg):
-            self.pipeline = Pipeline(test_dataset(self.cfg).pipeline)
+            self.pipeline = Pipeline(test_dataset(self.cfg).pipeline, channels_of(self.model))
         self._lock = RLock()
 
     def __call__(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 1) -> list[Any]:
         """Predict on images.
 
         Args:
-            images: One or several images, each a path, an array (H, W, 3) of uint8 in BGR like
+            images: One or several images, each a path, an array (H, W, C) of uint8 in BGR like
                 those of ``cv2.imread``, or a Pillow image of any mode.
             batch_size: Maximum number of successive images of equal size in a batch. Images are
                 not padded to a common size, so predictions do not depend on the batch size.
@@ -88,7 +88,7 @@ class Predictor:
             COCO run-length encodings; or ``pred_sem_seg.data`` (1, H, W); or ``pred_score``.
 
         Raises:
-            UserError: An image cannot be read.
+            UserError: An image cannot be read, or the model takes another number of channels.
         """
         if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
             images = [images]
@@ -102,7 +102,7 @@ class Predictor:
         return samples
 
     def read(self, image: ImageLike) -> np.ndarray:
-        """Read an image, (H, W, 3) of uint8 in BGR; see ``Pipeline.read``."""
+        """Read an image, (H, W, C) of uint8 in BGR; see ``Pipeline.read``."""
         return self.pipeline.read(image)
 
     def predict(self, pixels: Sequence[np.ndarray], batch_size: int = 1) -> Iterator[Any]:
@@ -143,7 +143,7 @@ class Predictor:
         """Draw a prediction on its image.
 
         Args:
-            image: The image.
+            image: The image; of more than three channels, the first three are shown.
             sample: The prediction, as a data sample or a ``Prediction``.
             score: Minimum score of the objects that are drawn.
             scale: Scale of the picture, whose sides are limited to 4096 pixels. The font size
@@ -152,7 +152,7 @@ class Predictor:
         Returns:
             The picture, (H, W, 3) of uint8 in RGB.
         """
-        pixels = self.pipeline.read(image)[..., ::-1]
+        pixels = as_rgb(self.pipeline.read(image))
         prediction = Prediction.of(sample)
         return draw_prediction(pixels, prediction, self.classes, self.palette, score, scale)
 

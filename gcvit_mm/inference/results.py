@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -75,19 +77,26 @@ class Results:
             )
 
     def _drop_incomplete(self) -> None:
-        complete = position = 0
+        """Drop the lines of files that are not done, and a truncated line."""
+        numbers: dict[str, list[int]] = defaultdict(list)
+        number = -1
         with open(self._lines, 'ab+') as file:
             file.seek(0)
-            for line in file:
-                position += len(line)
+            for number, line in enumerate(file):
                 try:
                     entry = json.loads(line)
-                except ValueError:  # a truncated line
+                except ValueError:
+                    numbers[''] = [number]
                     break
+                numbers[entry['file']].append(number)
                 if entry['done']:
                     self.done.add(entry['file'])
-                    complete = position
-            file.truncate(complete)
+                    del numbers[entry['file']]
+        dropped = set().union(*numbers.values())
+        if dropped:
+            with atomic_write(self._lines) as kept, open(self._lines, 'rb') as file:
+                lines = enumerate(islice(file, number + 1))
+                kept.writelines(line for i, line in lines if i not in dropped)
 
     def add(self, entry: Mapping[str, Any], done: bool = True) -> None:
         """Append the results of an image or a frame; ``done`` marks the end of its file."""
@@ -151,12 +160,11 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     write(path, content.tobytes())
 
 
-def write_labels(path: Path, labels: np.ndarray, palette: Sequence[tuple]) -> None:
-    """Write a label map (H, W) as a PNG with labels as values and the palette of the classes."""
-    if labels.max() > 255:
-        image = Image.fromarray(labels.astype(np.uint16))
-    else:
-        image = Image.fromarray(labels.astype(np.uint8), 'P')
+def write_labels(path: Path, labels: np.ndarray, palette: Sequence[tuple] = ()) -> None:
+    """Write a label map (H, W) as a PNG with labels as values, and perhaps a palette."""
+    fits = labels.max() < 256
+    image = Image.fromarray(labels.astype(np.uint8 if fits else np.uint16))
+    if palette and fits:
         image.putpalette([part for color in palette for part in color])
     content = io.BytesIO()
     image.save(content, 'PNG')

@@ -77,14 +77,16 @@ class Run:
 
     def video(self, item: Input, bar: tqdm) -> None:
         """Predict on the frames of a video; an interrupted video starts from its first frame."""
-        writer = None
-        number = 0
+        writer, number, problem = None, 0, ''
         partial = self.place('overlays', item.name, '.partial.mp4')
         capture = cv2.VideoCapture(str(item.path))
         for frames in chunks(frames_of(capture), self.batch_size):
-            for frame, sample in zip(
-                frames, self.predictor.predict(frames, self.batch_size), strict=True
-            ):
+            try:
+                samples = list(self.predictor.predict(frames, self.batch_size))
+            except UserError as error:  # the model does not take such frames
+                problem = str(error)
+                break
+            for frame, sample in zip(frames, samples, strict=True):
                 prediction = Prediction.of(sample)
                 if 'overlay' in self.formats:
                     picture = self.draw(frame, prediction)
@@ -97,11 +99,19 @@ class Run:
                 bar.update()
         if writer:
             writer.release()
-            partial.replace(self.place('overlays', item.name.removesuffix('.mp4'), '.mp4'))
-        if number:
-            self.results.add(dict(file=item.file))
+            # clip.avi has the name of this picture if both are there.
+            is_taken = item.path.with_suffix('').is_file()
+            name = item.name if is_taken else item.name.removesuffix('.mp4')
+            partial.replace(self.place('overlays', name, '.mp4'))
+        promised = frame_count(item.path)
+        if not number:
+            problem = problem or 'no frame could be read'
+        elif number < promised:
+            problem = problem or f'{number} of {promised} frames could be read'
+        if problem:
+            self.failed.append(f'video {item.path}: {problem}')
         else:
-            self.failed.append(f'video {item.path} has no readable frame')
+            self.results.add(dict(file=item.file))
 
     def draw(self, image: np.ndarray, prediction: Prediction) -> np.ndarray:
         scale = max(1, LEGIBLE // max(image.shape[:2]))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..config import datasets_of, evaluators_of, transforms_of
 from ..drawing.palette import Color, class_colors
 from ..errors import UserError
+from ..evaluation.prediction_files import names_of_images, values_of_labels
 from .evaluation import Column, Confusion, Evaluation, Picture, Table, count_pairs, extremes
 from .pictures import as_hex, as_overlay, as_photo, image_reader
 
@@ -42,14 +43,19 @@ class _Maps:
         steps = transforms_of(settings.pipeline, 'LoadAnnotations')
         # It remaps labels according to the metainfo of the data set.
         self.load = TRANSFORMS.build(steps[0] if steps else dict(type='LoadAnnotations'))
+        infos = map(self.dataset.get_data_info, range(len(self.dataset)))
+        self.names = names_of_images([info['img_path'] for info in infos])
+        values = values_of_labels(self.dataset.metainfo)[: len(self.dataset.metainfo['classes'])]
+        self.labels = np.zeros(2**16 + 1, int)
+        self.labels[values] = np.arange(len(values))
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         info = self.dataset.get_data_info(i)
-        path = self.folder / f'{Path(info["img_path"]).stem}.png'
+        path = self.folder / f'{self.names[info["img_path"]]}.png'
         if not path.is_file():
             raise UserError(f'{path} is missing: give predictions for the test set of the config')
         true = self.load(info)['gt_seg_map']
-        predicted = np.asarray(Image.open(path)).astype(int) - bool(info['reduce_zero_label'])
+        predicted = self.labels[np.asarray(Image.open(path))]
         if predicted.shape != true.shape:
             raise UserError(
                 f'{path} has the shape {predicted.shape}, its ground truth {true.shape}: give '

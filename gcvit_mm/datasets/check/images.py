@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 from tqdm import tqdm
 
+from ..load_image import eight_bits, reason
 from .report import Finding, Report
 
 Task = TypeVar('Task')
@@ -36,7 +37,7 @@ class ReadImage(NamedTuple):
 
 
 def read_image(path: str) -> ReadImage | str:
-    """Decode an image file to its end.
+    """Decode an image file to its end, and check that training can use its values.
 
     Returns:
         The image, or the reason why it cannot be read.
@@ -45,22 +46,15 @@ def read_image(path: str) -> ReadImage | str:
         data = Path(path).read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS:
-                width, height = height, width
             # A JPEG is decoded completely, but at an eighth of its size, which is a third faster.
             image.draft(None, (1, 1))
-            image.load()
+            eight_bits(image, upright=False)
+            # Pillow turns TIFF files, and their size, by itself.
+            if image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS:
+                width, height = height, width
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         return reason(error)
     return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest())
-
-
-def reason(error: Exception) -> str:
-    """The message of an error without the path, which is printed beside it."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    message = ' '.join(str(error).split())
-    return 'not an image' if 'cannot identify' in message else message or type(error).__name__
 
 
 def unreadable(image: str, place: str) -> Finding:
