@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 
@@ -125,9 +126,14 @@ def build(cfg, data):
             raise UserError(f'{data.type} cannot be built: {error}') from error
 
 
+def new_report(name):
+    required = [f for f in fields(Report) if f.default_factory is MISSING]
+    return Report(*[name] * len(required))
+
+
 def look(cfg, loader='train_dataloader', *, pixels):
     """The errors of the checks of a loader, as lines."""
-    report = Report(loader, '')
+    report = new_report(loader)
     for data in datasets_of(cfg[loader]):
         try:
             check_paths(loader, data)
@@ -375,7 +381,7 @@ def test_names_of_many_files_are_checked_in_seconds(maps):
 
 def test_images_with_another_suffix_are_a_warning(maps):
     save(maps / 'images/training/9.JPG', np.zeros((*SIZE, 3), np.uint8))
-    report = Report('train', '')
+    report = new_report('train')
     with default_scope(cfg := segmenter(maps)):
         dataset = DATASETS.build({**cfg.train_dataloader.dataset, 'lazy_init': True})
     check_label_maps(dataset, report)
