@@ -522,6 +522,9 @@ def test_images_of_two_sizes_in_a_batch_are_named(maps, folders):
         with pytest.raises(UserError, match=r'[01]\.png .* 20 x 20.*batch_size=1'):
             collate_equal_sizes(samples, **how)
         assert len(collate_equal_sizes(samples[:1], **how)['inputs']) == 1
+        views = [{key: [value] for key, value in sample.items()} for sample in samples]
+        with pytest.raises(UserError, match='differ in size'):
+            collate_equal_sizes(views, **how)
     prepare_collating(cfg := segmenter(maps), 'train_dataloader')
     how = cfg.train_dataloader.collate_fn
     assert how.pop('padded_to') == (128, 128)  # mmseg pads to this
