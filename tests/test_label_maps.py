@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 import warnings
+from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 
@@ -125,9 +126,14 @@ def build(cfg, data):
             raise UserError(f'{data.type} cannot be built: {error}') from error
 
 
+def new_report(name):
+    required = [f for f in fields(Report) if f.default_factory is MISSING]
+    return Report(*[name] * len(required))
+
+
 def look(cfg, loader='train_dataloader', *, pixels):
     """The errors of the checks of a loader, as lines."""
-    report = Report(loader, '')
+    report = new_report(loader)
     for data in datasets_of(cfg[loader]):
         try:
             check_paths(loader, data)
@@ -375,7 +381,7 @@ def test_names_of_many_files_are_checked_in_seconds(maps):
 
 def test_images_with_another_suffix_are_a_warning(maps):
     save(maps / 'images/training/9.JPG', np.zeros((*SIZE, 3), np.uint8))
-    report = Report('train', '')
+    report = new_report('train')
     with default_scope(cfg := segmenter(maps)):
         dataset = DATASETS.build({**cfg.train_dataloader.dataset, 'lazy_init': True})
     check_label_maps(dataset, report)
@@ -516,6 +522,9 @@ def test_images_of_two_sizes_in_a_batch_are_named(maps, folders):
         with pytest.raises(UserError, match=r'[01]\.png .* 20 x 20.*batch_size=1'):
             collate_equal_sizes(samples, **how)
         assert len(collate_equal_sizes(samples[:1], **how)['inputs']) == 1
+        views = [{key: [value] for key, value in sample.items()} for sample in samples]
+        with pytest.raises(UserError, match='differ in size'):
+            collate_equal_sizes(views, **how)
     prepare_collating(cfg := segmenter(maps), 'train_dataloader')
     how = cfg.train_dataloader.collate_fn
     assert how.pop('padded_to') == (128, 128)  # mmseg pads to this

@@ -22,11 +22,12 @@ def collate_equal_sizes(batch: list[dict], how: str, padded_to: tuple[int, int])
     """
     sizes: dict[tuple, str] = {}
     for sample in batch:
-        inputs, info = sample['inputs'], sample['data_samples']
-        if isinstance(inputs, list):  # of test-time augmentation: all are of one image
-            inputs, info = inputs[0], info[0]
+        values: list[Any] = [sample['inputs'], sample.get('data_samples')]
+        # Test-time augmentation makes several of one image.
+        inputs, info = (value[0] if isinstance(value, list) else value for value in values)
         channels, *size = inputs.shape
-        sizes.setdefault((channels, *map(max, size, padded_to)), info.img_path)
+        key = (channels, *map(max, size, padded_to))
+        sizes.setdefault(key, getattr(info, 'img_path', 'an image'))
     if len(sizes) > 1:
         shown = ', '.join(f'{name} {w} x {h}' for (_, h, w), name in list(sizes.items())[:2])
         raise UserError(
@@ -42,7 +43,8 @@ def prepare_collating(cfg: Config, name: str) -> None:
     mmdet pads all, mmseg those of a training, up to the ``size`` of its data preprocessor.
     """
     loader: ConfigDict = cfg[name]
-    how = (loader.get('collate_fn') or {}).get('type', 'pseudo_collate')
+    given = loader.get('collate_fn') or dict(type='pseudo_collate')
+    how = given.get('type') if isinstance(given, dict) else given
     scope = cfg.get('default_scope')
     size: Any = (0, 0)
     if scope == 'mmseg' and name == 'train_dataloader':
