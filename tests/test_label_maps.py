@@ -346,12 +346,13 @@ def test_a_training_skips_damaged_maps_and_stops_at_wrong_ones(tiny_shapes, tmp_
     }
     for name in LOADERS:  # whose persistent_workers is True
         options |= {f'{name}.dataset.data_root': data, f'{name}.num_workers': 0}
-    work = ['--work-dir', tmp_path / 'work', '--skip-bad-images', '--cfg-options']
-    args = [f'configs/{NANO_MAPS}.py', *work, *(f'{k}={v}' for k, v in options.items())]
+    settings = (f'{k}={v}' for k, v in options.items())
+    args = [f'configs/{NANO_MAPS}.py', '--skip-bad-images', '--cfg-options', *settings]
+    args += ['--work-dir', tmp_path / 'work']
     assert '1 bad image(s) skipped' in succeed('train.py', *args)
     for path in (data / 'annotations/training').iterdir():
         save(path, np.zeros((64, 64, 3), np.uint8))
-    output = fail('train.py', *args, f'work_dir={tmp_path}/other')
+    output = fail('train.py', *args[:-1], tmp_path / 'other')
     assert 'label map' in output and 'several channels' in output and '.png' in output
 
 

@@ -55,6 +55,7 @@ def check_datasets(
             if content in by_content:
                 by_content[content].name += f', {name}'
                 own.append(by_content[content])
+                _check_loader(cfg, split, dataset, by_content[content])
                 continue
             by_content[content] = report = Report(name, *_source(dataset))
             reports.append(report)
@@ -95,6 +96,12 @@ def _check(cfg: Config, split: str, config: ConfigDict, report: Report, pixels: 
             check_heads(cfg, loader, tuple(report.classes))
     except UserError as error:
         report.add_mismatch(error)
+
+
+def _check_loader(cfg: Config, split: str, config: ConfigDict, report: Report) -> None:
+    """Check the settings of another data loader of data that are checked already."""
+    if not report.count('error'):
+        check_settings(cfg, f'{split}_dataloader', _build(cfg, config), report)
 
 
 def _build(cfg: Config, config: ConfigDict) -> BaseDataset:
