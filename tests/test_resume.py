@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, on, succeed
+from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, call, on, succeed
 from mmengine.config import Config
 
 from gcvit_mm.datasets.shapes import make_shapes
@@ -363,6 +363,33 @@ def test_a_checkpoint_that_names_files_of_others_lets_nothing_be_removed(trained
     assert not (work / 'epoch_2.pth').exists()  # what the training itself has written
     for place in (folder, work):
         assert [(place / name).read_text() for name in names] == ['precious'] * 4
+
+
+INTERRUPTED = f"""
+_base_ = '{ROOT}/{NANO}'
+custom_imports = dict(
+    imports=['faults', 'gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'gcvit_mm.evaluation']
+)
+custom_hooks = [dict(type='KillInValidation', epoch=2)]
+default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', rule='less'))
+"""
+
+
+def test_a_validation_that_was_interrupted_is_made_up_for(tiny_shapes, tmp_path):
+    config, work = tmp_path / 'config.py', tmp_path / 'work'
+    config.write_text(INTERRUPTED)
+    options = on(tiny_shapes, 'train_cfg.max_epochs=2')
+    arguments = ('train.py', config, '--work-dir', work, '--resume', *options)
+    assert call(*arguments).returncode == -signal.SIGKILL
+    assert (work / 'epoch_2.pth').exists()
+    output = succeed(*arguments)
+    assert 'Epoch(val) [2]' in output and 'Epoch(train)' not in output
+    assert 'coco/bbox_mAP' in output
+    best = list(work.glob('best_*.pth'))
+    assert len(best) == 1
+    # The validation of a checkpoint is repeated, since its best score may be newer than the file.
+    again = succeed(*arguments)
+    assert 'Epoch(val) [2]' in again and list(work.glob('best_*.pth')) == best
 
 
 # --- No room ----------------------------------------------------------------------------------

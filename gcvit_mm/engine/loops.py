@@ -22,6 +22,8 @@ from .seeded_data import SeededBatchSampler, SeededDataset
 
 PASSES, SAMPLES = 'data_passes', 'data_samples'
 """Keys of the position in the data, in the message hub and so in checkpoints: epoch and samples."""
+VALIDATED = 'validated_iter'
+"""Key of the iteration of the last complete validation, likewise."""
 
 
 class _Exact:
@@ -31,6 +33,9 @@ class _Exact:
     dataloader: DataLoader
     _iter: int
     max_iters: Any
+    val_begin: int
+    val_interval: int
+    _decide_current_val_interval: Any
 
     @property
     def _batches(self) -> SeededBatchSampler:
@@ -68,6 +73,18 @@ class _Exact:
             runner.resume(back.checkpoint)
             runner.optim_wrapper.initialize_count_status(runner.model, self._iter, self.max_iters)
             lower_learning_rate(runner, back.lr_factor)
+
+    def _validate_if_due(self, position: int, last: int) -> None:
+        """Evaluate the model after an epoch or an iteration, if the interval says so."""
+        self._decide_current_val_interval()
+        due = position % self.val_interval == 0 or position == last
+        if self.runner.val_loop is not None and position >= self.val_begin and due:
+            self.runner.val_loop.run()
+            self.runner.message_hub.update_info(VALIDATED, self._iter)
+
+    def _is_validated(self) -> bool:
+        """Whether the model was evaluated after its last step; checkpoints are saved before."""
+        return self._iter in (0, self._noted(VALIDATED, 0))
 
     def _enter_step(self, passes: int, batch: int) -> None:
         # A training that resumes from a checkpoint of this step begins with the next batch.
@@ -110,24 +127,24 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
     def run(self) -> nn.Module:
         """Train the model and return it."""
         with self._training():
+            if not self._is_validated() and not self._in_epoch():
+                self._validate_if_due(self._epoch, self._max_epochs)
             while self._epoch < self._max_epochs and not self.stop_training:
                 with self._rolling_back():
                     self.run_epoch()
-                    self._validate_if_due()
+                    self._validate_if_due(self._epoch, self._max_epochs)
         return self.runner.model
 
-    def _validate_if_due(self) -> None:
-        self._decide_current_val_interval()
-        due = self._epoch % self.val_interval == 0 or self._epoch == self._max_epochs
-        if self.runner.val_loop is not None and self._epoch >= self.val_begin and due:
-            self.runner.val_loop.run()
+    def _in_epoch(self) -> bool:
+        """Whether a resumed training stopped within the current epoch."""
+        return self._noted(PASSES, self._epoch) == self._epoch and self._noted(SAMPLES, 0) > 0
 
     def run_epoch(self) -> None:
         """Train for an epoch, or for the rest of it after a resumption."""
-        started = self._noted(PASSES, self._epoch) == self._epoch
+        samples = self._noted(SAMPLES, 0) if self._in_epoch() else 0
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        first = self._start_pass(self._epoch, self._noted(SAMPLES, 0) if started else 0)
+        first = self._start_pass(self._epoch, samples)
         for number, data_batch in enumerate(self.dataloader, first):
             self._enter_step(self._epoch, number)
             self.run_iter(number, data_batch)
@@ -173,6 +190,8 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
         with self._training():
             # Hooks and logs see the whole training as one epoch.
             self.runner.call_hook('before_train_epoch')
+            if not self._is_validated():
+                self._validate_if_due(self._iter, self._max_iters)
             while self._iter < self._max_iters and not self.stop_training:
                 with self._rolling_back():
                     self._run_steps()
@@ -184,7 +203,7 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
             self.runner.model.train()
             self._enter_step(passes, number)
             self.run_iter(data_batch)
-            self._validate_if_due()
+            self._validate_if_due(self._iter, self._max_iters)
             if self._iter == self._max_iters or self.stop_training:
                 return
 
@@ -199,12 +218,6 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
                 yield passes, number, data_batch
                 number += 1
             passes, samples = passes + 1, 0
-
-    def _validate_if_due(self) -> None:
-        self._decide_current_val_interval()
-        due = self._iter % self.val_interval == 0 or self._iter == self._max_iters
-        if self.runner.val_loop is not None and self._iter >= self.val_begin and due:
-            self.runner.val_loop.run()
 
 
 def _check_positive(**settings: int) -> None:
