@@ -390,6 +390,7 @@ DAMAGE = {
     'error: run lengths do not decode to the size': crowd(**run_lengths([64, 60])),
     'error: run lengths do not decode to the size of the image': crowd(**run_lengths('zz$')),
     'note: area differs from that of the mask: ': update(area=9000),
+    'warning: box and mask do not fit: ': update(bbox=[1, 38, 40, 20]),
     'note: box is not tight around the mask: ': update(bbox=[0, 0, 64, 64]),
 }
 

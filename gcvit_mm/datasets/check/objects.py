@@ -13,6 +13,8 @@ from .report import Finding
 MARGIN = 2
 # Relative. Less than 1 % of COCO's own areas differ more from those of their masks.
 AREA_TOLERANCE = 0.1
+# Of a box and the one around the mask; 3,118 samples of COCO's own objects have 0.99 and more.
+LEAST_IOU = 0.5
 # pycocotools needs memory for all of them.
 MAX_PIXELS = 2e9
 
@@ -125,9 +127,8 @@ def _check_polygons(
     if beyond > MARGIN:
         what = 'polygon crosses the image border'
         yield Finding('warning', what, f'by {beyond:.1f} px')
-    if _apart(annotation, [left, top, right - left, bottom - top]):
-        yield Finding('error', 'mask and box do not overlap', str(annotation['bbox']))
-    elif draw:
+    yield from _check_place(annotation, [left, top, right - left, bottom - top])
+    if draw:
         # The rasteriser would run out of memory for points far outside the image.
         size = np.array([width, height])
         corners = (np.array(polygon, float).reshape(-1, 2) for polygon in valid)
@@ -157,9 +158,9 @@ def _check_run_lengths(
         return
     rle = mask_utils.frPyObjects({'size': size, 'counts': runs}, height, width)
     tight = mask_utils.toBbox(rle).tolist()
-    if tight[2] and _apart(annotation, tight):
-        yield Finding('error', 'mask and box do not overlap', str(annotation['bbox']))
-    elif draw:
+    if tight[2]:
+        yield from _check_place(annotation, tight)
+    if draw:
         yield from _compare_with_mask(annotation, rle)
 
 
@@ -191,12 +192,19 @@ def _is_polygon(polygon: Any) -> bool:
     return isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
 
 
-def _apart(annotation: dict, tight: list[Any]) -> bool:
-    """Whether the box of an object, and that around its mask, have no point in common."""
+def _check_place(annotation: dict, tight: list[Any]) -> Iterator[Finding]:
+    """Compare the box of an object with that around its mask, both x, y, width, height."""
     (x, y, w, h), (left, top, wide, high) = annotation['bbox'], tight
-    return bool(
-        w > 0 and h > 0 and (left > x + w or top > y + h or left + wide < x or top + high < y)
-    )
+    if w <= 0 or h <= 0:
+        return
+    across = min(x + w, left + wide) - max(x, left)
+    down = min(y + h, top + high) - max(y, top)
+    shown = f'{annotation["bbox"]}, mask {tight}'
+    if across < 0 or down < 0:
+        yield Finding('error', 'mask and box do not overlap', shown)
+    elif across * down < LEAST_IOU * (w * h + wide * high - across * down):
+        what = f'box and mask do not fit: the IoU of their boxes is below {LEAST_IOU}'
+        yield Finding('warning', what, shown)
 
 
 def _compare_with_mask(annotation: dict, rle: dict) -> Iterator[Finding]:
