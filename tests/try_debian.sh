@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# The two commands on a bare Debian: try_debian.sh SUITE FOLDER [arguments of make demo]
+# The two commands on a bare Debian or Ubuntu: try_debian.sh SUITE FOLDER [arguments of make demo]
 #
 #   tests/try_debian.sh trixie /var/tmp/debian                    # Debian 13, Python 3.13
 #   tests/try_debian.sh sid /var/tmp/debian DEMO_ARGS='--epochs 1'  # a short demonstration
 #   TARGETS=demo tests/try_debian.sh trixie /var/tmp/debian
+#   MIRROR=http://archive.ubuntu.com/ubuntu tests/try_debian.sh noble /var/tmp/ubuntu   # 24.04, 3.12
 #
 # Makes FOLDER/SUITE with git, make and python3-venv and nothing else, clones the current commit into
 # it, and runs `make demo` and `make test` there; prints times, the download and what they take on the
@@ -14,7 +15,10 @@ shift 2
 repository=$(cd "$(dirname "$0")/.." && pwd)
 if [ ! -e "$root/ready" ]; then
   mkdir -p "$root"
-  debootstrap --variant=minbase --include=git,make,python3-venv,ca-certificates "$suite" "$root"
+  ubuntu=()  # python3-venv is in universe; Debian has neither Ubuntu's keys nor its newest scripts
+  [ -z "${MIRROR:-}" ] || ubuntu=("$MIRROR" /usr/share/debootstrap/scripts/gutsy)
+  debootstrap ${MIRROR:+--components=main,universe --no-check-gpg} --variant=minbase \
+    --include=git,make,python3-venv,ca-certificates "$suite" "$root" "${ubuntu[@]}"
   touch "$root/ready"
 fi
 # This machine's certificates: networks may have some of their own.
