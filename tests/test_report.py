@@ -25,6 +25,7 @@ from gcvit_mm.config import datasets_of
 from gcvit_mm.datasets.shapes import make_shapes
 from gcvit_mm.drawing.palette import class_colors
 from gcvit_mm.errors import UserError
+from gcvit_mm.evaluation.metrics import make_countable
 from gcvit_mm.report.detection import _Drawing, match
 from gcvit_mm.report.evaluation import Confusion, Evaluation, extremes
 from gcvit_mm.report.page import render
@@ -329,10 +330,12 @@ def test_false_positives_are_no_share_of_a_class(visit, detection, tmp_path):
 def test_clicks_before_a_polygon_are_not_drawn():
     image = dict(height=64, width=64)
     square = [6, 8, 26, 8, 26, 30, 6, 30]
-    outline = _Drawing._outline([square], image)
-    assert outline.startswith('M')
-    assert _Drawing._outline([[6, 8], square, [1, 2, 3, 4]], image) == outline
-    assert _Drawing._outline([[6, 8]], image) == ''
+    truth = COCO()
+    masks = [square], [[6, 8], square, [1, 2, 3, 4]], [[6, 8]]
+    truth.dataset = dict(annotations=[dict(image_id=1, segmentation=mask) for mask in masks])
+    make_countable(truth)
+    outlines = [_Drawing._outline(a['segmentation'], image) for a in truth.dataset['annotations']]
+    assert outlines[0].startswith('M') and outlines == [outlines[0], outlines[0], '']
 
 
 def test_more_classes_than_a_matrix_can_show_come_as_pairs(visit, detection, tmp_path):

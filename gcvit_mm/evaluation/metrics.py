@@ -97,8 +97,7 @@ def make_countable(truth: Any) -> None:
         annotation['iscrowd'] = int(annotation.get('iscrowd') or 0)
         polygons = annotation.get('segmentation')
         if isinstance(polygons, list):
-            whole = [polygon for polygon in polygons if len(polygon) >= 6]
-            annotation['segmentation'] = whole or polygons
+            annotation['segmentation'] = [polygon for polygon in polygons if len(polygon) >= 6]
     with redirect_stdout(StringIO()):
         truth.createIndex()
 

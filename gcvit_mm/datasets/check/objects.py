@@ -15,8 +15,8 @@ MARGIN = 2
 AREA_TOLERANCE = 0.1
 # Of a box and the one around the mask; 3,118 samples of COCO's own objects have 0.99 and more.
 LEAST_IOU = 0.5
-# pycocotools needs memory for all of them.
-MAX_PIXELS = 2e9
+# pycocotools needs memory for all of them, and for all pixels that a polygon crosses.
+MAX_PIXELS, MAX_DISTANCE = 2e9, 1e6
 
 
 def why_skipped(annotation: dict, width: int, height: int, *, needs_mask: bool) -> str:
@@ -124,9 +124,11 @@ def _check_polygons(
         yield Finding('error', 'polygons outside the image', '')
         return
     beyond = max(-left, -top, right - width, bottom - height)
+    if beyond > MAX_DISTANCE:
+        yield Finding('error', 'polygon ends far outside the image', f'by {beyond:.1f} px')
+        return
     if beyond > MARGIN:
-        what = 'polygon crosses the image border'
-        yield Finding('warning', what, f'by {beyond:.1f} px')
+        yield Finding('warning', 'polygon crosses the image border', f'by {beyond:.1f} px')
     yield from _check_place(annotation, [left, top, right - left, bottom - top])
     if draw:
         # The rasteriser would run out of memory for points far outside the image.
