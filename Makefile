@@ -43,12 +43,11 @@ demo: setup-run
 test: setup
 	$(PY) -m pytest -m 'not slow' $(PYTEST_ARGS)
 
-# What the documents show: the pages, the notebook, and the page about other people's configs.
+# What the documents show: the pages and the notebook.
 test-documents: setup
-	$(PY) -m pytest -m slow $(PYTEST_ARGS) tests/test_documents.py tests/test_notebook.py \
-	    tests/test_stock_configs.py
+	$(PY) -m pytest -m slow $(PYTEST_ARGS) tests/test_documents.py tests/test_notebook.py
 
-# Those and large models, many processes, many kills: minutes each.
+# Those, other people's configs, large models, many processes, many kills: minutes each.
 test-slow: setup
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 

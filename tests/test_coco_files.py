@@ -448,7 +448,7 @@ def try_change(folder, config, content):
 FUZZ = dict(deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
-@settings(max_examples=60, **FUZZ)
+@settings(max_examples=30, **FUZZ)
 @given(content=changed())
 def test_one_change_of_a_right_file_is_refused_or_evaluated_right(folder, config, content):
     try_change(folder, config, content)

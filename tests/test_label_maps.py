@@ -336,6 +336,7 @@ def test_maps_that_cannot_be_read_are_skipped_like_images(maps, tmp_path):
         train[1]
 
 
+@pytest.mark.slow
 def test_a_training_skips_damaged_maps_and_stops_at_wrong_ones(tiny_shapes, tmp_path):
     data = Path(shutil.copytree(tiny_shapes, tmp_path / 'data'))
     cut(data / 'annotations/training/000003.png')
