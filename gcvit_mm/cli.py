@@ -17,7 +17,7 @@ from typing import Any
 # --help and errors in arguments must be fast and work in any environment, so this module imports
 # only the standard library at the top.
 from .compat import environment, on_import
-from .errors import UserError
+from .errors import UserError, printable
 from .weights.hub import check_path
 from .zoo import TOOLS, config_file
 
@@ -76,7 +76,8 @@ def run(main: Callable[[], None]) -> None:
         message = _explain(error)
         if message is None:
             raise
-        print(f'error: {message}', file=sys.stderr, flush=True)
+        lines = map(printable, message.split('\n'))
+        print('error:', '\n'.join(lines), file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
@@ -174,7 +175,7 @@ class OptionsAction(argparse.Action):
                 raise UserError(f'--cfg-options {entry}: pass KEY=VALUE')
             try:
                 options[key] = parse_value(value)
-            except (ValueError, RecursionError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise UserError(f'--cfg-options {entry}: {error}') from error
         setattr(namespace, self.dest, options)
 

@@ -11,3 +11,17 @@ class UserError(RuntimeError):
 
 class ArgumentError(UserError, ValueError):
     """An argument that is not among the valid choices, which the message lists."""
+
+
+JOINERS = '\u200c\u200d'
+"""Invisible characters that the spelling of Persian, Hindi and other languages needs."""
+
+
+def printable(text: str) -> str:
+    """Escape the control characters of a text, such as a name in a file of somebody else."""
+    return ''.join(c if c.isprintable() or c in JOINERS else escaped(c) for c in text)
+
+
+def escaped(text: str) -> str:
+    """Write a text in ASCII, with Python's escape sequences."""
+    return text.encode('unicode_escape').decode()

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, METRICS, TRANSFORMS
 from PIL import Image
 from pycocotools import mask as mask_utils
 
-from gcvit_mm.datasets.check import check_datasets
+from gcvit_mm.datasets.check import check_datasets, print_reports
 from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.errors import UserError
 from gcvit_mm.evaluation.metrics import repair_coco_metric
@@ -345,6 +345,17 @@ def test_class_names_that_are_no_list_of_texts_are_refused(classes, part, folder
 def test_files_of_another_form_are_refused(text, folder, config):
     message = checked(config, folder, text)
     assert message and 'a.json' in message
+
+
+@pytest.mark.parametrize('name', ['\x1b]0;owned\x07\x1b[31m.png', '\ud800.png', 'a\nb.png', 'a\0b'])
+def test_names_from_files_reach_no_terminal_as_control_characters(name, folder, config, capsys):
+    content = right()
+    content['images'][0]['file_name'] = content['categories'][1]['name'] = name
+    message = checked(config, folder, content)
+    assert message
+    print_reports(check_datasets(config, ['train']))
+    lines = capsys.readouterr().out.split('\n')
+    assert all(line.isprintable() for line in lines)
 
 
 def test_an_evaluator_that_counts_other_images_than_the_loader_reads_is_refused(folder, config):

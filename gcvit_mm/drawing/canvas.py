@@ -8,8 +8,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco
 
+from ..errors import printable
 from .palette import Color, color_of, contrast, instance_colors
-from .text import Line, class_name, printable
+from .text import Line, class_name
 
 OPACITY = 0.5
 DARK = (40, 40, 40)

@@ -12,6 +12,7 @@ from matplotlib.ft2font import FT2Font
 from mmengine.logging import print_log
 from PIL import Image, ImageDraw, ImageFont
 
+from ..errors import escaped, printable
 from .palette import Color, contrast
 
 FIRST = Path(mpl.get_data_path(), 'fonts/ttf/DejaVuSans.ttf')
@@ -21,13 +22,6 @@ PLACEHOLDERS = ('lastresort', 'blank')
 """Parts of the names of fonts that draw a box, or nothing, for every character."""
 LONGEST = 32
 """Maximum length of a name, in characters; longer names are truncated."""
-JOINERS = '\u200c\u200d'
-"""Invisible characters that the spelling of Persian, Hindi and other languages needs."""
-
-
-def printable(text: str) -> str:
-    """Escape the control characters of a text."""
-    return ''.join(c if c.isprintable() or c in JOINERS else _escaped(c) for c in text)
 
 
 def class_name(classes: Sequence[str], label: int) -> str:
@@ -41,7 +35,7 @@ def _legible(name: str, label: int) -> str:
     if all(map(font_of, text)):
         return text
     _warn()
-    return f'{label} {_escaped(text)}'
+    return f'{label} {escaped(text)}'
 
 
 @cache
@@ -115,7 +109,3 @@ def _warn() -> None:
         logger='current',
         level=logging.WARNING,
     )
-
-
-def _escaped(text: str) -> str:
-    return text.encode('unicode_escape').decode()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...errors import UserError
+from ...errors import UserError, printable
 from ...fileio import atomic_text
 
 Severity = Literal['error', 'warning', 'note']
@@ -61,7 +61,7 @@ class Report:
     names: dict[int, str] = field(default_factory=dict)
 
     def add(self, severity: Severity, what: str, where: str = '') -> None:
-        self.problems.setdefault((severity, what), []).append(where)
+        self.problems.setdefault((severity, printable(what)), []).append(printable(where))
 
     def add_mismatch(self, error: UserError) -> None:
         """Add an error that stops the check of a data set, or of a part of it."""
@@ -189,7 +189,9 @@ def _class_table(report: Report) -> Table:
         names[SHOWN_CLASSES:-SHOWN_CLASSES] = [f'({hidden} more classes)']
     for name in names:
         counts = report.classes.get(name, {})
-        table.add_row(Text(name), *(f'{counts[kind]:g}' if counts else '' for kind in kinds))
+        table.add_row(
+            Text(printable(name)), *(f'{counts[kind]:g}' if counts else '' for kind in kinds)
+        )
     return table
 
 
