@@ -1,11 +1,12 @@
 """Atomic writing of files."""
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import UserError
 
@@ -55,6 +56,18 @@ def atomic_text(path: str | os.PathLike, text: str) -> None:
         raise UserError(f'{path} cannot be written: {error.strerror or error}') from error
     with atomic_write(path) as file:
         file.write(text.encode(errors='backslashreplace'))  # names of files may be no text
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: The file cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read as JSON: {error}') from error
 
 
 def _sync_folder(path: str) -> None:

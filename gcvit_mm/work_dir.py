@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from .compat.packages import PACKAGES
 from .config import build_model, read_config
 from .errors import UserError
+from .fileio import read_json
 from .weights.hub import SCHEME, published, resolve
 from .zoo import CONFIGS, config_file
 
@@ -268,18 +269,6 @@ def read_metrics(prefix: str) -> dict[str, Any]:
     """
     path = Path(f'{prefix}.metrics.json')
     return read_json(path) if path.is_file() else {}
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: The file cannot be read, or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read as JSON: {error}') from error
 
 
 @dataclass

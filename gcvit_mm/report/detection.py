@@ -17,9 +17,7 @@ from tqdm import tqdm
 
 from ..config import datasets_of, evaluators_of
 from ..drawing.palette import class_colors, instance_colors
-from ..errors import UserError
 from ..evaluation.metrics import make_countable
-from ..work_dir import read_json
 from .evaluation import (
     Column,
     Confusion,
@@ -30,6 +28,7 @@ from .evaluation import (
     count_pairs,
     extremes,
 )
+from .matches import read_results
 from .pictures import as_hex, as_path, as_photo, image_reader
 
 IOU, SCORE = 0.5, 0.3
@@ -102,7 +101,7 @@ def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evalua
     for kind in KINDS:
         path = Path(f'{prefix}.{kind}.json')
         if path.is_file():
-            results[kind] = _read_results(path, truth)
+            results[kind] = read_results(path, truth)
             if results[kind]:
                 measured = _measure(kind, evaluator, truth, results[kind], categories)
                 _add_figures(evaluation, kind, measured, truth, categories, names)
@@ -125,19 +124,6 @@ def _quietly(call: Any, *arguments: Any) -> Any:
     """Call a function of the API without its output."""
     with redirect_stdout(StringIO()):
         return call(*arguments)
-
-
-def _read_results(path: Path, truth: Any) -> list[dict]:
-    results = read_json(path)
-    if not isinstance(results, list):
-        raise UserError(f'{path} has no list of COCO results: give the PREFIX of tools/test.py')
-    unknown = {result['image_id'] for result in results} - truth.imgs.keys()
-    if unknown:
-        raise UserError(
-            f'{path} has predictions for {len(unknown)} images that are not in the annotations '
-            f'({min(unknown)} for example): give predictions for the test set of the config'
-        )
-    return results
 
 
 def _measure(
