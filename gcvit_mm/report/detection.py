@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..config import datasets_of, evaluators_of
 from ..drawing.palette import class_colors, instance_colors
 from ..evaluation.metrics import make_countable
+from .analysis import analyse_detections
 from .evaluation import (
     Column,
     Confusion,
@@ -260,6 +261,7 @@ def _look_at_images(
         [draw(image_id, figures[0], matches, right) for figures, image_id, matches, right in chosen]
         for chosen in extremes(ranked)
     )
+    analyse_detections(evaluation, truth, results, categories, draw)
 
 
 def match(objects: list[dict], predictions: list[dict]) -> _Matches:
@@ -317,7 +319,6 @@ class _Drawing:
         self.palette = class_colors(self.cfg, settings, self.dataset.metainfo['classes'])
 
     def __call__(self, image_id: Any, f1: float, matches: _Matches, right: int) -> Picture:
-        image = self.truth.imgs[image_id]
         counts = {
             'correct': right,
             'of the wrong class': len(matches.pairs) - right,
@@ -327,14 +328,19 @@ class _Drawing:
         parts = [f'{n} {name}' for name, n in counts.items() if n or name == 'correct']
         objects = [a for a in self.truth.imgToAnns[image_id] if a['category_id'] in self.label_of]
         drawn = [each for each in self.predictions[image_id] if each['score'] >= DRAWN_SCORE]
+        return self.picture(image_id, f'F1 {100 * f1:.0f}: ' + ', '.join(parts), objects, drawn)
+
+    def picture(self, image_id: Any, verdict: str, truth: list, predicted: list) -> Picture:
+        """Draw annotations and predictions."""
+        image = self.truth.imgs[image_id]
         return Picture(
             name=os.path.basename(image['file_name']),
-            verdict=f'F1 {100 * f1:.0f}: ' + ', '.join(parts),
+            verdict=verdict,
             width=image['width'],
             height=image['height'],
             image=as_photo(self.read(self.paths[image_id])),
-            truth=list(self._instances(objects, image)),
-            predicted=list(self._instances(drawn, image)),
+            truth=list(self._instances(truth, image)),
+            predicted=list(self._instances(predicted, image)),
         )
 
     def _instances(self, annotations: list[dict], image: dict) -> Iterator[Instance]:

@@ -70,6 +70,8 @@ class Confusion:
     def pairs(self, maximum: int = 20) -> list[tuple[str, str, int, float | None]]:
         """List the most confused pairs: true, predicted, count, percentage of the true class."""
         wrong = self.counts * (1 - np.eye(len(self.names), dtype=np.int64))
+        if self.background:  # Its pairs are no confusions of two classes.
+            wrong[-1] = wrong[:, -1] = 0
         largest = np.argsort(wrong, axis=None)[::-1][:maximum]
         rows, columns = np.unravel_index(largest, wrong.shape)
         return [
@@ -128,6 +130,12 @@ class Evaluation:
     ranking: str = ''
     worst: list[Picture] = field(default_factory=list)
     best: list[Picture] = field(default_factory=list)
+    doubts: dict[str, list[Picture]] = field(default_factory=dict)
+    """Labels that may be wrong, by the kind of doubt, and samples of the training data."""
+    parts: list[Any] = field(default_factory=list)
+    resampled: dict[str, np.ndarray] = field(default_factory=dict)
+    """Metrics, from 0 to 1, of all images and of resampled ones; ``sampled`` has the images."""
+    sampled: list[Any] = field(default_factory=list)
 
 
 def count_pairs(true: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:

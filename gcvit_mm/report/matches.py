@@ -18,42 +18,31 @@ class Matches:
     """Predictions by descending score, and objects without crowd regions.
 
     Attributes:
-        image, label, score: (n,) index of the image and of the class, and score of predictions.
-        result: (n,) index in the list of results.
-        correct, ignored: (IoUs, n) whether predictions match an object, or a crowd region.
-        own, other: (n,) largest IoU with an object of the predicted class, and of other classes.
-        own_object, other_object: (n,) the objects with these IoUs.
-        object_image, object_label: (m,) index of the image and of the class of objects.
-        found: (m,) whether a prediction matches the object at the first IoU.
-        annotations: Annotations of the objects.
+        predictions: ``image`` and ``label`` (indices), ``score``, ``result`` (index in the file);
+            ``correct`` and ``ignored`` at each IoU, the latter in crowd regions; largest IoU with
+            an object of its class (``own``) and of others (``other``), and indices of these objects
+            (``own_object``, ``other_object``).
+        objects: ``image``, ``label``, and whether a prediction matches at the first IoU, ``found``.
+        annotations: The annotations of the objects.
         images: Ids of the images.
         classes: Number of classes.
     """
 
-    image: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-    result: np.ndarray
-    correct: np.ndarray
-    ignored: np.ndarray
-    own: np.ndarray
-    own_object: np.ndarray
-    other: np.ndarray
-    other_object: np.ndarray
-    object_image: np.ndarray
-    object_label: np.ndarray
-    found: np.ndarray
+    predictions: np.recarray
+    objects: np.recarray
     annotations: list[dict]
     images: list[Any]
     classes: int
 
+    def count_objects(self, chosen: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Count objects, (classes, images)."""
+        counts = np.zeros((self.classes, len(self.images)), int)
+        np.add.at(counts, (self.objects.label[chosen], self.objects.image[chosen]), 1)
+        return counts
+
 
 def read_results(path: Path, truth: Any) -> list[dict]:
-    """Read the predictions for the images of a ``COCO`` object.
-
-    Raises:
-        UserError: The file cannot be read, or has predictions for images of another data set.
-    """
+    """Read predictions for the images of a ``COCO`` object."""
     results = read_json(path)
     if not isinstance(results, list):
         raise UserError(f'{path} has no list of COCO results: give the PREFIX of tools/test.py')
@@ -71,7 +60,7 @@ def match_all(
     results: Sequence[dict],
     kind: str,
     categories: Sequence[int],
-    ious: Sequence[float] = (0.5,),
+    ious: Sequence[float] | np.ndarray = (0.5,),
     maximum: int = 100,
 ) -> Matches:
     """Match predictions to objects of their class, each to the free one of largest overlap.
@@ -89,63 +78,57 @@ def match_all(
     for i, result in enumerate(results):
         if result['category_id'] in label_of:
             by_image[result['image_id']].append(i)
-    needed = np.minimum(ious, 1 - 1e-10)[:, None]
-    images, annotations, parts, objects = sorted(truth.imgs), [], [], []
+    needed = np.minimum(ious, 1 - 1e-10)
+    at_ious = (bool, len(needed))
+    layout = [
+        *((name, int) for name in ('image', 'label', 'result', 'own_object', 'other_object')),
+        *((name, float) for name in ('score', 'own', 'other')),
+        *((name, *at_ious) for name in ('correct', 'ignored')),
+    ]
+    images, annotations = sorted(truth.imgs), []
+    parts, objects = [], []
     for number, image in enumerate(images):
         every = [a for a in truth.imgToAnns[image] if a['category_id'] in label_of]
         every.sort(key=lambda annotation: bool(annotation.get('iscrowd')))
         crowd = np.array([bool(a.get('iscrowd')) for a in every], bool)
         labels = np.array([label_of[a['category_id']] for a in every], int)
-        chosen = sorted(by_image[image], key=lambda i: -results[i]['score'])
+        chosen = np.array(sorted(by_image[image], key=lambda i: -results[i]['score']), int)
         predicted = np.array([label_of[results[i]['category_id']] for i in chosen], int)
-        if len(chosen) > maximum:
-            of_class = (np.flatnonzero(predicted == k)[:maximum] for k in np.unique(predicted))
-            kept = np.sort(np.concatenate(list(of_class)))
-            chosen, predicted = [chosen[i] for i in kept], predicted[kept]
-        shapes = _shapes(truth, [results[i] for i in chosen], kind), _shapes(truth, every, kind)
+        rank = np.tril(predicted[:, None] == predicted).sum(1)
+        chosen, predicted = chosen[rank <= maximum], predicted[rank <= maximum]
         overlaps = np.zeros((len(chosen), len(every)))
         if overlaps.size:
+            shapes = (_shapes(truth, x, kind) for x in ([results[i] for i in chosen], every))
             overlaps = np.asarray(masks.iou(*shapes, crowd.astype(np.uint8)))
         same = predicted[:, None] == labels
         in_crowd = np.max(overlaps * (same & crowd), 1, initial=0)
         count = int((~crowd).sum())
-        overlaps, same = overlaps[:, :count], same[:, :count]
-        own, other = overlaps * same, overlaps * ~same
-        correct = np.zeros((len(needed), len(chosen)), bool)
-        free = np.ones((len(needed), count), bool)
-        for i in np.flatnonzero(np.max(own, 1, initial=0) >= needed.min()):
+        own, other = (np.zeros((len(chosen), count + 1)) for _ in range(2))  # 0 with the last
+        own[:, :count] = (overlaps * same)[:, :count]
+        other[:, :count] = (overlaps * ~same)[:, :count]
+        part = np.recarray(len(chosen), layout)
+        part.image, part.label, part.result, part.correct = number, predicted, chosen, False
+        part.score = [results[i]['score'] for i in chosen]
+        part.own, part.own_object = own.max(1), len(annotations) + own.argmax(1)
+        part.other, part.other_object = other.max(1), len(annotations) + other.argmax(1)
+        free = np.ones((len(needed), count + 1), bool)
+        for i in np.flatnonzero(part.own >= needed.min()):
             offered = free * own[i]
-            best = offered.argmax(1)
-            correct[:, i] = offered.max(1) >= needed[:, 0]
-            free[correct[:, i], best[correct[:, i]]] = False
-        first = len(annotations)
+            part.correct[i] = right = offered.max(1) >= needed
+            free[right, offered.argmax(1)[right]] = False
+        part.ignored = ~part.correct & (in_crowd[:, None] >= needed)
+        parts.append(part)
+        found = ~free[0, :count]
+        about = [np.full(count, number), labels[:count], found]
+        objects.append(np.rec.fromarrays(about, names='image,label,found'))
         annotations += every[:count]
-        objects.append((np.full(count, number), labels[:count], ~free[0]))
-        parts.append(
-            (
-                np.full(len(chosen), number),
-                predicted,
-                np.array([results[i]['score'] for i in chosen], float),
-                np.array(chosen, int),
-                correct.T,
-                (~correct & (in_crowd >= needed)).T,
-                *(x for each in (own, other) for x in _largest(each, first)),
-            )
-        )
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    order = np.argsort(-columns[2], kind='stable')
-    columns = [column[order].T for column in columns]
-    about_objects = [np.concatenate(column) for column in zip(*objects, strict=True)]
-    return Matches(*columns, *about_objects, annotations, images, len(categories))
+    predictions = np.concatenate(parts).view(np.recarray)
+    predictions = predictions[np.argsort(-predictions.score, kind='stable')]
+    every_object = np.concatenate(objects).view(np.recarray)
+    return Matches(predictions, every_object, annotations, images, len(categories))
 
 
 def _shapes(truth: Any, items: Sequence[dict], kind: str) -> Any:
     if kind == 'segm':
         return [truth.annToRLE(item) for item in items]
-    return np.array([item['bbox'] for item in items], float).reshape(-1, 4)
-
-
-def _largest(overlaps: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
-    if not overlaps.shape[1]:
-        return np.zeros(len(overlaps)), np.full(len(overlaps), -1)
-    return overlaps.max(1), first + overlaps.argmax(1)
+    return np.array([item['bbox'] for item in items], float)

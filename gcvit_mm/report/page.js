@@ -158,7 +158,7 @@
         element('text', { x: LEFT - 6, y: this.toY(y) + 4, 'text-anchor': 'end' }, svg, short(y));
       }
       for (const x of xs.length ? ticks(x0, x1, width / 70) : []) {
-        if (this.chart.x === 'recall' || Number.isInteger(x)) {
+        if (this.chart.xRange || Number.isInteger(x)) {
           element('text', { x: this.toX(x), y: height - BOTTOM + 16, 'text-anchor': 'middle' }, svg, short(x));
         }
       }

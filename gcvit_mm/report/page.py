@@ -58,8 +58,10 @@ def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: l
     environment.filters['figure'] = figure
     template = environment.from_string(_piece('page.html'))
     charts = charts_of(run)
+    parts = evaluation.parts if evaluation else []
+    of_parts = [chart for part in parts for chart in part.charts]
     data = {
-        'charts': {chart['id']: chart for chart in charts},
+        'charts': {chart['id']: chart for chart in [*charts, *of_parts]},
         'curves': [vars(curve) for curve in evaluation.curves] if evaluation else [],
     }
     return template.render(
@@ -76,6 +78,7 @@ def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: l
         small_charts=[chart for chart in charts if chart['small']],
         speed=_speed(run),
         validations=_validation_table(run),
+        parts=parts,
         max_matrix=MAX_MATRIX,
         version=__version__,
         css=Markup(css),

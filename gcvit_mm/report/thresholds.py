@@ -8,7 +8,7 @@ import numpy as np
 from pycocotools.coco import COCO
 
 from ..errors import UserError
-from .matches import match_all, read_results
+from .matches import Matches, match_all, read_results
 
 
 def best_threshold(truth: Path, predictions: Path) -> tuple[float, float]:
@@ -19,8 +19,7 @@ def best_threshold(truth: Path, predictions: Path) -> tuple[float, float]:
         predictions: PREFIX.bbox.json or PREFIX.segm.json of ``tools/test.py --out``.
 
     Returns:
-        The score, and the F1 of the predictions with at least this score; 1 and 0 if none is
-        correct.
+        The score and its F1, or 1 and 0 if no prediction is correct.
 
     Raises:
         UserError: A file cannot be read, or they are of different data sets.
@@ -32,38 +31,35 @@ def best_threshold(truth: Path, predictions: Path) -> tuple[float, float]:
         raise UserError(f'{truth} cannot be read as COCO annotations: {error!r}') from error
     results = read_results(Path(predictions), coco)
     kind = 'segm' if any('segmentation' in result for result in results) else 'bbox'
-    matches = match_all(coco, results, kind, coco.getCatIds())
-    counted = ~matches.ignored[0]
-    figures = over_scores(matches.score[counted], matches.correct[0, counted], len(matches.found))
-    return best_f1(*figures)
+    scores, figures = over_scores(match_all(coco, results, kind, coco.getCatIds()))
+    best = figures['F1'].argmax()
+    return float(scores[best]), float(figures['F1'][best])
 
 
 def over_scores(
-    scores: np.ndarray, correct: np.ndarray, objects: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute precision and recall, if predictions count from each different score up.
+    matches: Matches, label: int | None = None
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Compute precision, recall and F1, if predictions count from each different score up.
 
     Args:
-        scores: (n,) scores in descending order.
-        correct: (n,) whether the predictions are correct.
-        objects: Number of objects.
+        matches: The predictions.
+        label: Index of a class; the default is all classes.
 
     Returns:
-        The different scores, precisions and recalls, from 0 to 1.
+        The different scores in descending order, beginning with 1, and 'precision', 'recall' and
+        'F1' from 0 to 1.
     """
-    last = np.flatnonzero(np.diff(scores, append=-np.inf))
-    right = np.cumsum(correct)[last]
-    return scores[last], right / (last + 1), right / max(1, objects)
-
-
-def f1(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
-    """Compute the harmonic mean, 0 where both are 0."""
-    return 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-
-
-def best_f1(scores: np.ndarray, precision: np.ndarray, recall: np.ndarray) -> tuple[float, float]:
-    """Choose the score of the largest F1: the score, and F1; 1 and 0 if nothing is correct."""
-    figures = f1(precision, recall)
-    if not figures.any():
-        return 1.0, 0.0
-    return float(scores[figures.argmax()]), float(figures.max())
+    predictions = matches.predictions[~matches.predictions.ignored[:, 0]]
+    objects = len(matches.objects)
+    if label is not None:
+        predictions = predictions[predictions.label == label]
+        objects = int((matches.objects.label == label).sum())
+    last = np.flatnonzero(np.diff(predictions.score, append=-np.inf))
+    right = np.append(0, np.cumsum(predictions.correct[:, 0])[last])
+    count = np.append(0, last + 1)
+    figures = dict(
+        precision=right / np.maximum(1, count),
+        recall=right / max(1, objects),
+        F1=2 * right / np.maximum(1, count + objects),
+    )
+    return np.append(1, predictions.score[last]), figures
