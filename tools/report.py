@@ -24,6 +24,10 @@ TEST = Path(__file__).with_name('test.py')
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('work_dir', help='work directory of a training')
+    parser.add_argument(
+        'other', nargs='?', help='another one, whose metrics on the same images are compared'
+    )
+    parser.add_argument('--charts', metavar='FOLDER', help='write the charts as SVG files, too')
     parser.add_argument('--out', metavar='FILE.html', help='default: WORK_DIR/report.html')
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
@@ -49,17 +53,32 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
-    from gcvit_mm.work_dir import find_predictions, read_run
+    from gcvit_mm.work_dir import read_run
 
-    run, notes = read_run(args.work_dir), []
-    from gcvit_mm.datasets.preflight import check_data
+    run, notes, other = read_run(args.work_dir), [], None
     from gcvit_mm.report.write import write_report
-    from gcvit_mm.work_dir import find_model
 
-    prefix = args.predictions
-    if args.checkpoint:
-        prefix = predict(run, args.checkpoint)
-    elif prefix is None:
+    prefix = find_prefix(run, args.predictions, args.checkpoint, notes)
+    if args.other:
+        second = read_run(args.other)
+        found = find_prefix(second, None, None, notes)
+        if found is None or prefix is None:
+            raise UserError(f'a comparison needs predictions of both trainings: {notes[-1]}')
+        other = second, found
+    out = Path(args.out or run.folder / 'report.html')
+    return out, write_report(run, out, prefix, notes, other, args.charts)
+
+
+def find_prefix(
+    run: Run, prefix: str | None, checkpoint: str | None, notes: list[str]
+) -> str | None:
+    """Find or make the predictions of a training, and note what is wrong."""
+    from gcvit_mm.datasets.preflight import check_data
+    from gcvit_mm.work_dir import find_model, find_predictions
+
+    if checkpoint:
+        return predict(run, checkpoint)
+    if prefix is None:
         prefix = find_predictions(run.folder)
         notes += outdated(run, prefix)
     if prefix is None:
@@ -70,8 +89,7 @@ def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
             notes.append(f'There are no predictions, and the model cannot be evaluated: {error}')
         else:
             prefix = predict(run, checkpoint)
-    out = Path(args.out or run.folder / 'report.html')
-    return out, write_report(run, out, prefix, notes)
+    return prefix
 
 
 def outdated(run: Run, prefix: str | None) -> list[str]:

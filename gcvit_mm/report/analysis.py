@@ -39,11 +39,11 @@ def line_chart(identity: str, title: str, x: str, series: Sequence, **more: Any)
 
 
 def interval_part(
-    resampled: dict[str, np.ndarray], names: Sequence[str] = (), classes: Any = None
+    resampled: dict[str, np.ndarray], names: Sequence[str] = (), classes: Any = None, of: str = ''
 ) -> Part:
-    """Tabulate metrics, and one of each class (resamples, classes), with their intervals."""
+    """Tabulate metrics, and that ``of`` each class (resamples, classes), with their intervals."""
     rows = [[name, *interval(values)] for name, values in resampled.items()]
-    rows += [[f'AP of {name}', *interval(classes[:, k])] for k, name in enumerate(names)]
+    rows += [[f'{of} of {name}', *interval(classes[:, k])] for k, name in enumerate(names)]
     columns = [Column('metric', 'text'), Column('measured', 'percent'), *LIMITS]
     return Part(
         'Intervals',
@@ -102,7 +102,8 @@ def analyse_detections(
     for kind, of_kind in results.items():
         if of_kind:
             matches = match_all(truth, of_kind, kind, categories, np.linspace(0.5, 0.95, 10))
-            resampled = resampled_ap(matches, dict(bbox='box', segm='mask')[kind])
+            name = dict(bbox='box', segm='mask')[kind]
+            resampled = resampled_ap(matches, name)
             classes, found = resampled.pop(''), of_kind
             evaluation.resampled |= resampled
     evaluation.sampled = matches.images
@@ -115,7 +116,7 @@ def analyse_detections(
             'TIDE (Bolya et al. 2020).',
             [table_of_errors(matches)],
         ),
-        interval_part(evaluation.resampled, draw.names, classes),
+        interval_part(evaluation.resampled, draw.names, classes, f'{name} AP'),
         calibration_part(counted.score, counted.correct[:, 0]),
     ]
     for title, picture in _doubts(matches, found, draw):

@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from ..errors import UserError
 from ..evaluation.classification_csv import COLUMNS as FILE_COLUMNS
+from .analysis import calibration_part, interval_part
 from .evaluation import (
     Column,
     Confusion,
@@ -19,6 +20,7 @@ from .evaluation import (
     extremes,
     percent,
 )
+from .intervals import resample
 from .pictures import as_photo, image_reader
 
 COLUMNS = [
@@ -76,6 +78,15 @@ def evaluate_classification(cfg: Config, prefix: str) -> Evaluation:
     evaluation.confusion = Confusion(
         counts, names, 'images', 'The prediction of an image is the class with the highest score.'
     )
+    weights = resample(len(rows))
+    hits = {'top-1 accuracy': true == predicted, 'top-5 accuracy': in_top5}
+    evaluation.resampled = {name: weights @ hit / len(rows) for name, hit in hits.items()}
+    evaluation.sampled = [row['image'] for row in rows]
+    scores = np.array([float(row['score']) for row in rows])
+    evaluation.parts = [
+        interval_part(evaluation.resampled),
+        calibration_part(scores, true == predicted),
+    ]
     evaluation.ranking = 'the score of the predicted class, negative if the prediction is wrong'
     order = sorted(rows, key=lambda row: float(row['score']) * (1 if _is_right(row) else -1))
     worst, best = extremes(order)

@@ -59,9 +59,8 @@ def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: l
     template = environment.from_string(_piece('page.html'))
     charts = charts_of(run)
     parts = evaluation.parts if evaluation else []
-    of_parts = [chart for part in parts for chart in part.charts]
     data = {
-        'charts': {chart['id']: chart for chart in [*charts, *of_parts]},
+        'charts': {chart['id']: chart for chart in all_charts(run, evaluation)},
         'curves': [vars(curve) for curve in evaluation.curves] if evaluation else [],
     }
     return template.render(
@@ -206,6 +205,12 @@ def duration(seconds: float) -> str:
 
 
 # --- Charts -----------------------------------------------------------------------------------
+
+
+def all_charts(run: Run, evaluation: Evaluation | None) -> list[dict[str, Any]]:
+    """List the charts of the training and of its evaluation."""
+    parts = evaluation.parts if evaluation else []
+    return charts_of(run) + [chart for part in parts for chart in part.charts]
 
 
 def charts_of(run: Run) -> list[dict[str, Any]]:

@@ -46,6 +46,13 @@ def as_overlay(labels: np.ndarray, palette: Sequence[Color]) -> str:
     return _data_uri('image/png', file.getvalue())
 
 
+def as_heat_map(counts: np.ndarray) -> str:
+    """Encode counts, (H, W), as the data URI of a PNG with a pixel for each."""
+    shares = (255 * counts / max(1, counts.max())).astype(np.uint8)
+    _, content = cv2.imencode('.png', cv2.applyColorMap(shares, cv2.COLORMAP_VIRIDIS))
+    return _data_uri('image/png', content.tobytes())
+
+
 def _data_uri(kind: str, content: bytes) -> str:
     return f'data:{kind};base64,{base64.b64encode(content).decode()}'
 

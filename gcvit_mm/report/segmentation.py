@@ -16,7 +16,9 @@ from ..config import datasets_of, evaluators_of, transforms_of
 from ..drawing.palette import Color, class_colors
 from ..errors import UserError
 from ..evaluation.prediction_files import names_of_images, values_of_labels
+from .analysis import interval_part
 from .evaluation import Column, Confusion, Evaluation, Picture, Table, count_pairs, extremes
+from .intervals import resample
 from .pictures import as_hex, as_overlay, as_photo, image_reader
 
 MEANINGS = {
@@ -84,14 +86,21 @@ def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Eva
     names = list(dataset.metainfo['classes'])
     maps = _Maps(cfg, dataset, Path(f'{prefix}.maps'), evaluator.get('ignore_index', 255))
     total = np.zeros((len(names), len(names)), np.int64)
-    ranked = []
+    ranked, areas = [], []
     for i in tqdm(range(len(dataset)), desc='label maps', leave=False):
         counts = maps.count(i, len(names))
         if counts.any():
             ranked.append((float(np.nanmean(_iou(counts))), i))
         total += counts
+        right = counts.diagonal()
+        areas.append((right, counts.sum(0) + counts.sum(1) - right))
     evaluation = Evaluation('segmentation', len(dataset))
     _add_figures(evaluation, evaluator, total, names)
+    right, union = (resample(len(areas)) @ np.array(area) for area in zip(*areas, strict=True))
+    ious = np.divide(right, union, out=np.full(union.shape, np.nan), where=union > 0)
+    evaluation.resampled = {'mIoU': np.nanmean(ious, 1)}
+    evaluation.sampled = list(maps.names.values())
+    evaluation.parts = [interval_part(evaluation.resampled, names, ious, 'IoU')]
     evaluation.confusion = Confusion(
         total, names, 'pixels', 'All pixels with a class in the ground truth are counted.'
     )

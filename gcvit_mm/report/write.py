@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.registry import DATASETS
 
@@ -10,15 +11,24 @@ from ..datasets.preflight import check_data
 from ..errors import UserError
 from ..fileio import atomic_text
 from ..work_dir import Run
+from .analysis import Part
+from .charts import write_charts
 from .classification import evaluate_classification
 from .detection import evaluate_detection
 from .evaluation import Evaluation
-from .page import render
+from .intervals import compare
+from .page import all_charts, render
 from .segmentation import evaluate_segmentation
+from .training import add_training_labels
 
 
 def write_report(
-    run: Run, out: str | os.PathLike, prefix: str | None, notes: Sequence[str] = ()
+    run: Run,
+    out: str | os.PathLike,
+    prefix: str | None,
+    notes: Sequence[str] = (),
+    other: tuple[Run, str] | None = None,
+    charts: str | None = None,
 ) -> list[str]:
     """Write the report of a training, an HTML page that needs no other file and no network.
 
@@ -27,6 +37,8 @@ def write_report(
         out: The HTML file.
         prefix: The PREFIX of ``tools/test.py --out``; None for a page without predictions.
         notes: Notes for the top of the page.
+        other: Another training and the PREFIX of its predictions of equal images, to compare.
+        charts: Folder for the charts as SVG files.
 
     Returns:
         The notes, and further ones on what is missing.
@@ -45,10 +57,37 @@ def write_report(
             )
         else:
             evaluation = evaluate(run, prefix)
+            if other:
+                add_comparison(evaluation, *other)
+            if evaluation.task == 'detection':
+                try:
+                    check_data(run.cfg, ('train_dataloader',))
+                    with default_scope(run.cfg):
+                        add_training_labels(evaluation, run.cfg)
+                except UserError as error:
+                    notes.append(f'Training labels are not shown: {error}')
     if not run.steps:
         notes.append(f'There are no curves: {run.folder}/*/vis_data/scalars.json has no training')
+    if charts:
+        write_charts(Path(charts), all_charts(run, evaluation), evaluation)
     atomic_text(out, render(run, evaluation, prefix, notes))
     return notes
+
+
+def add_comparison(evaluation: Evaluation, other: Run, prefix: str) -> None:
+    """Add the difference of another training's metrics."""
+    check_predictions(other, prefix)
+    second = evaluate(other, prefix)
+    if second.sampled != evaluation.sampled or second.task != evaluation.task:
+        raise UserError(
+            f'{prefix}.* are predictions for other images: compare trainings with equal test sets'
+        )
+    text = (
+        f'The other run is {other.folder}. Intervals of 95 %, from equal random drawings of the '
+        'test images for both: a difference whose interval has 0 in it may be chance.'
+    )
+    table = compare(evaluation.resampled, second.resampled)
+    evaluation.parts.insert(0, Part('Comparison', text, [table]))
 
 
 def check_predictions(run: Run, prefix: str) -> None:
