@@ -1,5 +1,6 @@
 """What OpenMMLab's metrics are called, and repairs of mmdet's ``CocoMetric``."""
 
+import sys
 from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 
 from ..errors import UserError
+from .faster_coco_metric import fastest_evaluation
 
 AP = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -61,7 +63,7 @@ def full_name(name: str, metrics: list[BaseMetric], option: str) -> str:
 
 
 def repair_coco_metric(metric: Any) -> None:
-    """Let a ``CocoMetric`` evaluate classes for boxes and masks, one threshold, short polygons.
+    """Let a ``CocoMetric`` evaluate faster, and classes of both kinds, one IoU, short polygons.
 
     Args:
         metric: A metric; others than mmdet's ``CocoMetric`` stay as they are.
@@ -71,6 +73,9 @@ def repair_coco_metric(metric: Any) -> None:
     """
     if not hasattr(metric, '_coco_api') or not hasattr(metric, 'iou_thrs'):
         return
+    module: Any = sys.modules[type(metric).__module__]
+    if hasattr(module, 'COCOeval_faster'):
+        module.COCOeval_faster = fastest_evaluation()
     metric.iou_thrs = np.atleast_1d(np.array(metric.iou_thrs, float))
     if metric.classwise and not (len(metric.iou_thrs) == 10 and np.allclose(metric.iou_thrs, IOUS)):
         raise UserError(

@@ -72,7 +72,7 @@ def calibration_part(scores: np.ndarray, correct: np.ndarray) -> Part:
 
 def threshold_part(matches: Matches, names: Sequence[str]) -> Part:
     """Plot precision, recall and F1 over the score, and choose the best scores."""
-    rows = []
+    rows: list[list] = []
     for name, label in [*((name, k) for k, name in enumerate(names)), ('all classes', None)]:
         scores, figures = over_scores(matches, label)
         best = figures['F1'].argmax()

@@ -13,10 +13,12 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from pycocotools import mask as masks
+from pycocotools.coco import COCO
 from tqdm import tqdm
 
 from ..config import datasets_of, evaluators_of
 from ..drawing.palette import class_colors, instance_colors
+from ..evaluation.faster_coco_metric import fastest_evaluation
 from ..evaluation.metrics import make_countable
 from .analysis import analyse_detections
 from .evaluation import (
@@ -93,7 +95,7 @@ def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evalua
         UserError: A file cannot be read, or has predictions for images of another data set.
     """
     evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('CocoMetric'))
-    truth = _quietly(_api()[0], evaluator.get('ann_file') or dataset.ann_file)
+    truth = _quietly(COCO, evaluator.get('ann_file') or dataset.ann_file)
     make_countable(truth)
     categories = truth.getCatIds(catNms=list(dataset.metainfo['classes']))
     names = [truth.cats[i]['name'] for i in categories]
@@ -111,16 +113,6 @@ def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evalua
     return evaluation
 
 
-def _api() -> tuple[Any, Any]:
-    """Import the faster implementation if it is installed, like ``FasterCocoMetric``."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval as COCOeval_faster
-    return COCO, COCOeval_faster
-
-
 def _quietly(call: Any, *arguments: Any) -> Any:
     """Call a function of the API without its output."""
     with redirect_stdout(StringIO()):
@@ -135,7 +127,7 @@ def _measure(
     if kind == 'segm':
         for result in results:  # like mmdet: object sizes are then areas of masks
             result.pop('bbox', None)
-    measured = _api()[1](truth, _quietly(truth.loadRes, results), kind)
+    measured = fastest_evaluation()(truth, _quietly(truth.loadRes, results), kind)
     measured.params.catIds = categories
     measured.params.maxDets = list(evaluator.get('proposal_nums') or (100, 300, 1000))
     thresholds = evaluator.get('iou_thrs')

@@ -106,7 +106,7 @@ def match_all(
         own, other = (np.zeros((len(chosen), count + 1)) for _ in range(2))  # 0 with the last
         own[:, :count] = (overlaps * same)[:, :count]
         other[:, :count] = (overlaps * ~same)[:, :count]
-        part = np.recarray(len(chosen), layout)
+        part: Any = np.recarray(len(chosen), layout)
         part.image, part.label, part.result, part.correct = number, predicted, chosen, False
         part.score = [results[i]['score'] for i in chosen]
         part.own, part.own_object = own.max(1), len(annotations) + own.argmax(1)
@@ -120,9 +120,9 @@ def match_all(
         parts.append(part)
         found = ~free[0, :count]
         about = [np.full(count, number), labels[:count], found]
-        objects.append(np.rec.fromarrays(about, names='image,label,found'))
+        objects.append(np.rec.fromarrays(about, [('image', int), ('label', int), ('found', bool)]))
         annotations += every[:count]
-    predictions = np.concatenate(parts).view(np.recarray)
+    predictions: Any = np.concatenate(parts).view(np.recarray)
     predictions = predictions[np.argsort(-predictions.score, kind='stable')]
     every_object = np.concatenate(objects).view(np.recarray)
     return Matches(predictions, every_object, annotations, images, len(categories))
