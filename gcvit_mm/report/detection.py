@@ -242,8 +242,8 @@ def _look_at_images(
         [*names, 'background'],
         'objects',
         f'Predictions with a score of at least {SCORE} are matched to objects by boxes with an IoU '
-        f'of at least {IOU}, first to objects of their own class and then to others. The column of '
-        'the background counts missed objects, its row false positives, which have no percentage.',
+        f'of at least {IOU}, first to objects of their own class and then to others. False '
+        'positives have no true class, and so no percentage.',
         background=True,
     )
     evaluation.ranking = f'F1 score at IoU {IOU}, for predictions with a score of at least {SCORE}'
