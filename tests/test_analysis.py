@@ -14,6 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from gcvit_mm.errors import UserError
+from gcvit_mm.report.analysis import calibration_part
+from gcvit_mm.report.errors import costs_of_errors
+from gcvit_mm.report.intervals import compare, interval, resample, resampled_ap
+from gcvit_mm.report.matches import match_all
 from gcvit_mm.report.thresholds import best_threshold
 
 
@@ -111,3 +115,138 @@ def test_files_of_different_data_or_kinds_are_refused_by_name(tmp_path):
 def test_the_threshold_needs_no_torch():
     code = 'import sys, gcvit_mm.report.thresholds; assert "torch" not in sys.modules'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT)
+
+
+# --- AP, its intervals, and what errors cost --------------------------------------------------
+
+
+def matched(truth: dict, results: list[dict], folder: Path, ious=(0.5,)):
+    path, _ = write(folder, truth, results)
+    with redirect_stdout(StringIO()):
+        coco = COCO(str(path))
+    return match_all(coco, results, 'bbox', coco.getCatIds(), ious)
+
+
+def coco_aps(truth: dict, results: list[dict], folder: Path) -> np.ndarray:
+    """AP of each IoU and class by COCO's evaluator, NaN without objects."""
+    evaluation = coco_evaluation(write(folder, truth, results)[0], results)
+    with redirect_stdout(StringIO()):
+        evaluation.accumulate()
+    precision = evaluation.eval['precision'][..., 0, -1]
+    return np.where((precision > -1).all(1), precision.mean(1), np.nan)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_ap_is_that_of_coco_also_for_repeated_and_absent_images(seed, tmp_path):
+    truth, results = random_data(seed)
+    matches = matched(truth, results, tmp_path, np.linspace(0.5, 0.95, 10))
+    measured = resampled_ap(matches, 'box')
+    aps = coco_aps(truth, results, tmp_path)
+    assert measured['box AP'][0] == pytest.approx(np.nanmean(aps))
+    assert measured['box AP50'][0] == pytest.approx(np.nanmean(aps[0]))
+    assert measured[''][0] == pytest.approx(aps.mean(0))
+
+    drawn = resample(len(matches.images))[7]
+    assert (drawn.max(), drawn.min(), drawn.sum()) >= (2, 0, len(matches.images))
+    copies = [(image, 1000 * k) for image, n in zip(matches.images, drawn) for k in range(1, n + 1)]
+    repeated = {
+        name: [
+            {**item, key: item[key] + step, **({} if key == 'id' else {'id': i})}
+            for i, (item, step) in enumerate(
+                ((item, step) for image, step in copies for item in items if item[key] == image), 1
+            )
+        ]
+        for name, key, items in (
+            ('images', 'id', truth['images']),
+            ('annotations', 'image_id', truth['annotations']),
+            ('results', 'image_id', results),
+        )
+    }
+    found = repeated.pop('results')
+    expected = coco_aps({**truth, **repeated}, found, tmp_path)
+    assert measured[''][7] == pytest.approx(expected.mean(0), nan_ok=True, abs=0.02)  # equal scores
+    assert measured['box AP'][7] == pytest.approx(np.nanmean(expected), abs=0.01)
+
+
+def test_the_interval_of_a_share_is_that_of_the_binomial_distribution():
+    right = np.arange(400) % 5 > 0
+    share, low, high = interval(resample(400) @ right / 400)
+    assert share == pytest.approx(80)
+    assert high - share == share - low == pytest.approx(196 * 0.4 / 20, rel=0.15)
+    difference = compare({'a': resample(9) @ np.eye(9)[0] / 9}, {'a': np.full(201, 0.5)}).rows[0]
+    assert difference[1:4] == [pytest.approx(100 / 9), 50, pytest.approx(50 - 100 / 9)]
+
+
+def iou(a: list[float], b: list[float]) -> float:
+    width, height = (
+        max(0, min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k])) for k in (0, 1)
+    )
+    return width * height / (a[2] * a[3] + b[2] * b[3] - width * height)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_errors_cost_what_fixing_them_in_the_files_gains(seed, tmp_path):
+    """Each kind of error is fixed in copies of the data, which COCO's evaluator then judges."""
+    truth, results = random_data(seed, images=20)
+    results = [{**r, 'score': r['score'] + i / 1e5} for i, r in enumerate(results)]  # no ties
+    costs = costs_of_errors(matched(truth, results, tmp_path))
+    ids = {result['score']: i for i, result in enumerate(results)}
+    right, ignored, found = set(), set(), set()
+    evaluation = coco_evaluation(write(tmp_path, truth, results)[0], results)
+    for entry in filter(None, evaluation.evalImgs):
+        if entry['aRng'] == [0, 1e5**2]:
+            for score, target, skip in zip(
+                entry['dtScores'], entry['dtMatches'][0], entry['dtIgnore'][0], strict=True
+            ):
+                (ignored if skip else right if target else set()).add(ids[score])
+                found |= {int(target)} if target and not skip else set()
+    objects = [each for each in truth['annotations'] if not each['iscrowd']]
+    errors = {kind: [] for kind in costs}
+    for i in sorted(range(len(results)), key=lambda i: -results[i]['score']):
+        mine = results[i]
+        overlaps = {True: (0, None), False: (0, None)}  # with objects of its class, and of others
+        for each in objects:
+            if each['image_id'] == mine['image_id']:
+                own = each['category_id'] == mine['category_id']
+                overlaps[own] = max(
+                    overlaps[own], (iou(mine['bbox'], each['bbox']), each['id']), key=lambda x: x[0]
+                )
+        (own, own_id), (other, other_id) = overlaps[True], overlaps[False]
+        if i in right or i in ignored:
+            continue
+        if 0.1 <= own < 0.5:
+            errors['localisation'].append((i, own_id))
+        elif other >= 0.5:
+            errors['classification'].append((i, other_id))
+        elif own >= 0.5:
+            errors['duplicate'].append((i, None))
+        else:
+            errors['background' if max(own, other) < 0.1 else 'both'].append((i, None))
+    by_id = {each['id']: each for each in objects}
+    covered = {target for kind in costs for _, target in errors[kind]}
+    missed = by_id.keys() - found - covered
+    present = ~np.isnan(coco_aps(truth, results, tmp_path)[0])
+    before = np.nanmean(coco_aps(truth, results, tmp_path)[0])
+    for kind, (number, cost) in costs.items():
+        fixed, taken = dict(enumerate(results)), set(found)
+        for i, target in errors[kind]:
+            del fixed[i]
+            if target and target not in taken:  # the others would be duplicates
+                taken.add(target)
+                box = {key: by_id[target][key] for key in ('bbox', 'category_id')}
+                fixed[i] = {**results[i], **box}
+        left = [each for each in truth['annotations'] if each['id'] not in missed]
+        data = {**truth, 'annotations': left} if kind == 'missed' else truth
+        after = np.nan_to_num(coco_aps(data, list(fixed.values()), tmp_path)[0][present]).mean()
+        assert number == (len(missed) if kind == 'missed' else len(errors[kind])), kind
+        assert cost == pytest.approx(after - before), kind
+    assert sum(number > 0 for number, _ in costs.values()) >= 5
+
+
+def test_calibration_is_the_mean_difference_of_score_and_share():
+    scores = np.repeat([0.95, 0.55, 0.15], [20, 10, 10])
+    correct = np.concatenate([np.arange(20) < 19, np.arange(10) < 2, np.arange(10) < 5])
+    part = calibration_part(scores, correct)
+    assert f'{100 * (20 * 0 + 10 * 0.35 + 10 * 0.35) / 40:.1f} %' in part.explanation
+    (name, x, y), ideal = part.charts[0]['series']
+    assert (x, y) == (pytest.approx([15, 55, 95]), pytest.approx([50, 20, 95]))

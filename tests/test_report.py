@@ -30,6 +30,7 @@ from gcvit_mm.report.detection import _Drawing, match
 from gcvit_mm.report.evaluation import Confusion, Evaluation, extremes
 from gcvit_mm.report.page import render
 from gcvit_mm.report.pictures import as_hex
+from gcvit_mm.report.thresholds import best_threshold
 from gcvit_mm.report.write import evaluate, write_report
 from gcvit_mm.work_dir import read_run
 
@@ -48,12 +49,15 @@ def detection(trained, tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp('detection')
     data = make_shapes(folder / 'data', train=1, val=12, size=96)
     ann_file = data / 'annotations/instances_validation.json'
+    for file in ann_file.parent.glob('instances_*.json'):
+        content = json.loads(file.read_text())
+        content['categories'][0]['name'] = EVIL
+        file.write_text(json.dumps(content))
     content = json.loads(ann_file.read_text())
     first = content['images'][0]
     images = data / 'images/validation'
     (images / first['file_name']).rename(images / EVIL_FILE)
     first['file_name'] = EVIL_FILE
-    content['categories'][0]['name'] = EVIL
     ann_file.write_text(json.dumps(content))
     work_dir = Path(shutil.copytree(trained.work_dir, folder / 'work'))
     (config,) = work_dir.glob('*.py')
@@ -72,9 +76,16 @@ def detection(trained, tmp_path_factory) -> SimpleNamespace:
         for kind in ('bbox', 'segm')
     }  # fmt: skip
     page = folder / 'page.html'
-    notes = write_report(read_run(work_dir), page, str(prefix))
+    run = read_run(work_dir)
+    half = folder / 'half'  # what a worse training finds
+    for kind in ('bbox', 'segm'):
+        results = json.loads(Path(f'{prefix}.{kind}.json').read_text())
+        Path(f'{half}.{kind}.json').write_text(json.dumps(results[::2]))
+    notes = write_report(run, page, str(prefix), (), (run, str(half)), str(folder / 'charts'))
     assert notes == []
-    return SimpleNamespace(work_dir=work_dir, prefix=str(prefix), metrics=metrics, page=page)
+    return SimpleNamespace(
+        work_dir=work_dir, prefix=str(prefix), metrics=metrics, page=page, truth=ann_file
+    )
 
 
 def column(page, kind: str, name: str) -> list[str]:
@@ -197,6 +208,82 @@ def test_the_page_of_detections_works_in_a_browser(detection, visit, tmp_path):
 
     assert opened.requests == []
     assert opened.problems == []
+
+
+def rows_below(page, title: str) -> dict[str, list[str]]:
+    """The cells of the first table of a part of the analysis, by its first column."""
+    part = page.locator(f'#analysis h3:text-is("{title}") ~ .part').first
+    rows = part.locator('tbody tr').all()
+    cells = [row.locator('th, td').all_inner_texts() for row in rows]
+    return {name: values for name, *values in cells}
+
+
+def test_the_analysis_of_detections_is_on_the_page(detection, visit):
+    page = visit(detection.page.as_uri()).page
+    score, f1 = best_threshold(detection.truth, Path(f'{detection.prefix}.segm.json'))
+    every = rows_below(page, 'Score threshold')
+    assert every['all classes'][0] == f'{score:.2f}'
+    assert every['all classes'][3] == f'{100 * f1:.1f}'
+    assert list(every)[1:] == [EVIL, 'box', 'star']
+
+    ours = {
+        f'{name} AP{end.removeprefix("_")}': 100 * detection.metrics[kind][f'coco/{kind}_mAP{end}']
+        for kind, name in dict(bbox='box', segm='mask').items()
+        for end in ('', '_50')
+    }
+    intervals, compared = rows_below(page, 'Intervals'), rows_below(page, 'Comparison')
+    assert list(compared) == list(ours)
+    for name, figure in ours.items():
+        measured, low, high = map(float, intervals[name])
+        assert measured == pytest.approx(figure, abs=0.11)
+        assert low < measured < high
+        assert compared[name][0] == intervals[name][0]
+        this, other, difference, low, high = map(float, compared[name])
+        assert difference == pytest.approx(other - this, abs=0.11)
+        assert low <= difference <= high
+    worse = compared['mask AP50']
+    assert float(worse[4]) < 10
+
+    errors = rows_below(page, 'Kinds of errors')
+    assert list(errors)[0] == 'classification'
+    wrong = [json.loads(Path(f'{detection.prefix}.segm.json').read_text())][0]
+    assert 0 < sum(int(row[0]) for kind, row in errors.items() if kind != 'missed') < len(wrong)
+    assert float(errors['localisation'][1]) > 1
+
+    truth = json.loads((detection.truth.parent / 'instances_training.json').read_text())
+    training = rows_below(page, 'Training labels')
+    counted = sum(int(row[0]) for row in training.values())
+    assert counted == sum(not each['iscrowd'] for each in truth['annotations'])
+
+    matrix = page.locator('.matrix')
+    assert 'background' not in page.locator('#confusion').inner_text()
+    assert matrix.locator('thead').inner_text().split()[-2:] == ['missed', 'objects']
+    assert matrix.locator('tbody th').last.inner_text() == 'false positives'
+
+    titles = page.locator('#images h3').all_inner_texts()
+    assert titles[:2] == ['Worst', 'Best']
+    assert any('of another class' in title for title in titles)
+    assert any('training' in title for title in titles)
+    assert 'labelled as' in page.locator('#images').inner_text()
+    charts = {path.stem for path in (detection.truth.parents[2] / 'charts').glob('*.svg')}
+    shown = {each.get_attribute('data-chart') for each in page.locator('.chart').all()} - {None}
+    assert charts == (shown - {'curves'}) | {'precision_bbox', 'precision_segm'}
+
+
+def test_trainings_with_other_test_images_are_not_compared(detection, tmp_path):
+    run = read_run(detection.work_dir)
+    other = Path(shutil.copytree(detection.work_dir, tmp_path / 'other'))
+    (config,) = other.glob('*.py')
+    data = make_shapes(tmp_path / 'data', train=1, val=2, size=64)
+    text = config.read_text().replace(str(detection.truth.parents[1]), str(data))
+    config.write_text(text.replace(repr(EVIL), "'disk'"))
+    for kind in ('bbox', 'segm'):
+        (other / f'few.{kind}.json').write_text('[]')
+    with pytest.raises(UserError, match=r'few.* other images'):
+        write_report(
+            run, tmp_path / 'page.html', detection.prefix, (), (read_run(other), f'{other}/few')
+        )
+    assert not (tmp_path / 'page.html').exists()
 
 
 def test_the_page_fits_a_telephone_in_the_dark_and_works_without_scripts(

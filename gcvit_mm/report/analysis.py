@@ -128,7 +128,8 @@ def _doubts(matches: Matches, results: list, draw: Any) -> Iterator[tuple[str, P
     kinds, found, objects = kinds_of_errors(matches), matches.predictions, matches.objects
     for kind in ('background', 'classification'):
         for one in found[(kinds == kind) & (found.score >= SURE)][:MAX_PICTURES]:
-            verdict, labels = f'{draw.names[one.label]}, score {one.score:.2f}', []
+            verdict = f'{draw.names[one.label]}, score {one.score:.2f}'
+            labels = draw.objects(matches.images[one.image])
             if kind == 'classification':
                 verdict += f', labelled as {draw.names[objects.label[one.other_object]]}'
                 labels = [matches.annotations[one.other_object]]

@@ -318,9 +318,13 @@ class _Drawing:
             'false positives': len(matches.false_positives),
         }
         parts = [f'{n} {name}' for name, n in counts.items() if n or name == 'correct']
-        objects = [a for a in self.truth.imgToAnns[image_id] if a['category_id'] in self.label_of]
         drawn = [each for each in self.predictions[image_id] if each['score'] >= DRAWN_SCORE]
-        return self.picture(image_id, f'F1 {100 * f1:.0f}: ' + ', '.join(parts), objects, drawn)
+        verdict = f'F1 {100 * f1:.0f}: ' + ', '.join(parts)
+        return self.picture(image_id, verdict, self.objects(image_id), drawn)
+
+    def objects(self, image_id: Any) -> list[dict]:
+        """Return the annotations of an image."""
+        return [a for a in self.truth.imgToAnns[image_id] if a['category_id'] in self.label_of]
 
     def picture(self, image_id: Any, verdict: str, truth: list, predicted: list) -> Picture:
         """Draw annotations and predictions."""
