@@ -58,9 +58,8 @@ def resampled_ap(matches: Matches, kind: str) -> dict[str, np.ndarray]:
     ious = range(matches.predictions.correct.shape[1])
     figures = [average_precision(matches.predictions, objects, weights, i) for i in ious]
     classes = np.mean(figures, 0)
-    annotated = objects.any(1)
-    all_classes = {'AP': classes, 'AP50': figures[0]}
-    means = {f'{kind} {k}': np.nanmean(v[:, annotated], 1) for k, v in all_classes.items()}
+    every = {f'{kind} AP': classes, f'{kind} AP50': figures[0]}
+    means = {k: np.ma.masked_invalid(v).mean(1).filled(np.nan) for k, v in every.items()}
     return {**means, '': classes}
 
 
