@@ -358,6 +358,9 @@ def test_the_page_of_label_maps_has_the_figures_of_the_evaluation(tiny_shapes, v
     page.screenshot(path=tmp_path / 'page.png', full_page=True)
     assert page.get_by_role('note').inner_text() == note
     assert page.locator('.tiles dd').first.inner_text() == f'{metrics["mIoU"]:.1f}'
+    measured, low, high = map(float, rows_below(page, 'Intervals')['mIoU'])
+    assert low <= measured <= high
+    assert measured == pytest.approx(metrics['mIoU'], abs=0.06)
     assert page.locator('.picture').count() == VAL_IMAGES
     share = 'Number(getComputedStyle(document.querySelector(".map")).opacity)'
     assert page.evaluate(share) == pytest.approx(0.6)
@@ -390,6 +393,9 @@ def test_the_page_of_classes_has_the_figures_of_the_evaluation(visit, tmp_path):
     write_report(run, tmp_path / 'page.html', str(work_dir / 'found'))
     opened = visit((tmp_path / 'page.html').as_uri())
     opened.page.screenshot(path=tmp_path / 'page.png', full_page=True)
+    top1 = rows_below(opened.page, 'Intervals')['top-1 accuracy']
+    assert float(top1[0]) == pytest.approx(metrics['accuracy/top1'], abs=0.06)
+    assert opened.page.locator('[data-chart=calibration] polyline').count() == 2
     assert '<b>g' in opened.page.locator('.sortable').first.inner_text()
     assert opened.page.locator('.guesses').count() == opened.page.locator('.picture').count() > 0
     assert (opened.requests, opened.problems) == ([], [])

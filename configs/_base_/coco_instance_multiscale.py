@@ -1,6 +1,6 @@
 """COCO 2017 instances under ``data/coco``, with DETR's multi-scale augmentation.
 
-Batches of 2 per process: 16 with 8 GPUs, the paper's total. faster-coco-eval evaluates, with the
+Batches of 2 per process: 16 with 8 GPUs, the paper's total. A fast evaluator has the
 COCO API's limits of 1, 10 and 100 detections per image. To evaluate with the COCO API itself, set
 ``val_evaluator.type=CocoMetric test_evaluator.type=CocoMetric``.
 """
