@@ -11,7 +11,15 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 
-from .safe_pickle import Name, RefusedError, SafeUnpickler, Storage, is_size, require
+from .safe_pickle import (
+    Name,
+    RefusedError,
+    SafeUnpickler,
+    Storage,
+    check_extent,
+    is_size,
+    require,
+)
 
 Device = str | torch.device | None
 
@@ -55,18 +63,23 @@ def read_pth(path: str | os.PathLike, device: Device, lazy: bool = False) -> Any
         file.seek(0)
         if magic == b'PK\x03\x04':
             with ZipFile(file) as archive:
-                return _read_archive(archive, limit, device, lazy)
-        if magic.startswith(b'\x80\x02'):
-            return _read_legacy(file, limit, device, lazy)
-        if not magic:
+                content = _read_archive(archive, limit, device, lazy)
+        elif magic.startswith(b'\x80\x02'):
+            content = _read_legacy(file, limit, device, lazy)
+        elif not magic:
             raise EOFError('the file is empty')
-        raise pickle.UnpicklingError('neither an archive nor a pickle')
+        else:
+            raise pickle.UnpicklingError('neither an archive nor a pickle')
+    check_extent(content, 16 * limit)
+    return content
 
 
 def _read_archive(archive: ZipFile, limit: int, device: Device, lazy: bool) -> Any:
     records = {info.filename.partition('/')[2]: info for info in archive.infolist()}
     if any(info.compress_type for info in records.values()):
         raise RefusedError('it is compressed, unlike the files of PyTorch')
+    if len(records) < len(archive.infolist()):
+        raise RefusedError('it has two records of one name')
     if 'constants.pkl' in records:
         raise RefusedError('it is a TorchScript program')
     if 'byteorder' in records and archive.read(records['byteorder']) != sys.byteorder.encode():
@@ -96,6 +109,7 @@ def _read_legacy(file: BinaryIO, limit: int, device: Device, lazy: bool) -> Any:
         return content
     places = {}
     for key in SafeUnpickler(file).load():
+        require(type(key) is str, 'storage')
         places[key] = file.tell() + 8
         file.seek(places[key] + outline.sizes[key])
 
