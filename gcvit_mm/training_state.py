@@ -33,6 +33,11 @@ def check_training_state(content: Any) -> None:
     Raises:
         UserError: A training cannot resume from the checkpoint; the message has no file name.
     """
+    if not isinstance(content, dict) or 'message_hub' not in content:
+        raise UserError(
+            'it has weights only and cannot be resumed: start a new training from it with '
+            '--cfg-options load_from=FILE'
+        )
     for name, value, fits in _checks(content):
         if not fits:
             shown = 'NaN, Inf or a wrong shape' if isinstance(value, Tensor) else brief(value)
@@ -42,7 +47,7 @@ def check_training_state(content: Any) -> None:
             )
 
 
-def _checks(content: Any) -> Iterator[Check]:
+def _checks(content: dict) -> Iterator[Check]:
     meta, hub, optimizer = (content.get(key) for key in ('meta', 'message_hub', 'optimizer'))
     yield 'meta', meta, type(meta) is dict
     for key in ('epoch', 'iter'):
@@ -59,9 +64,11 @@ def _checks(content: Any) -> Iterator[Check]:
     for key, value in hub['runtime_info'].items():
         yield f'message_hub.runtime_info.{key}', value, _is_info(str(key), value)
     yield from _of_weights(content)
-    groups = optimizer.get('param_groups') if isinstance(optimizer, dict) else None
     if optimizer is not None:
         yield from _of_optimizer('optimizer', optimizer)
+    # mmengine schedules the base settings too, as a further group.
+    groups = (optimizer or {}).get('param_groups')
+    groups = groups and len(groups) + bool(optimizer.get('base_param_settings'))
     states = content.get('param_schedulers') or []
     yield 'param_schedulers', states, isinstance(states, list | dict)
     for key, listed in states.items() if isinstance(states, dict) else [('', states)]:
@@ -98,12 +105,13 @@ def _of_optimizer(name: str, state: Any) -> Iterator[Check]:
         state.get(key, {}) for key in ('param_groups', 'state', 'loss_scaler')
     )
     yield f'{name}.param_groups', groups, isinstance(groups, list)
-    base = state.get('base_param_settings')
-    for number, group in enumerate([*groups, *([base] if base else [])]):
-        place = f'{name}.param_groups.{number}'
+    places = {f'param_groups.{number}': group for number, group in enumerate(groups)}
+    base = {key: state[key] for key in ('base_param_settings',) if state.get(key)}
+    for key, group in {**places, **base}.items():
+        place = f'{name}.{key}'
         yield place, group, isinstance(group, dict) and 'params' in group
-        for key, value in group.items():
-            yield f'{place}.{key}', value, _is_setting(str(key), value)
+        for setting, value in group.items():
+            yield f'{place}.{setting}', value, _is_setting(str(setting), value)
     known = {number for group in groups for number in group['params']}
     yield f'{name}.state', entries, isinstance(entries, dict) and entries.keys() <= known
     for number, entry in entries.items():
@@ -118,13 +126,13 @@ def _of_optimizer(name: str, state: Any) -> Iterator[Check]:
         yield f'{name}.loss_scaler.{key}', value, positive
 
 
-def _of_scheduler(name: str, state: Any, groups: Any) -> Iterator[Check]:
+def _of_scheduler(name: str, state: Any, groups: int | None) -> Iterator[Check]:
     yield name, state, isinstance(state, dict)
     for key, value in state.items():
         if key in ('last_step', '_global_step'):
             fits = type(value) is int and value >= -1
         elif key in ('base_values', '_last_value'):
-            counted = isinstance(value, list) and len(value) == len(groups or value)
+            counted = isinstance(value, list) and len(value) == (groups or len(value))
             fits = counted and all(map(_is_number, value))
         else:
             fits = _is_plain(value)

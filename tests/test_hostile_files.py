@@ -436,6 +436,7 @@ def test_programs_of_allowed_names_and_opcodes_neither_crash_nor_take_memory(cou
         capture_output=True,
         text=True,
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        timeout=30 + count / 10,  # many times of what it takes
     )
     assert run.returncode == 0, run.stderr
     outcomes = json.loads(run.stdout)

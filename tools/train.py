@@ -106,7 +106,7 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
     from mmengine.dist import is_main_process
 
     from gcvit_mm.engine.distributed import broadcast_from_main
-    from gcvit_mm.work_dir import checkpoint_folder, find_resumable
+    from gcvit_mm.work_dir import check_resumable, checkpoint_folder, find_resumable
 
     if checkpoint == 'auto':
         folder = checkpoint_folder(cfg)
@@ -118,6 +118,8 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
         )
         if is_main_process():
             print(*(f'skipped: {line}' for line in lines), start, sep='\n', flush=True)
+    elif '://' not in checkpoint:
+        check_resumable(os.path.expanduser(checkpoint), cfg)
     if checkpoint:
         cfg.resume, cfg.load_from = True, checkpoint
         # The checkpoint has all weights.

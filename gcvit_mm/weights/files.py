@@ -59,9 +59,13 @@ def read_checkpoint(
         if path.endswith('.safetensors'):
             return _load_safetensors(path, str(map_location or 'cpu'))
         if _trusted:
+            if not lazy and is_zipfile(path):
+                verify_checkpoint(path)  # PyTorch's reader does not
             mmap = lazy and is_zipfile(path)
             return torch.load(path, map_location=map_location, weights_only=False, mmap=mmap)
         return read_pth(path, map_location, lazy)
+    except UserError:
+        raise
     except RefusedError as error:
         raise UserError(
             f'checkpoint {path} is refused: {error}. If you made the file yourself, pass '

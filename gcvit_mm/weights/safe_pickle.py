@@ -57,11 +57,11 @@ def _sizes(value: Any) -> bool:
     return type(value) in (tuple, torch.Size) and len(value) <= 64 and all(map(is_size, value))
 
 
-def _is_key(value: Any, nested: bool = True) -> bool:
-    """Whether a value is hashed and compared in little time, unlike tuples of tuples of tuples."""
-    if type(value) is tuple and nested:
-        return all(_is_key(item, nested=False) for item in value)
-    return value is None or isinstance(value, str | bytes | int | float | complex | torch.dtype)
+def _is_key(value: Any) -> bool:
+    """Whether a value is hashed fast, and not to a number that the file chooses."""
+    if isinstance(value, int):
+        return abs(value) < 2**60
+    return value is None or isinstance(value, str | bytes | float | torch.dtype)
 
 
 def check_extent(content: Any, most: int) -> None:
