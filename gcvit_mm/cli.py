@@ -17,7 +17,7 @@ from typing import Any
 # --help and errors in arguments must be fast and work in any environment, so this module imports
 # only the standard library at the top.
 from .compat import environment, on_import
-from .errors import UserError, printable
+from .errors import UserError, printable_lines
 from .weights.hub import check_path
 from .zoo import TOOLS, config_file
 
@@ -76,8 +76,7 @@ def run(main: Callable[[], None]) -> None:
         message = _explain(error)
         if message is None:
             raise
-        lines = map(printable, message.split('\n'))
-        print('error:', '\n'.join(lines), file=sys.stderr, flush=True)
+        print('error:', printable_lines(message), file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
@@ -105,10 +104,15 @@ def _hide_foreign_lines() -> None:
     @wraps(print_log)
     def print_own(msg: object, *args: Any, **kwargs: Any) -> None:
         if not re.match(FOREIGN, str(msg)):
-            print_log(msg, *args, **kwargs)
+            print_log(printable_lines(str(msg)), *args, **kwargs)
+
+    def log_own(_: Any, record: Any) -> bool:
+        # Names in files of others must not control the terminal.
+        record.msg, record.args = printable_lines(record.getMessage()), ()
+        return not re.match(FOREIGN, record.msg)
 
     logging.print_log = print_own
-    logging.MMLogger.filter = lambda _, record: not re.match(FOREIGN, record.getMessage())
+    logging.MMLogger.filter = log_own
     warnings.filterwarnings('ignore', FOREIGN)
 
 

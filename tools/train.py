@@ -10,7 +10,7 @@ import _package  # noqa: F401
 
 from gcvit_mm.choices import TRACKERS
 from gcvit_mm.cli import add_config_arguments, add_run_arguments, run
-from gcvit_mm.errors import UserError
+from gcvit_mm.errors import UserError, printable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -117,7 +117,8 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
             else f'nothing to resume in {folder}: training starts from scratch'
         )
         if is_main_process():
-            print(*(f'skipped: {line}' for line in lines), start, sep='\n', flush=True)
+            lines = [f'skipped: {printable(line)}' for line in lines]
+            print(*lines, start, sep='\n', flush=True)
     elif '://' not in checkpoint:
         check_resumable(os.path.expanduser(checkpoint), cfg)
     if checkpoint:

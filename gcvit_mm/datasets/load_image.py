@@ -1,6 +1,7 @@
 """Image loading that detects truncated files, and the meaning of pixel values."""
 
 import logging
+import re
 from io import BytesIO
 from typing import Literal
 
@@ -18,6 +19,11 @@ MODES = {'color': 'RGB', 'grayscale': 'L', 'unchanged': None}
 AS_STORED = '_ignore_orientation'
 """Suffix of a colour type: the image is not turned upright."""
 PLAIN = ('L', 'LA', 'RGB', 'RGBA', 'RGBX')
+MARKER = re.compile(rb'\xff[\x02-\xcf\xd9-\xfe]')
+"""Markers of a JPEG that are not part of its pixels, but begin segments."""
+SCAN, END = b'\xff\xda', b'\xff\xd9'
+MOST_SCANS = 100
+"""Maximum number of scans of a JPEG; encoders write about ten."""
 DEPTHS = (8, 12, 16)
 """Numbers of bits that cameras fill of the 16 or 32 bits of a grey value."""
 
@@ -56,6 +62,7 @@ def eight_bits(image: Image.Image, upright: bool = True) -> Image.Image:
     Raises:
         ValueError: Its values are not integers of up to 16 bits, or 16-bit colours are too dark.
     """
+    check_decoding(image)
     is_deep = ';16' in str(getattr(image, 'tile', ''))  # known until it is loaded
     file, image.filename = getattr(image, 'filename', ''), ''  # type: ignore[attr-defined]
     image.load()  # with the name, Pillow would map the file into memory, and garble turned TIFFs
@@ -79,6 +86,27 @@ def eight_bits(image: Image.Image, upright: bool = True) -> Image.Image:
     if image.mode == '1':
         return image.convert('L')
     return image.convert('RGBA' if image.has_transparency_data else 'RGB')
+
+
+def check_decoding(image: Image.Image) -> None:
+    """Check that decoding an opened file takes little time and runs no program.
+
+    Raises:
+        ValueError: It is a JPEG of more than ``MOST_SCANS`` scans, each of which may take as long
+            as a whole image but a few bytes of the file, or an EPS file.
+    """
+    file = getattr(image, 'fp', None)
+    if image.format == 'EPS':
+        raise ValueError('it is an EPS file, which is a program: convert it to PNG')
+    if image.format not in ('JPEG', 'MPO') or file is None:
+        return
+    file.seek(0)
+    data, place, scans = file.read(), 0, 0
+    while (marker := MARKER.search(data, place)) and marker[0] != END:
+        scans += marker[0] == SCAN
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], 'big')
+    if scans > MOST_SCANS:
+        raise ValueError(f'it has {scans} scans, more than {MOST_SCANS}: save it again')
 
 
 def reason(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..config import datasets_of, default_scope, transforms_of
 from ..errors import UserError
-from .load_image import LoadWholeImage
+from .load_image import LoadWholeImage, check_decoding
 
 # What mmseg makes of values that ``reduce_zero_label`` and ``label_map`` drop.
 DROPPED = 255
@@ -46,6 +46,7 @@ def decode_map(content: bytes) -> np.ndarray:
         Exception: It is damaged; decoders raise all kinds of errors.
     """
     with Image.open(io.BytesIO(content)) as image:
+        check_decoding(image)
         values = np.asarray(image)
         bands, frames, kind = image.getbands(), getattr(image, 'n_frames', 1), image.format
     if len(bands) > 1:

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..inference import Predictor
 from ..inference.images import ImageLike
 from ..models import GCViT
@@ -89,7 +89,7 @@ def draw_attention(image: np.ndarray, maps: Sequence[StageMaps], title: str) -> 
     panel = (WIDTH - 3.5) / len(COLUMNS)
     row = panel * height / width + 0.4
     figure = Figure(figsize=(WIDTH, row * len(maps) + 1.8), dpi=DPI, layout='constrained')
-    figure.suptitle(title, fontsize=15)
+    figure.suptitle(printable(title), fontsize=15, parse_math=False)
     axes = figure.subplots(len(maps), len(COLUMNS), squeeze=False)
     grey = image.mean(axis=2)
     for i, (row_axes, stage) in enumerate(zip(axes, maps, strict=True)):

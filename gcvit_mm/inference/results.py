@@ -63,7 +63,7 @@ class Results:
             return
         try:
             before = json.loads(file.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'{file} is damaged: give another folder ({error})') from error
         changes = [
             f'{name} was {before.get(name)}, is {settings.get(name)}'

@@ -121,6 +121,27 @@ def verify_checkpoint(path: str | os.PathLike) -> None:
         raise UserError(f'checkpoint {path} is damaged: the checksum of {damaged} does not match')
 
 
+def meta_of(content: Any) -> dict[str, Any]:
+    """The metadata of a checkpoint; empty if it has none.
+
+    Raises:
+        UserError: They are of other types than a training writes.
+    """
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    meta = {} if meta is None else meta
+    data = meta.get('dataset_meta') or {} if isinstance(meta, dict) else None
+    classes = data.get('classes') or () if isinstance(data, dict) else None
+    if (
+        not isinstance(classes, str | list | tuple)
+        or not all(isinstance(name, str) for name in classes)
+        or not isinstance(meta.get('cfg') or '', str)
+    ):
+        raise UserError(
+            'its meta has no text as cfg, or no names as dataset_meta.classes: save it without meta'
+        )
+    return meta
+
+
 def weights_entry(content: Any, ema: bool = False) -> str | None:
     """The key of the weights in a checkpoint; None if it is a bare state dict, or has several.
 
