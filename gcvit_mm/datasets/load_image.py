@@ -19,6 +19,11 @@ MODES = {'color': 'RGB', 'grayscale': 'L', 'unchanged': None}
 AS_STORED = '_ignore_orientation'
 """Suffix of a colour type: the image is not turned upright."""
 PLAIN = ('L', 'LA', 'RGB', 'RGBA', 'RGBX')
+TYPES = (
+    *('AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PCX', 'PNG', 'PPM', 'SGI', 'TGA'),
+    *('TIFF', 'WEBP', None),
+)
+"""Pillow's types of files that are decoded, None for images in memory; EPS files are programs."""
 MARKER = re.compile(rb'\xff[\x02-\xcf\xd9-\xfe]')
 """Markers of a JPEG that are not part of its pixels, but begin segments."""
 SCAN, END = b'\xff\xda', b'\xff\xd9'
@@ -92,12 +97,12 @@ def check_decoding(image: Image.Image) -> None:
     """Check that decoding an opened file takes little time and runs no program.
 
     Raises:
-        ValueError: It is a JPEG of more than ``MOST_SCANS`` scans, each of which may take as long
-            as a whole image but a few bytes of the file, or an EPS file.
+        ValueError: It is of a type that is not in ``TYPES``, or a JPEG of more than ``MOST_SCANS``
+            scans, each of which may take as long as an image, but only a few bytes of the file.
     """
     file = getattr(image, 'fp', None)
-    if image.format == 'EPS':
-        raise ValueError('it is an EPS file, which is a program: convert it to PNG')
+    if image.format not in TYPES:
+        raise ValueError(f'it is of the type {image.format}: convert it to PNG')
     if image.format not in ('JPEG', 'MPO') or file is None:
         return
     file.seek(0)

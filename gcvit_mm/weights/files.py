@@ -137,7 +137,8 @@ def meta_of(content: Any) -> dict[str, Any]:
         or not isinstance(meta.get('cfg') or '', str)
     ):
         raise UserError(
-            'its meta has no text as cfg, or no names as dataset_meta.classes: save it without meta'
+            'meta.cfg is no text, or meta.dataset_meta.classes no list of names: correct them, or '
+            'remove meta from the file'
         )
     return meta
 

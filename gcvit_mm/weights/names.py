@@ -201,6 +201,6 @@ def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...], float]:
     return dim, depths, len(hidden) / dim if hidden is not None else 1
 
 
-def shorten(names: Sequence[str], most: int = 8) -> str:
+def shorten(names: Sequence[object], most: int = 8) -> str:
     """Join the first ``most`` names, with dots for the rest."""
-    return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
+    return ', '.join(map(str, names[:most])) + (', ...' if len(names) > most else '')
