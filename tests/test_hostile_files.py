@@ -28,6 +28,7 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
+from pickle_programs import name_of, push
 
 from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.engine import SeededDataset
@@ -185,6 +186,9 @@ def hostile_files(folder: Path) -> dict[str, Path]:
     with tarfile.open(files['a tar archive that leaves its folder'], 'w') as tar:
         for name in ('../ran', 'storages', 'tensors', 'pickle'):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    files['two records of one name'] = archive(
+        folder / 'twice.pth', storage(4), {'archive/data/0': bytes(16), 'other/data/0': bytes(16)}
+    )
     files['an archive in an archive'] = archive(
         folder / 'outer.pth', files['os.system'].read_bytes(), {'archive/data.pkl.zip': b'PK\3\4'}
     )
@@ -196,6 +200,40 @@ def hostile_files(folder: Path) -> dict[str, Path]:
         files[name] = folder / f'{len(files)}.safetensors'
         files[name].write_bytes(header + bytes(16))
     return files
+
+
+def slow_files(folder: Path) -> dict[str, Path]:
+    """Small files that take minutes or all memory unless values are bounded."""
+    twice = 40 * b'](' + b'Nq\x07' + 40 * b'h\x07eq\x07'  # a list of two lists of two lists ...
+    pairs = 40 * b'(' + b'Nq\x07' + 40 * b'h\x07tq\x07'
+    text = push('a' * 10**5) + b'q\x07](' + 10**5 * b'h\x07' + b'e'
+    numbers = b''.join(push(i * (2**61 - 1)) for i in range(1, 10**5 + 1))  # all of one hash
+    contents = {
+        'a call of a nested list': twice + b')R',
+        'an object of a nested list': twice + b')\x81',
+        'a dtype of a nested list': name_of('numpy.dtype') + twice + b'\x85R',
+        'getattr of nested lists': name_of('builtins.getattr') + twice + b'h\x07\x86R',
+        'a nested list': twice,
+        'nested tuples': pairs,
+        'a nested key': b'}' + pairs + b'Ns',
+        'a nested item of a set': name_of('builtins.set') + b']' + pairs + b'a\x85R',
+        'a nested pair': name_of('collections.OrderedDict') + b'](](' + pairs + b'Nee\x85R',
+        'a long text, repeated': text,
+        'keys of one hash': b'}(' + numbers + b'u',
+        'items of one hash': name_of('builtins.set') + b'](' + numbers + b'e\x85R',
+        'a long shape': name_of('torch.Size')
+        + push(2**60)
+        + b'q\x07('
+        + 10**6 * b'h\x07'
+        + b't\x85R',
+        'deep lists': 10**5 * b']' + 10**5 * b'a',
+        'a list in itself': b']q\x07h\x07a',
+        'a name of a million letters': b'c' + 10**6 * b'a' + b'\n' + 10**6 * b'b' + b'\n',
+    }
+    return {
+        name: archive(folder / f'{i}.pth', b'\x80\x02' + content + b'.')
+        for i, (name, content) in enumerate(contents.items())
+    }
 
 
 def _safetensors(tensors: dict) -> bytes:
@@ -231,6 +269,34 @@ def test_hostile_files_are_refused_by_name_and_run_and_write_nothing(lazy, hosti
             read_checkpoint(file, lazy=lazy)
         assert str(file) in str(refusal.value), name
         assert sorted(folder.parent.rglob('*')) == before, name
+
+
+def test_small_files_do_not_become_large_or_slow_and_messages_stay_short(tmp_path):
+    """In a process of its own, which would otherwise not end."""
+    script = """
+import resource, sys
+from pathlib import Path
+from gcvit_mm.errors import UserError
+from gcvit_mm.weights.files import read_checkpoint
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for file in sys.argv[1:]:
+    try:
+        read_checkpoint(file)
+        print('read', file)
+    except UserError as error:
+        print(len(str(error)) < 500 and file in str(error))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024 < 200)
+"""
+    files = slow_files(tmp_path)
+    shown = subprocess.run(
+        [sys.executable, '-c', script, *files.values()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    lines = dict(zip([*files, 'memory'], shown.stdout.splitlines(), strict=False))
+    assert lines == dict.fromkeys([*files, 'memory'], 'True'), shown.stderr
 
 
 def test_a_file_that_names_an_address_does_not_change_the_memory_there(tmp_path):
