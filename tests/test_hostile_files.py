@@ -15,6 +15,8 @@ import threading
 import time
 import zipfile
 from collections import Counter, OrderedDict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +31,18 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from pickle_programs import name_of, push
+from safetensors.torch import save_file
 
+from gcvit_mm.datasets.check.coco_file import read_coco
 from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.engine import SeededDataset
 from gcvit_mm.errors import UserError
 from gcvit_mm.fileio import atomic_text
+from gcvit_mm.inference.results import Results
+from gcvit_mm.weights import files as checkpoints
 from gcvit_mm.weights.files import read_checkpoint, state_dict_of
-from gcvit_mm.weights.mm_loaders import register_loaders, safe_loaders
-from gcvit_mm.work_dir import find_resumable
+from gcvit_mm.weights.mm_loaders import load_from_http, register_loaders, safe_loaders
+from gcvit_mm.work_dir import find_resumable, read_json
 
 MEMORY = 3 * 2**30
 
@@ -186,6 +192,9 @@ def hostile_files(folder: Path) -> dict[str, Path]:
     with tarfile.open(files['a tar archive that leaves its folder'], 'w') as tar:
         for name in ('../ran', 'storages', 'tensors', 'pickle'):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    files['many large tensors of one number'] = folder / 'expanded.pth'
+    many = {f'w{i}': torch.zeros(1).expand(2**20) for i in range(100)}
+    torch.save(many, files['many large tensors of one number'])
     files['two records of one name'] = archive(
         folder / 'twice.pth', storage(4), {'archive/data/0': bytes(16), 'other/data/0': bytes(16)}
     )
@@ -407,31 +416,160 @@ def test_names_in_an_archive_lead_nowhere(tmp_path):
     assert [path.name for path in tmp_path.rglob('*')] == ['a', 'b', 'x.pth']
 
 
+def command(way: str, file: Path, trained: Any, folder: Path) -> tuple[object, ...]:
+    """A command that reads a checkpoint in one of the ways in which a person can name it."""
+    work, data = ('--work-dir', folder / 'work'), on(trained.data)
+    initial = f'model.backbone.init_cfg={{type: Pretrained, checkpoint: {file}}}'
+    image = trained.data / 'images/validation/000000.jpg'
+    return {
+        'load_from': ('train.py', NANO, *work, *data, f'load_from={file}'),
+        '--resume': ('train.py', NANO, *work, '--resume', file, *data),
+        'Pretrained': ('train.py', NANO, *work, *data, initial),
+        'test': ('test.py', NANO, file, *work, *data),
+        'infer': ('infer.py', NANO, image, '--checkpoint', file, '--out', folder / 'x'),
+        'export': ('export.py', NANO, '--checkpoint', file, '--out', folder / 'x.pt2'),
+        'convert': ('convert_checkpoint.py', file, folder / 'x.pth', '--task=dense'),
+        'publish': ('publish_checkpoint.py', file, folder / 'x.pth'),
+    }[way]
+
+
 @pytest.mark.parametrize(
     'way', ['load_from', '--resume', 'Pretrained', 'test', 'convert', 'publish']
 )
 def test_every_way_that_a_file_comes_in_refuses_to_run_it(way, hostile, trained, tmp_path):
-    file, work = hostile['os.system'], ('--work-dir', tmp_path / 'work')
-    arguments = {
-        'load_from': ('train.py', NANO, *work, *on(trained.data, f'load_from={file}')),
-        '--resume': ('train.py', NANO, *work, '--resume', file, *on(trained.data)),
-        'Pretrained': (
-            'train.py', NANO, *work,
-            *on(
-                trained.data,
-                'model.backbone.init_cfg.type=Pretrained',
-                f'model.backbone.init_cfg.checkpoint={file}',
-            ),
-        ),
-        'test': ('test.py', NANO, file, *work, *on(trained.data)),
-        'convert': ('convert_checkpoint.py', file, tmp_path / 'x.pth', '--task=dense'),
-        'publish': ('publish_checkpoint.py', file, tmp_path / 'x.pth'),
-    }[way]  # fmt: skip
-    error = fail(*arguments)
+    file = hostile['os.system']
+    error = fail(*command(way, file, trained, tmp_path))
     assert f'checkpoint {file} is refused: it names posix.system, which could run code' in error
     assert '--trust-checkpoint' in error
     assert not (file.parent / 'ran').exists()
-    assert not (tmp_path / 'x.pth').exists()
+    assert not list(tmp_path.glob('x*'))
+
+
+WAYS = {
+    '--resume': 'zeros', 'test': 'bits', 'infer': 'zeros', 'export': 'cut', 'convert': 'bits',
+    'publish': 'zeros', 'load_from': None, 'Pretrained': None,
+}  # fmt: skip
+"""Ways in which a person names a file, and the damage that is always tried; others are slow."""
+
+
+@pytest.mark.parametrize(
+    ('way', 'damage'),
+    [
+        pytest.param(way, damage, marks=[] if damage == quick else [pytest.mark.slow])
+        for way, quick in WAYS.items()
+        for damage in ('zeros', 'bits', 'cut')
+    ],
+)
+def test_damage_is_noticed_wherever_a_person_names_a_file(way, damage, trained, tmp_path):
+    file = damaged(trained.checkpoint, damage, tmp_path / 'epoch_1.pth')
+    error = fail(*command(way, file, trained, tmp_path))
+    assert f'checkpoint {file} cannot be read' in error and 'damaged' in error
+    assert not list(tmp_path.glob('x*')) and not list(tmp_path.glob('work/*.pth'))
+
+
+def damaged(source: Path, damage: str, target: Path) -> Path:
+    """Copy a checkpoint; damage its largest tensor, or cut it off at nine tenths."""
+    content = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as records:
+        largest = max(records.infolist(), key=lambda record: record.file_size)
+    middle = largest.header_offset + largest.file_size // 2
+    if damage == 'zeros':
+        content[middle : middle + 4000] = bytes(4000)
+    elif damage == 'bits':
+        content[middle] ^= 1
+        content[middle + 9] ^= 128
+    else:
+        del content[len(content) * 9 // 10 :]
+    target.write_bytes(content)
+    return target
+
+
+@pytest.mark.parametrize('damage', ['zeros', 'bits'])
+def test_damage_is_noticed_in_files_that_the_user_trusts(damage, trained, tmp_path, monkeypatch):
+    file = damaged(trained.checkpoint, damage, tmp_path / 'x.pth')
+    monkeypatch.setattr(checkpoints, '_trusted', True)
+    with pytest.raises(UserError, match=rf'{file} is damaged: the checksum'):
+        read_checkpoint(file)
+
+
+ODD_META = {
+    'a list': [],
+    'a number as data': {'dataset_meta': 5},
+    'a number as classes': {'dataset_meta': {'classes': 5}},
+    'numbers as names': {'dataset_meta': {'classes': [1, 2]}},
+    'a number as config': {'cfg': 5},
+}
+
+
+@pytest.mark.parametrize('odd', ODD_META)
+def test_metadata_of_other_types_are_refused(odd, trained):
+    content = {'meta': ODD_META[odd], 'state_dict': {}}
+    with pytest.raises(UserError, match=r'meta\.cfg .* meta\.dataset_meta\.classes'):
+        checkpoints.meta_of(content)
+
+
+NESTED = '[' * 10**5 + ']' * 10**5
+
+
+def test_json_of_great_depth_is_refused_by_name(tmp_path):
+    file = tmp_path / 'x.json'
+    file.write_text(NESTED)
+    for read in (
+        lambda: read_json(file),
+        lambda: read_coco(str(file), need_annotations=True),
+        lambda: Results(tmp_path, {}),
+    ):
+        (tmp_path / 'run.json').write_text(NESTED)
+        with pytest.raises(UserError, match=rf'{tmp_path}/(x|run)\.json'):
+            read()
+    weights = tmp_path / 'x.safetensors'
+    save_file({'a': torch.zeros(1)}, weights, metadata={'gcvit_mm': NESTED})
+    with pytest.raises(UserError, match=str(weights)):
+        read_checkpoint(weights)
+    weights.write_bytes(struct.pack('<Q', len(NESTED)) + NESTED.encode())
+    with pytest.raises(UserError, match=str(weights)):
+        read_checkpoint(weights)
+
+
+def test_files_of_one_name_at_two_addresses_are_not_exchanged(tmp_path, monkeypatch):
+    for number, folder in enumerate(('a', 'b')):
+        (tmp_path / folder).mkdir()
+        torch.save({'state_dict': {'x': torch.tensor([number])}}, tmp_path / folder / 'model.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        for _ in range(2):  # from the cache, too
+            for number, folder in enumerate(('a', 'b', 'b')):
+                content = load_from_http(f'{address}/{folder}/model.pth')
+                assert content['state_dict']['x'].item() == min(number, 1)
+        server.shutdown()
+
+
+def test_logs_have_names_of_others_as_text():
+    script = r"""
+from gcvit_mm.cli import run
+name = '\x1b]0;owned\x07\x9b31m'
+def main():
+    from mmengine.logging import MMLogger, print_log
+    logger = MMLogger.get_instance('run')
+    logger.info('bad image %s', name)
+    logger.warning(f'first\n{name}')
+    print_log(f'bad image {name}', logger='current')
+    print_log(f'bad image {name}')
+run(main)
+"""
+    shown = subprocess.run(
+        [sys.executable, '-c', script],
+        capture_output=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    output = (shown.stdout + shown.stderr).decode()
+    assert output.count(r'\x1b]0;owned\x07\x9b31m') == 4
+    assert 'first\n' in output
+    assert not {'\x07', '\x9b'} & set(output) and '\x1b]' not in output
 
 
 def test_a_config_in_a_checkpoint_is_not_executed(trained, tmp_path):

@@ -24,6 +24,8 @@ from .safe_pickle import (
 Device = str | torch.device | None
 
 
+_SHARED = 16
+"""How many times the size of a file its content may have, counting what is shared each time."""
 _STORAGES = {
     'Double': torch.float64,
     'Float': torch.float32,
@@ -70,7 +72,7 @@ def read_pth(path: str | os.PathLike, device: Device, lazy: bool = False) -> Any
             raise EOFError('the file is empty')
         else:
             raise pickle.UnpicklingError('neither an archive nor a pickle')
-    check_extent(content, 16 * limit)
+    check_extent(content, _SHARED * limit)
     return content
 
 
@@ -136,6 +138,8 @@ class _Storages:
         self, read: Callable[[str, int], Iterable[bytes]] | None, limit: int, device: Device
     ) -> None:
         self.read, self.limit, self.device = read, limit, device
+        # Tensors may share storages, and be expanded.
+        self.left = [_SHARED * limit + 2**23]
         self.sizes: dict[str, int] = {}
         self.total = 0
         self.storages: dict[str, torch.UntypedStorage] = {}
@@ -159,7 +163,7 @@ class _Storages:
             self.storages[key] = self._load(key, size, location)
         if self.sizes[key] != size:
             raise ValueError(f'storage {key} has two sizes')
-        return Storage(self.storages[key], dtype)
+        return Storage(self.storages[key], dtype, self.left)
 
     def _load(self, key: str, size: int, location: str) -> torch.UntypedStorage:
         device = torch.device(self.device or location)

@@ -31,11 +31,11 @@ class Name(str):
 class Storage(NamedTuple):
     data: torch.UntypedStorage
     dtype: torch.dtype | None
+    left: list[int]
+    """Bytes that further tensors of the file may have, if they do not share memory."""
 
 
 _STATISTICS = ('min', 'max', 'mean', 'current')
-_BROADCAST = 2**20
-"""Number of elements that an expanded tensor may have beyond those of its storage."""
 _DEEPEST = 100
 """Maximum depth of containers in containers."""
 _LONGEST = 100
@@ -201,9 +201,10 @@ def _tensor(
     dtype = dtype or storage.dtype
     require(isinstance(dtype, torch.dtype), 'tensor')
     size = storage.data.nbytes() // dtype.itemsize
+    storage.left[0] -= math.prod(shape) * dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     # PyTorch would enlarge the storage.
-    if math.prod(shape) and (last >= size or math.prod(shape) > size + _BROADCAST):
+    if math.prod(shape) and (last >= size or storage.left[0] < 0):
         raise ValueError(f'a tensor of shape {tuple(shape)} in a storage of {size} numbers')
     empty = torch.empty(0, dtype=dtype, device=storage.data.device)
     return empty.set_(storage.data, offset, tuple(shape), tuple(strides))
