@@ -191,6 +191,13 @@ def test_files_of_the_repository_that_are_named_exist(page):
         assert name in written or (ROOT / name).exists(), name
 
 
+@pytest.mark.parametrize('page', PAGES)
+def test_tests_that_are_named_exist(page):
+    code = ''.join(path.read_text() for path in (ROOT / 'tests').glob('test_*.py'))
+    for name in re.findall(r'`(test_\w+)`', (ROOT / page).read_text()):
+        assert f'def {name}(' in code, name
+
+
 @pytest.fixture(scope='session')
 def after_demo(tmp_path_factory) -> Path:
     """What the repository's folder has after ``make demo``, on a few images and in one epoch."""
