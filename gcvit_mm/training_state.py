@@ -17,7 +17,7 @@ Check = tuple[str, Any, bool]
 COUNTS = ('epoch', 'iter', 'max_epochs', 'max_iters', 'data_passes', 'data_samples')
 HUB = ('log_scalars', 'runtime_info', 'resumed_keys')
 ARRAYS = ('_log_history', '_count_history')
-RATES = r'((initial|max|min|base)_)?(lr|momentum|weight_decay|eps|dampening)'
+RATES = r'((initial|max|min|base)_)?(lr|momentum|weight_decay|dampening)'
 """Settings of optimizers that are numbers from 0."""
 SHAPED = re.compile(r'(max_)?exp_avg(_sq)?|momentum_buffer')
 """Tensors of optimizers that have the shape of the parameter."""
@@ -47,8 +47,9 @@ def check_training_state(content: Any) -> None:
             )
 
 
-def _checks(content: dict) -> Iterator[Check]:
-    meta, hub, optimizer = (content.get(key) for key in ('meta', 'message_hub', 'optimizer'))
+def _checks(content: Any) -> Iterator[Check]:
+    meta, hub = (content.get(key) for key in ('meta', 'message_hub'))
+    optimizer = content.get('optimizer', {'param_groups': []})
     yield 'meta', meta, type(meta) is dict
     for key in ('epoch', 'iter'):
         yield f'meta.{key}', meta.get(key), _is_count(meta.get(key))
@@ -64,12 +65,11 @@ def _checks(content: dict) -> Iterator[Check]:
     for key, value in hub['runtime_info'].items():
         yield f'message_hub.runtime_info.{key}', value, _is_info(str(key), value)
     yield from _of_weights(content)
-    if optimizer is not None:
-        yield from _of_optimizer('optimizer', optimizer)
+    yield from _of_optimizer('optimizer', optimizer)
     # mmengine schedules the base settings too, as a further group.
-    groups = (optimizer or {}).get('param_groups')
+    groups = optimizer.get('param_groups')
     groups = groups and len(groups) + bool(optimizer.get('base_param_settings'))
-    states = content.get('param_schedulers') or []
+    states = content.get('param_schedulers', [])
     yield 'param_schedulers', states, isinstance(states, list | dict)
     for key, listed in states.items() if isinstance(states, dict) else [('', states)]:
         yield f'param_schedulers.{key}', listed, isinstance(listed, list)
@@ -85,7 +85,7 @@ def _is_info(key: str, value: Any) -> bool:
     return not key.startswith('best_ckpt') or isinstance(value, str)
 
 
-def _of_weights(content: dict) -> Iterator[Check]:
+def _of_weights(content: Any) -> Iterator[Check]:
     weights, average = content.get('state_dict'), content.get('ema_state_dict', {})
     for name, entry in dict(state_dict=weights, ema_state_dict=average).items():
         yield name, entry, isinstance(entry, dict)
@@ -96,7 +96,7 @@ def _of_weights(content: dict) -> Iterator[Check]:
 
 
 def _of_optimizer(name: str, state: Any) -> Iterator[Check]:
-    yield name, state, isinstance(state, dict)
+    yield name, state, isinstance(state, dict) and len(state) > 0
     if 'param_groups' not in state:  # several optimizers by name
         for key, inner in state.items():
             yield from _of_optimizer(f'{name}.{key}', inner)

@@ -36,7 +36,7 @@ ODD: dict[str, list[Any]] = {
     'message_hub.resumed_keys': [None, []],
     'state_dict': [[], 'x'],
     'ema_state_dict': [5, {'module.backbone.stem.conv.weight': torch.zeros(3)}],
-    'optimizer': [7, [], {'param_groups': {}}],
+    'optimizer': [7, [], None, {}, {'param_groups': {}}],
     GROUP: [None, [], {}],
     f'{GROUP}.lr': [math.nan, math.inf, -1.0, 'x', None, [0.1], True],
     f'{GROUP}.initial_lr': [math.nan],
@@ -50,7 +50,7 @@ ODD: dict[str, list[Any]] = {
     f'{ENTRY}.step': [-1, math.nan, torch.tensor(-1.0), torch.tensor(math.nan), 'x'],
     f'{ENTRY}.exp_avg': [torch.tensor([math.inf]), HistoryBuffer()],
     'optimizer.loss_scaler': [{'scale': 0.0}, {'scale': math.nan}, {'scale': 'x'}, 3],
-    'param_schedulers': [3, 'x', [3], {'a': 3}],
+    'param_schedulers': [3, None, 'x', [3], {'a': 3}],
     f'{SCHEDULE}.last_step': [1.5, 'x', -2, None],
     f'{SCHEDULE}._global_step': [True, math.nan],
     f'{SCHEDULE}.base_values': [[], ['x'] * 4, [math.nan] * 4, 0.1, None],
@@ -114,7 +114,9 @@ def test_what_trainings_write_is_accepted(small, tmp_path):
     content['param_schedulers'].append(plateau)
     optimizer = content['optimizer']
     for group in optimizer['param_groups']:
-        group.update(lr=torch.tensor(0.1), foreach=None, nesterov=True, param_names=['a'])
+        group.update(
+            lr=torch.tensor(0.1), eps=(None, 0.1), foreach=None, nesterov=True, param_names=['a']
+        )
     for file, saved in {'one.pth': optimizer, 'two.pth': dict(a=optimizer, b=optimizer)}.items():
         torch.save({**content, 'optimizer': saved}, tmp_path / file)
         check_resumable(tmp_path / file)
@@ -135,6 +137,7 @@ def resume(tiny_shapes: Path, work_dir: Path, file: Path) -> tuple[object, ...]:
         (f'{INFO}.data_samples', math.nan),
         (f'{ENTRY}.exp_avg', torch.zeros(3)),
         pytest.param('optimizer.param_groups.0.params', [0], marks=pytest.mark.slow),
+        pytest.param('optimizer.param_groups.0.eps', 'x', marks=pytest.mark.slow),
     ],
 )
 def test_a_training_does_not_start_from_them(name, value, whole, tiny_shapes, tmp_path):

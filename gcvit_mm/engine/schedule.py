@@ -165,7 +165,10 @@ def apply_schedule(runner: Runner, checkpoint: dict) -> Iterator[str]:
 
 
 def _differ(new: dict, old: dict, state: dict) -> bool:
-    """Whether groups of parameters differ in number or shapes."""
+    """Whether groups of parameters differ in number, shapes, or types of their settings."""
+    numbers = (key for key in new.keys() & old.keys() if isinstance(new[key], float))
+    if any(not isinstance(old[key], int | float | torch.Tensor) for key in numbers):
+        return True
     if len(new['params']) != len(old['params']):
         return True
     return any(

@@ -322,7 +322,7 @@ def _set_metadata(weights: OrderedDict, state: Any) -> None:
 
 
 def _items(
-    kind: Callable[[Any], Any], of: type, fits: Callable[[Any], bool] = lambda _: True
+    kind: Callable[[Any], Any], of: Any, fits: Callable[[Any], bool] = lambda _: True
 ) -> Callable[..., Any]:
     """A constructor that takes no argument, or a collection of type ``of`` whose items fit."""
 
