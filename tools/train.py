@@ -120,7 +120,7 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
             lines = [f'skipped: {printable(line)}' for line in lines]
             print(*lines, start, sep='\n', flush=True)
     elif '://' not in checkpoint:
-        check_resumable(os.path.expanduser(checkpoint), cfg)
+        check_resumable(os.path.expanduser(checkpoint))
     if checkpoint:
         cfg.resume, cfg.load_from = True, checkpoint
         # The checkpoint has all weights.
