@@ -203,7 +203,7 @@ def _about(path: str | os.PathLike, error: UserError) -> str:
 
 def _check_model(cfg: Config, weights: dict) -> None:
     own = build_model(cfg, meta=True).state_dict()
-    for name in sorted(own.keys() ^ weights.keys()):
+    for name in sorted(own.keys() ^ weights.keys(), key=str):
         raise UserError(f'it is of another model: {name} is in one of the two only')
     for name, tensor in own.items():
         shape = list(getattr(weights[name], 'shape', ()))

@@ -159,6 +159,8 @@ def hostile_files(folder: Path) -> dict[str, Path]:
         'a log with another mean': log_of(mean=1),
         'a log of text': log_of(_log_history='abc', _count_history='abc'),
         'a log of a matrix': log_of(_log_history=np.zeros((2, 2)), _count_history=np.zeros(2)),
+        'metadata that are a number': Call(OrderedDict, state={'_metadata': 1}),
+        'a version that is a text': Call(OrderedDict, state={'_metadata': {'': {'version': 'x'}}}),
         'a state dict without its methods': Call(OrderedDict, state={'items': 1}),
         '2 GB of zeros': Call(bytearray, 2**31),
         'a tensor by its type': Call(torch.FloatTensor, 2**40),
@@ -306,6 +308,19 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024 < 20
     )
     lines = dict(zip([*files, 'memory'], shown.stdout.splitlines(), strict=False))
     assert lines == dict.fromkeys([*files, 'memory'], 'True'), shown.stderr
+
+
+def test_what_was_checked_cannot_be_changed_by_the_rest_of_a_file(tmp_path):
+    ordered = name_of('collections.OrderedDict') + b')R'
+    metadata = ordered + b'}' + push('_metadata') + b'}q\x07sbh\x07' + push('a') + b'Ns\x86'
+    log = name_of('mmengine.logging.history_buffer.HistoryBuffer') + b')\x81}'
+    log += push('_statistics_methods') + b'}q\x07sbh\x07' + push('mean') + b'Ns\x86'
+    for number, (content, attribute) in enumerate(
+        {metadata: '_metadata', log: '_statistics_methods'}.items()
+    ):
+        file = archive(tmp_path / f'{number}.pth', b'\x80\x02' + content + b'.')
+        checked, changed = read_checkpoint(file)
+        assert len(changed) == 1 and not vars(checked)[attribute]
 
 
 def test_a_file_that_names_an_address_does_not_change_the_memory_there(tmp_path):

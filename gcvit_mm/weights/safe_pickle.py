@@ -279,7 +279,7 @@ def _scalar(dtype: Any, data: Any) -> np.generic:
 
 
 def _set_array(array: np.ndarray, state: Any) -> None:
-    require(type(state) is tuple and len(state) == 5, 'numpy array')
+    require(type(state) is tuple and len(state) == 5 and array.shape == (0,), 'numpy array')
     version, shape, dtype, fortran, data = state
     require(version == 1 and _sizes(shape) and type(fortran) is bool, 'numpy array')
     require(_is_numbers(dtype, data, math.prod(shape)), 'numpy array')
@@ -307,7 +307,8 @@ def _set_history(history: HistoryBuffer, state: Any) -> None:
         }
         require(fits.get(key, False), f'{_HISTORY} with {key}')
     require(len({len(state[name]) for name in arrays if name in state}) < 2, _HISTORY)
-    history.__setstate__(state)
+    # Copies, because the file may change the dictionary after this check.
+    history.__setstate__({k: dict(v) if type(v) is dict else v for k, v in state.items()})
 
 
 def _set_namespace(namespace: argparse.Namespace, state: Any) -> None:
@@ -318,7 +319,14 @@ def _set_namespace(namespace: argparse.Namespace, state: Any) -> None:
 def _set_metadata(weights: OrderedDict, state: Any) -> None:
     """Read the metadata of a state dict: versions of its layers."""
     require(type(state) is dict and state.keys() <= {'_metadata'}, 'collections.OrderedDict')
-    weights.__dict__.update(state)
+    layers = state.get('_metadata', {})
+    require(type(layers) in (dict, OrderedDict), 'metadata')
+    for layer in layers.values():
+        fits = type(layer) is dict and all(type(n) in (int, type(None)) for n in layer.values())
+        require(fits, 'metadata')
+    # Copies, because the file may change the dictionaries after this check.
+    copied = OrderedDict((name, dict(layer)) for name, layer in layers.items())
+    weights.__dict__.update({key: copied for key in state})
 
 
 def _items(
