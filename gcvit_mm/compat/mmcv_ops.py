@@ -116,13 +116,9 @@ def roi_align_forward(
         input: (B, C, H, W).
         rois: (N, 5) as batch index, x1, y1, x2, y2; its dtype may differ from that of ``input``.
         output: (N, C, aligned_height, aligned_width), filled in place.
-        argmax_y: Unused, for max pooling.
-        argmax_x: Unused, for max pooling.
-        aligned_height: Height of the output.
-        aligned_width: Width of the output.
         spatial_scale: Size of ``input`` relative to the image.
         sampling_ratio: Samples per bin and axis; 0 uses about one per pixel of ``input``.
-        pool_mode: 0 for max, 1 for average.
+        pool_mode: 0 for max, which needs the ``argmax`` tensors, 1 for average.
         aligned: Whether pixel centres are at half integers.
 
     Raises:
@@ -161,22 +157,6 @@ def roi_align_backward(
 
     The CUDA kernel adds in random order, so PyTorch refuses it under
     ``torch.use_deterministic_algorithms(True)``.
-
-    Args:
-        grad_output: (N, C, aligned_height, aligned_width).
-        rois: As for the forward pass.
-        argmax_y: Unused, for max pooling.
-        argmax_x: Unused, for max pooling.
-        grad_input: (B, C, H, W), filled in place.
-        aligned_height: As for the forward pass.
-        aligned_width: As for the forward pass.
-        spatial_scale: As for the forward pass.
-        sampling_ratio: As for the forward pass.
-        pool_mode: As for the forward pass.
-        aligned: As for the forward pass.
-
-    Raises:
-        UserError: As the forward pass.
     """
     _check_pool_mode(pool_mode)
     _require_torchvision()
@@ -244,20 +224,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Gradients of ``ms_deform_attn_forward``, computed by running it again with autograd.
-
-    Args:
-        value: As for the forward pass.
-        value_spatial_shapes: As for the forward pass.
-        value_level_start_index: Unused.
-        sampling_locations: As for the forward pass.
-        attention_weights: As for the forward pass.
-        grad_output: (B, Q, heads * D).
-        grad_value: Shape of ``value``, filled in place.
-        grad_sampling_loc: Shape of ``sampling_locations``, filled in place.
-        grad_attn_weight: Shape of ``attention_weights``, filled in place.
-        im2col_step: Unused.
-    """
+    """Gradients of ``ms_deform_attn_forward``, computed by running it again with autograd."""
     inputs = [x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)]
     with torch.enable_grad():
         output = _deformable_attention(inputs[0], value_spatial_shapes, *inputs[1:])
@@ -304,19 +271,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Derivative of ``sigmoid_focal_loss_forward`` with respect to each logit.
-
-    Args:
-        input: As for the forward pass.
-        target: As for the forward pass.
-        weight: As for the forward pass.
-        grad_input: (N, C), filled in place.
-        gamma: As for the forward pass.
-        alpha: As for the forward pass.
-
-    Raises:
-        UserError: ``weight`` is not empty.
-    """
+    """Derivative of ``sigmoid_focal_loss_forward`` with respect to each logit."""
     is_target, log_p, p, q = _focal_terms(input, target, weight)
     grad = q**gamma * (gamma * p * log_p - q)
     grad_input.copy_(torch.where(is_target, alpha * grad, (alpha - 1) * grad))
@@ -339,9 +294,6 @@ def get_compiler_version() -> str:
     return 'not compiled (substitute from gcvit_mm)'
 
 
-def get_compiling_cuda_version() -> str:
-    """The text that ``mmcv.utils.collect_env`` prints instead of a version."""
-    return get_compiler_version()
 
 
 _CURE = (
@@ -361,17 +313,14 @@ def _refuse(op: str, /, *args: object, **kwargs: object) -> None:
     raise UserError(f'mmcv op {op} is not available; {_CURE}')
 
 
-_OPS = {
-    op.__name__: op
-    for op in (
-        nms,
-        roi_align_forward,
-        roi_align_backward,
-        ms_deform_attn_forward,
-        ms_deform_attn_backward,
-        sigmoid_focal_loss_forward,
-        sigmoid_focal_loss_backward,
-        get_compiler_version,
-        get_compiling_cuda_version,
-    )
+_OPS: dict[str, Callable] = {
+    'nms': nms,
+    'roi_align_forward': roi_align_forward,
+    'roi_align_backward': roi_align_backward,
+    'ms_deform_attn_forward': ms_deform_attn_forward,
+    'ms_deform_attn_backward': ms_deform_attn_backward,
+    'sigmoid_focal_loss_forward': sigmoid_focal_loss_forward,
+    'sigmoid_focal_loss_backward': sigmoid_focal_loss_backward,
+    'get_compiler_version': get_compiler_version,
+    'get_compiling_cuda_version': get_compiler_version,
 }
