@@ -294,8 +294,6 @@ def get_compiler_version() -> str:
     return 'not compiled (substitute from gcvit_mm)'
 
 
-
-
 _CURE = (
     "it needs mmcv's compiled extension: build OpenMMLab's mmcv or onedl-mmcv from source with "
     'MMCV_WITH_OPS=1 for the installed torch'

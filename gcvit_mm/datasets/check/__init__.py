@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...run_config import check_evaluator, check_paths
 from .coco_file import check_categories, read_coco
 from .heads import check_heads, class_names
-from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
+from .images import check_images, list_entries
 from .label_maps import check_label_maps
 from .labels import check_labels
 from .report import Report, print_reports, summary, write_reports
@@ -165,16 +165,8 @@ def _loads_as(dataset: BaseDataset, package: str, name: str) -> bool:
 def _check_images(dataset: BaseDataset, report: Report) -> None:
     """Check only the images, for data sets with annotations in an unknown format."""
     report.add('warning', 'annotations are not checked: unknown format', type(dataset).__name__)
-    try:
-        paths = [entry['img_path'] for entry in dataset.load_data_list()]
-    except Exception as error:  # data sets raise different errors
-        message = f'{type(error).__name__}: {" ".join(str(error).split())}'
-        raise UserError(f'{type(dataset).__name__} cannot be loaded: {message}') from error
-    for path, image in zip(paths, in_parallel(read_image, paths, report.name), strict=True):
-        if isinstance(image, ReadImage):
-            add_image(report, image)
-        else:
-            report.extend([unreadable(image, relative(path, dataset.data_root))])
+    paths = [entry['img_path'] for entry in list_entries(dataset)]
+    check_images(report, paths, dataset.data_root)
 
 
 def _check_evaluator(

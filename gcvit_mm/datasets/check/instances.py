@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset
 
 from ...errors import UserError
 from .coco_file import FIELDS, brief, check_categories, read_coco, wrong_fields
-from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
+from .images import ReadImage, add_image, in_parallel, missing_files, read_image, relative
 from .objects import MARGIN, check_object, why_skipped
 from .report import Finding, Report
 
@@ -64,14 +64,12 @@ def check_instances(
     if pixels:
         results: Any = in_parallel(_examine, tasks, report.name)
     else:
-        missing = _missing([task.path for task in tasks])
+        missing = missing_files(task.path for task in tasks)
         results = ((missing.get(task.path, ''), [*_check_objects(task)]) for task in tasks)
     for task, (image, findings) in zip(tasks, results, strict=True):
         report.extend(findings)
-        if isinstance(image, ReadImage):
-            add_image(report, image)
-        elif image:
-            report.extend([unreadable(image, task.place)])
+        if image:
+            add_image(report, image, task.place)
         used = [a for a in task.annotations if a['category_id'] in classes]
         if 'annotations' in content and not used:
             report.add('note', 'image without objects', task.place)
@@ -181,21 +179,6 @@ def _tasks(
         place = relative(path, dataset.data_root)
         tasks.append(Task(path, place, entry, by_image[entry['id']], needs_masks))
     return tasks
-
-
-def _missing(paths: list[str]) -> dict[str, str]:
-    """The files that do not exist, with the reason; each folder is listed once."""
-    listed: dict[str, set[str]] = {}
-    for folder in {os.path.dirname(path) for path in paths}:
-        try:
-            listed[folder] = set(os.listdir(folder or '.'))
-        except (OSError, ValueError):  # no such folder, or no valid name of one
-            listed[folder] = set()
-    return {
-        path: 'No such file'
-        for path in paths
-        if '://' not in path and os.path.basename(path) not in listed[os.path.dirname(path)]
-    }
 
 
 def _examine(task: Task) -> tuple[ReadImage | str, list[Finding]]:
