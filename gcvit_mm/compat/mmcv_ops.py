@@ -65,7 +65,7 @@ def _require_torchvision() -> str:
     return torchvision.__version__
 
 
-# Operations with the signatures of mmcv's extension -------------------------------------------
+# Operations with the signatures of mmcv's extension, which ``mmcv.ops`` documents --------------
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -76,18 +76,8 @@ def _widen(x: Tensor) -> Tensor:
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Greedy non-maximum suppression; half precision is computed in float32.
 
-    Args:
-        boxes: (N, 4) as x1, y1, x2, y2.
-        scores: (N,).
-        iou_threshold: Boxes whose IoU with a kept box of a higher score exceeds it are removed.
-        offset: The width of a box is x2 - x1 + offset; likewise its height.
-
-    Returns:
-        (K,) indices of the kept boxes by descending score, on CPU and CUDA; of equal scores the
-        first one counts as higher.
-
-    Raises:
-        UserError: torchvision is missing or incompatible.
+    Boxes whose IoU with a kept box of a higher score exceeds the threshold are removed. Of equal
+    scores the first one counts as higher, on CPU and CUDA. ``offset`` is added to the sides.
     """
     _require_torchvision()
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
@@ -110,19 +100,9 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign with average pooling; half precision is computed in float32.
+    """RoIAlign with average pooling into ``output``; half precision is computed in float32.
 
-    Args:
-        input: (B, C, H, W).
-        rois: (N, 5) as batch index, x1, y1, x2, y2; its dtype may differ from that of ``input``.
-        output: (N, C, aligned_height, aligned_width), filled in place.
-        spatial_scale: Size of ``input`` relative to the image.
-        sampling_ratio: Samples per bin and axis; 0 uses about one per pixel of ``input``.
-        pool_mode: 0 for max, which needs the ``argmax`` tensors, 1 for average.
-        aligned: Whether pixel centres are at half integers.
-
-    Raises:
-        UserError: ``pool_mode`` is 0, or torchvision is missing or incompatible.
+    The RoIs are (N, 5): batch index, x1, y1, x2, y2; their dtype may differ from that of ``input``.
     """
     _check_pool_mode(pool_mode)
     _require_torchvision()
@@ -191,18 +171,8 @@ def ms_deform_attn_forward(
     """Multi-scale deformable attention by mmcv's implementation in PyTorch.
 
     mmcv calls it only for CUDA tensors. It needs more memory than a fused kernel; half precision is
-    computed in float32.
-
-    Args:
-        value: (B, K, heads, D), the concatenated pixels of all levels.
-        value_spatial_shapes: (L, 2) as height, width of each level.
-        value_level_start_index: Unused, because the shapes determine it.
-        sampling_locations: (B, Q, heads, L, P, 2) as x, y in [0, 1].
-        attention_weights: (B, Q, heads, L, P).
-        im2col_step: Unused, because the batch is not split.
-
-    Returns:
-        (B, Q, heads * D) in the dtype of ``value``.
+    computed in float32. The shapes determine ``value_level_start_index``, and the batch is not
+    split into ``im2col_step``.
 
     Source:
         Zhu et al., Deformable DETR, https://arxiv.org/abs/2010.04159
@@ -247,18 +217,9 @@ def _deformable_attention(
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Focal loss of each logit; mmdet calls it only for CUDA tensors.
+    """Focal loss of each logit (N, C) into ``output``; mmdet calls it only for CUDA tensors.
 
-    Args:
-        input: (N, C) logits.
-        target: (N,) class indices; an index outside [0, C) is background.
-        weight: Empty; weights per class are not supported.
-        output: (N, C), filled in place.
-        gamma: Exponent of the focusing term.
-        alpha: Weight of the target class; the other classes have 1 - alpha.
-
-    Raises:
-        UserError: ``weight`` is not empty.
+    A target outside [0, C) is background. Weights for each class are not supported.
 
     Source:
         Lin et al., Focal Loss for Dense Object Detection, https://arxiv.org/abs/1708.02002

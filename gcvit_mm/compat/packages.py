@@ -21,22 +21,9 @@ class Package(NamedTuple):
 
 PACKAGES = {
     'mmdet': Package(
-        'detection',
-        ('mmdet', 'onedl-mmdetection'),
-        '.bbox.json',
-        ('CocoMetric', 'outfile_prefix'),
+        'detection', ('mmdet', 'onedl-mmdetection'), '.bbox.json', ('CocoMetric', 'outfile_prefix')
     ),
-    'mmseg': Package(
-        'segmentation',
-        ('mmsegmentation', 'onedl-mmsegmentation'),
-        '.maps',
-        None,
-    ),
-    'mmpretrain': Package(
-        'classification',
-        ('mmpretrain', 'onedl-mmpretrain'),
-        '.csv',
-        None,
-    ),
+    'mmseg': Package('segmentation', ('mmsegmentation', 'onedl-mmsegmentation'), '.maps', None),
+    'mmpretrain': Package('classification', ('mmpretrain', 'onedl-mmpretrain'), '.csv', None),
 }
 """Packages by module, which is also the ``default_scope`` of their configs."""

@@ -36,10 +36,7 @@ CAPTION = (
 
 
 def attention_figure(
-    predictor: Predictor,
-    image: ImageLike,
-    name: str,
-    point: tuple[float, float] | None = None,
+    predictor: Predictor, image: ImageLike, name: str, point: tuple[float, float] | None = None
 ) -> Figure:
     """Draw the attention maps of a model for an image, after the model's test pipeline.
 

@@ -120,11 +120,7 @@ class NonFiniteHook(Hook):
             self.before = [buffer.clone() for buffer in self.statistics]
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Log a skipped step and restore the statistics of batch normalisation.
 

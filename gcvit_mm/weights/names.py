@@ -31,10 +31,7 @@ _TO_OURS: dict[str, _Renames] = {
         (r'^stem\.conv1\.', 'stem.conv.'),
         (r'\.conv_block\.', '.conv.'),
         (r'^stages\.([1-3])\.downsample\.', lambda m: f'stages.{int(m[1]) - 1}.downsample.'),
-        (
-            r'\.global_block\.blocks\.conv(\d)\.',
-            lambda m: f'.global_query.convs.{int(m[1]) - 1}.',
-        ),
+        (r'\.global_block\.blocks\.conv(\d)\.', lambda m: f'.global_query.convs.{int(m[1]) - 1}.'),
         (r'\.rel_pos\.', '.'),
         (r'\.ls([12])\.gamma$', r'.gamma\1'),
         (r'^stages\.3\.norm\.', 'norm3.'),
@@ -48,10 +45,7 @@ TO_TIMM: _Renames = [
     (r'^stem\.conv\.', 'stem.conv1.'),
     (r'\.conv\.(?=conv_|se\.)', '.conv_block.'),
     (r'^stages\.([0-2])\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.downsample.'),
-    (
-        r'\.global_query\.convs\.(\d)\.',
-        lambda m: f'.global_block.blocks.conv{int(m[1]) + 1}.',
-    ),
+    (r'\.global_query\.convs\.(\d)\.', lambda m: f'.global_block.blocks.conv{int(m[1]) + 1}.'),
     (r'\.attn\.(?=relative_position_bias_table$)', '.attn.rel_pos.'),
     (r'\.gamma([12])$', r'.ls\1.gamma'),
     (r'^norm3\.', 'stages.3.norm.'),

@@ -119,12 +119,7 @@ def _build(cfg: Config, config: ConfigDict) -> BaseDataset:
 
 
 def _check_content(
-    cfg: Config,
-    split: str,
-    config: ConfigDict,
-    dataset: BaseDataset,
-    report: Report,
-    pixels: bool,
+    cfg: Config, split: str, config: ConfigDict, dataset: BaseDataset, report: Report, pixels: bool
 ) -> None:
     bases = {f'{base.__module__.split(".")[0]}.{base.__name__}' for base in type(dataset).__mro__}
     if _loads_as(dataset, 'mmdet', 'CocoDataset'):
