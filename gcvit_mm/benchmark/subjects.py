@@ -36,17 +36,11 @@ OBJECTS = 10  # in each random image
 
 @dataclass
 class Subject:
-    """A model and the step that is timed.
+    """A model and the step that is timed."""
 
-    Attributes:
-        name: Name of the model, with its options.
-        model: The model, on its device.
-        step: The forward pass; for training, forward and backward pass.
-    """
-
-    name: str
-    model: nn.Module
-    step: Callable[[], object]
+    name: str  # name of the model, with its options
+    model: nn.Module  # the model, on its device
+    step: Callable[[], object]  # the forward pass; for training, forward and backward pass
 
     def nbytes(self) -> int:
         """Size of the parameters and buffers in bytes."""

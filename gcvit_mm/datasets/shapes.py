@@ -40,19 +40,14 @@ RADII = {'disk': (1 / 14, 1 / 6), 'box': (1 / 11, 1 / 5), 'star': (1 / 9, 1 / 4)
 
 @dataclass
 class Shape:
-    """One object of a scene, or one crowd.
+    """One object of a scene, or one crowd."""
 
-    Attributes:
-        label: Index into ``CLASSES``.
-        outlines: Closed polygons, each (points, 2) as x, y in pixels; a crowd has many.
-        coverage: The part of each pixel that the shape covers, (size, size) float32, 0 to 1.
-        visible: The pixels of this shape in the z-buffer, (size, size) bool.
-    """
-
-    label: int
+    label: int  # index into ``CLASSES``
+    # Closed polygons, each (points, 2) as x, y in pixels; a crowd has many.
     outlines: list[np.ndarray]
+    # The part of each pixel that the shape covers, (size, size) float32, 0 to 1.
     coverage: np.ndarray
-    visible: np.ndarray
+    visible: np.ndarray  # the pixels of this shape in the z-buffer, (size, size) bool
 
     @property
     def is_crowd(self) -> bool:

@@ -75,13 +75,9 @@ class TrackHook(Hook):
 
 
 class _OverIterations:
-    """Logs all scalars over the iterations of the training, including those of validations.
+    """Logs all scalars over the iterations of the training, including those of validations."""
 
-    Attributes:
-        iterations: Returns the current iteration.
-    """
-
-    iterations: Callable[[], int]
+    iterations: Callable[[], int]  # returns the current iteration
 
     def add_scalars(
         self, scalar_dict: dict, step: int = 0, file_path: str | None = None, **kwargs: Any

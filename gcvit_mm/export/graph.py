@@ -27,11 +27,9 @@ class ImageModel(nn.Module):
     Args:
         model: A model of mmdet, mmseg or mmpretrain, in evaluation mode.
         size: Height and width of all images in pixels; None allows any size.
-
-    Attributes:
-        outputs: The axes of each output by name; the first axis is N, the images.
     """
 
+    # The axes of each output by name; the first axis is N, the images.
     outputs: dict[str, tuple[str | int, ...]]
     mean: Tensor
     std: Tensor

@@ -23,17 +23,11 @@ from .graph import INPUT, ImageModel
 
 @dataclass
 class Source:
-    """A model to export.
+    """A model to export."""
 
-    Attributes:
-        model: The model, on the CPU and in evaluation mode.
-        task: 'detection', 'segmentation' or 'classification'.
-        about: Config, weights, classes and test pipeline of the model, as plain data.
-    """
-
-    model: Any
-    task: str
-    about: dict[str, Any]
+    model: Any  # the model, on the CPU and in evaluation mode
+    task: str  # 'detection', 'segmentation' or 'classification'
+    about: dict[str, Any]  # config, weights, classes and test pipeline of the model, as plain data
 
 
 def load_source(

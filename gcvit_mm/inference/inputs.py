@@ -15,17 +15,11 @@ VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 
 @dataclass(frozen=True)
 class Input:
-    """An input file.
+    """An input file."""
 
-    Attributes:
-        path: Absolute path.
-        file: Path relative to the common folder of all inputs, which identifies the input.
-        name: Name of its results: ``file``, without its suffix if that is unique.
-    """
-
-    path: Path
-    file: str
-    name: str
+    path: Path  # absolute path
+    file: str  # path relative to the common folder of all inputs, which identifies the input
+    name: str  # name of its results: ``file``, without its suffix if that is unique
 
     @property
     def is_video(self) -> bool:

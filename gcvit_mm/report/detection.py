@@ -53,23 +53,14 @@ COLUMNS = [
 
 @dataclass
 class Instance:
-    """An annotated or predicted object in a picture.
+    """An annotated or predicted object in a picture."""
 
-    Attributes:
-        label: Name of the class.
-        color: '#rrggbb'.
-        box: x, y, width and height in pixels of the image.
-        path: Outline of the mask as an SVG path; empty without a mask.
-        score: Score of a prediction; None for ground truth.
-        crowd: Whether it is the annotation of a crowd region.
-    """
-
-    label: str
-    color: str
-    box: list[float]
-    path: str
-    score: float | None = None
-    crowd: bool = False
+    label: str  # name of the class
+    color: str  # '#rrggbb'
+    box: list[float]  # x, y, width and height in pixels of the image
+    path: str  # outline of the mask as an SVG path; empty without a mask
+    score: float | None = None  # score of a prediction; None for ground truth
+    crowd: bool = False  # whether it is the annotation of a crowd region
 
 
 @dataclass

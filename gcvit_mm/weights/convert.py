@@ -15,23 +15,14 @@ from .names import TO_TIMM, Contents, describe, rename, shorten, sizes_of, sort_
 
 @dataclass
 class Conversion:
-    """A converted state dict, and the tensors of the source that it does not have.
+    """A converted state dict, and the tensors of the source that it does not have."""
 
-    Attributes:
-        naming: Naming of the source.
-        variant: Variant of the model, such as 'GC ViT tiny'.
-        windows: Side of the windows of each stage, in tokens.
-        classes: Number of classes; 0 without a classifier.
-        tensors: The converted tensors by name.
-        skipped: Names of the other tensors of the source, by group.
-    """
-
-    naming: str
-    variant: str
-    windows: tuple[int, ...]
-    classes: int
-    tensors: dict[str, Tensor]
-    skipped: dict[str, list[str]]
+    naming: str  # naming of the source
+    variant: str  # variant of the model, such as 'GC ViT tiny'
+    windows: tuple[int, ...]  # side of the windows of each stage, in tokens
+    classes: int  # number of classes; 0 without a classifier
+    tensors: dict[str, Tensor]  # the converted tensors by name
+    skipped: dict[str, list[str]]  # names of the other tensors of the source, by group
 
 
 def convert(

@@ -19,30 +19,18 @@ MANIFEST = ROOT / 'checkpoints' / 'manifest.yml'
 
 @dataclass(frozen=True)
 class Weights:
-    """A published file of weights, as listed in ``checkpoints/manifest.yml``.
+    """A published file of weights, as listed in ``checkpoints/manifest.yml``."""
 
-    Attributes:
-        name: The name after ``gcvit://``.
-        variant: The ``arch`` of ``GCViT``.
-        resolution: Size of the training images in pixels.
-        windows: Window size of each stage.
-        url: Address of the file.
-        licence: Licence of the weights.
-        top1: Published ImageNet-1k accuracy in percent.
-        size_mb: Size of the file in 10^6 bytes; 0 if it is not published.
-        tensors_mb: Size of the tensors, used if ``size_mb`` is 0.
-        sha256: The SHA-256 of the file or its first digits; if empty, that of the hub is used.
-    """
-
-    name: str
-    variant: str
-    resolution: int
-    windows: list[int]
-    url: str
-    licence: str
-    top1: float
-    size_mb: int = 0
-    tensors_mb: int = 0
+    name: str  # the name after ``gcvit://``
+    variant: str  # the ``arch`` of ``GCViT``
+    resolution: int  # size of the training images in pixels
+    windows: list[int]  # window size of each stage
+    url: str  # address of the file
+    licence: str  # licence of the weights
+    top1: float  # published ImageNet-1k accuracy in percent
+    size_mb: int = 0  # size of the file in 10^6 bytes; 0 if it is not published
+    tensors_mb: int = 0  # size of the tensors, used if ``size_mb`` is 0
+    # The SHA-256 of the file or its first digits; if empty, that of the hub is used.
     sha256: str = ''
 
     @property

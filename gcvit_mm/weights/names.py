@@ -71,22 +71,17 @@ def rename(name: str, renames: _Renames) -> str:
 
 @dataclass
 class Contents:
-    """The tensors of a file, sorted by their module.
+    """The tensors of a file, sorted by their module."""
 
-    Attributes:
-        naming: 'official', 'timm' or 'gcvit_mm'.
-        prefix: Prefix of the names of the backbone, such as 'module.backbone.'.
-        backbone: Tensors of the backbone, by our names.
-        head: Tensors of a classifier, ``weight`` and ``bias``.
-        others: Tensors of other modules, by their original names.
-        index: Names of index buffers, which our backbone computes for its windows.
-    """
-
-    naming: str
-    prefix: str
+    naming: str  # 'official', 'timm' or 'gcvit_mm'
+    prefix: str  # prefix of the names of the backbone, such as 'module.backbone.'
+    # Tensors of the backbone, by our names.
     backbone: dict[str, Tensor] = field(default_factory=dict)
+    # Tensors of a classifier, ``weight`` and ``bias``.
     head: dict[str, Tensor] = field(default_factory=dict)
+    # Tensors of other modules, by their original names.
     others: dict[str, Tensor] = field(default_factory=dict)
+    # Names of index buffers, which our backbone computes for its windows.
     index: list[str] = field(default_factory=list)
 
 

@@ -23,19 +23,12 @@ EXIF_ORIENTATION, EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 
 class ReadImage(NamedTuple):
-    """An image file that can be read to its end.
+    """An image file that can be read to its end."""
 
-    Attributes:
-        path: The image file.
-        width: Width in pixels after rotation by the EXIF orientation, as training loads it.
-        height: Height in pixels, likewise.
-        digest: Hash of the file.
-    """
-
-    path: str
-    width: int
-    height: int
-    digest: bytes
+    path: str  # the image file
+    width: int  # width in pixels after rotation by the EXIF orientation, as training loads it
+    height: int  # height in pixels, likewise
+    digest: bytes  # hash of the file
 
 
 def read_image(path: str) -> ReadImage | str:
