@@ -90,15 +90,7 @@ def default_scope(cfg: Config) -> Iterator[None]:
 
 
 def find_class(registry: Registry, kind: Any) -> Any:
-    """The class of a ``type`` in a config; to be called within ``default_scope``.
-
-    Args:
-        registry: The registry of the class.
-        kind: Name of the class, or the class itself.
-
-    Returns:
-        The class; None if the name is not registered.
-    """
+    """The class of a ``type`` in a config, or None; to be called within ``default_scope``."""
     if not isinstance(kind, str):
         return kind
     with registry.switch_scope_and_registry(None) as own:
@@ -114,11 +106,7 @@ def model_config(cfg: Config) -> ConfigDict:
 
 
 def build_model(cfg: Config, *, meta: bool = False) -> 'nn.Module':
-    """Build the model of a config, which stays as it is.
-
-    Args:
-        cfg: The config.
-        meta: Give a model without values, on PyTorch's meta device.
+    """Build the model of a config, which stays as it is; for ``meta`` on PyTorch's meta device.
 
     Raises:
         UserError: The model cannot be built.

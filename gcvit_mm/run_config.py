@@ -70,11 +70,7 @@ def _check_options(cfg: Config, options: dict) -> None:
 
 
 def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the folders and files of some data loaders exist, without importing data sets.
-
-    Args:
-        cfg: The config.
-        loaders: Keys of data loaders, such as 'train_dataloader'; missing ones are skipped.
+    """Check that folders and files of data loaders exist, without importing data sets.
 
     Raises:
         UserError: A folder or file is missing.

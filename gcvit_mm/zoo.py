@@ -18,10 +18,7 @@ def names() -> list[str]:
 
 
 def config_file(config: str | os.PathLike) -> str:
-    """The path of a config file.
-
-    Args:
-        config: A path, which is returned unchanged, or a name such as ``gcvit_tiny_imagenet``.
+    """The path of a config file, which is returned unchanged, or of a config of this package.
 
     Raises:
         UserError: There is no such file or config.

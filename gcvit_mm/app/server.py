@@ -23,12 +23,9 @@ SHUTDOWN_SECONDS = 2
 
 
 def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:
-    """Serve a page until a signal stops it, and print its address when it is ready.
+    """Serve a page on a socket of ``listen`` until a signal stops it, and print its address.
 
-    Args:
-        page: The page.
-        listening: The socket, from ``listen``.
-        max_upload: Maximum size of an upload, in bytes.
+    Uploads may have at most ``max_upload`` bytes.
     """
     host, port = listening.getsockname()[:2]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)

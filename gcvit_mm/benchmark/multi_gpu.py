@@ -83,11 +83,8 @@ def read_training(
 ) -> Training:
     """Compute the counts and sizes of the training of a config.
 
-    Args:
-        cfg: The config, which is not modified.
-        amp: Assume mixed precision even if the config does not use it.
-        units: Patterns of the classes of FSDP's units, like ``FSDP_UNITS``.
-        size: Height and width of the images; None skips the activations, which take long.
+    Mixed precision is assumed for ``amp``, even if the config does not use it. Activations, which
+    take long, are computed for images of ``size``, height and width.
 
     Raises:
         UserError: The config has no training, or its model or optimizer cannot be built.
@@ -145,11 +142,7 @@ def _name(kind: Any) -> str:
 
 
 def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
-    """Compute the bytes of an optimizer's state, by a step on the meta device.
-
-    Args:
-        model: The model, on the meta device; the function sets its gradients.
-        optim_wrapper: The ``optim_wrapper`` of the config, with names of the current scope.
+    """Compute the bytes of an optimizer's state, by a step on the meta device in the default scope.
 
     Raises:
         UserError: The optimizer cannot be built, or cannot take a step on the meta device.

@@ -35,12 +35,7 @@ def measure(
 ) -> list[Measured]:
     """Time the steps of several models, which take turns so that conditions are equal for all.
 
-    Args:
-        subjects: The models.
-        device: Device of the models.
-        repeat: Timed steps per model.
-        warmup: Untimed steps per model before.
-        turn: Function that wraps the iterable of rounds, for a progress bar.
+    ``turn`` wraps the iterable of rounds, for a progress bar.
     """
     first = [_seconds(subject.step, device) for subject in subjects]
     peaks = []

@@ -12,11 +12,6 @@ from ..errors import UserError
 def collate_equal_sizes(batch: list[dict], how: str, padded_to: tuple[int, int]) -> Any:
     """Collate samples, all of whose images must have one size.
 
-    Args:
-        batch: The samples of a pipeline.
-        how: The function that collates them.
-        padded_to: Smallest height and width, to which the model pads images.
-
     Raises:
         UserError: Two images differ in size.
     """

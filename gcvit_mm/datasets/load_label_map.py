@@ -76,12 +76,6 @@ def labels_of_values(
 ) -> np.ndarray:
     """The label to which mmseg converts each value of a label map.
 
-    Args:
-        reduce_zero_label: Whether 0 is ignored, and classes count from 1.
-        label_map: Labels of some values, for a selection of the classes of a data set.
-        classes: Number of classes.
-        ignore_index: The label that is ignored.
-
     Returns:
         Array (257,) of int: the class, ``ignore_index``, or ``INVALID``; the last is for all values
         above 255.
@@ -96,12 +90,7 @@ def labels_of_values(
 
 
 def check_values(present: np.ndarray, labels: np.ndarray) -> None:
-    """Raise ``WrongMap`` if some values of a label map are neither classes nor ignored.
-
-    Args:
-        present: The values.
-        labels: The table of ``labels_of_values``.
-    """
+    """Raise ``WrongMap`` if a present value is ``INVALID`` in the table of ``labels_of_values``."""
     wrong = present[labels[np.minimum(present.astype(np.int64), 256)] == INVALID].tolist()
     if wrong:
         right = np.flatnonzero(labels != INVALID).tolist()

@@ -14,10 +14,6 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
 
     Images and label maps are not opened: what needs their pixels is checked when they are read.
 
-    Args:
-        cfg: The config.
-        loaders: Keys of the config, such as 'train_dataloader'; missing ones are skipped.
-
     Raises:
         UserError: The check finds an error.
     """

@@ -69,9 +69,6 @@ def make_shapes(
         size: Height and width of the images in pixels.
         seed: Seed of the scenes.
 
-    Returns:
-        The folder.
-
     Raises:
         UserError: A number is out of range, the folder cannot be written, or it contains other
             files.
@@ -192,15 +189,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def lay_out(rng: np.random.Generator, size: int, index: int) -> list[Shape]:
-    """Place the shapes of one scene.
+    """Place the shapes of one scene; the index of the image decides whether it has none or a crowd.
 
     Shapes that others or the border would hide almost completely are dropped, so that every pixel
     of a shape is labelled.
-
-    Args:
-        rng: Random generator of the image.
-        size: Height and width in pixels.
-        index: Index of the image in its split; decides whether it is empty or has a crowd.
 
     Returns:
         The shapes from back to front; their ``visible`` masks are disjoint.
@@ -271,15 +263,9 @@ def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray:
-    """Draw the scene; each class has its own texture and its own range of hues.
+    """Draw the scene, (size, size, 3) uint8; each class has its own texture and range of hues.
 
-    Args:
-        rng: Random generator of the image, in the state after ``lay_out``.
-        shapes: The shapes from back to front.
-        size: Height and width in pixels.
-
-    Returns:
-        (size, size, 3) uint8.
+    The random generator is in the state after ``lay_out``; the shapes come from back to front.
     """
     picture = _background(rng, size)
     backdrop = picture.mean(axis=(0, 1))

@@ -40,12 +40,8 @@ def attention_figure(
 ) -> Figure:
     """Draw the attention maps of a model for an image, after the model's test pipeline.
 
-    Args:
-        predictor: The model.
-        image: The image.
-        name: Name of the image, for the title and messages.
-        point: x and y of the query of the local attention, in pixels of the prepared image; None
-            is its centre.
+    The point is that of the query of the local attention, in pixels of the prepared image; by
+    default its centre. The name of the image is for the title and messages.
 
     Raises:
         UserError: The backbone is not GC ViT, the image cannot be read, or the point is outside it.
@@ -72,16 +68,7 @@ def attention_figure(
 
 
 def draw_attention(image: np.ndarray, maps: Sequence[StageMaps], title: str) -> Figure:
-    """Draw the attention maps of an image.
-
-    Args:
-        image: The prepared image, (H, W, 3) of uint8 in RGB.
-        maps: Maps of each stage, for a batch of this one image.
-        title: Title of the figure.
-
-    Returns:
-        The figure, 1600 pixels wide.
-    """
+    """Draw the attention maps of an image, (H, W, 3) of uint8 in RGB, 1600 pixels wide."""
     height, width = image.shape[:2]
     panel = (WIDTH - 3.5) / len(COLUMNS)
     row = panel * height / width + 0.4

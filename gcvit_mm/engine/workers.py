@@ -21,11 +21,7 @@ from .randomness import seed_generators
 
 @FUNCTIONS.register_module()
 def init_worker(worker_id: int) -> None:
-    """Seed the random generators of a data loader's worker.
-
-    Args:
-        worker_id: Number of the worker; PyTorch passes it.
-    """
+    """Seed the random generators of a data loader's worker."""
     info = get_worker_info()
     assert info is not None
     # All launchers set RANK. Workers that were not forked have no process group to ask.
@@ -75,12 +71,7 @@ def _end_with_parent() -> None:
 
 
 def worker_context(signals: Collection[signal.Signals], context: BaseContext | None) -> BaseContext:
-    """A ``multiprocessing_context`` with which a data loader starts ``Worker``s.
-
-    Args:
-        signals: Signals for the workers to ignore.
-        context: The context whose start method is used; None takes the default.
-    """
+    """A ``multiprocessing_context`` with which a data loader starts ``Worker``s."""
     context = copy.copy(context or multiprocessing.get_context())
     method = context.get_start_method()
     if method == 'forkserver':  # the first worker starts the server

@@ -37,11 +37,6 @@ def metric_names(metric: BaseMetric) -> list[str] | None:
 def full_name(name: str, metrics: list[BaseMetric], option: str) -> str:
     """The name of a metric in results, which have prefixes such as 'coco/'.
 
-    Args:
-        name: The name in a config, perhaps without its prefix.
-        metrics: The metrics of an evaluator.
-        option: The setting that has the name, for the message.
-
     Raises:
         UserError: No metric has this name.
     """
@@ -62,9 +57,6 @@ def full_name(name: str, metrics: list[BaseMetric], option: str) -> str:
 
 def repair_coco_metric(metric: Any) -> None:
     """Let a ``CocoMetric`` evaluate classes for boxes and masks, one threshold, short polygons.
-
-    Args:
-        metric: A metric; others than mmdet's ``CocoMetric`` stay as they are.
 
     Raises:
         UserError: ``classwise`` is set with thresholds that its table does not have.
@@ -88,9 +80,6 @@ def make_countable(truth: Any) -> None:
 
     They need the ids 1, 2, ... (0 is never matched), ``iscrowd``, and polygons of at least three
     points; mmdet skips shorter ones in training, too.
-
-    Args:
-        truth: The ``COCO`` object of an annotation file.
     """
     for number, annotation in enumerate(truth.dataset.get('annotations', []), 1):
         annotation['id'] = number

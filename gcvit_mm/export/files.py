@@ -47,13 +47,7 @@ def check_target(path: Path) -> None:
 
 
 def write(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
-    """Write a traced model.
-
-    Args:
-        program: The model.
-        path: The file; ONNX weights of more than 2 GB are written to ``PATH.data`` beside it.
-        about: The result of ``describe``, which is stored in the file.
-    """
+    """Write a traced model."""
     FORMATS[path.suffix][0](program, path, list(about['outputs']), json.dumps(about))
 
 

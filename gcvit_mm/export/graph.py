@@ -22,12 +22,7 @@ TORCH = '2.14'
 
 
 class ImageModel(nn.Module):
-    """The exported graph of a model, and the original model to compare it with.
-
-    Args:
-        model: A model of mmdet, mmseg or mmpretrain, in evaluation mode.
-        size: Height and width of all images in pixels; None allows any size.
-    """
+    """The exported graph of a model, and the original model to compare it with."""
 
     # The axes of each output by name; the first axis is N, the images.
     outputs: dict[str, tuple[str | int, ...]]
@@ -201,14 +196,10 @@ class Labeller(Segmenter):
 def build_graph(
     model: Any, task: str, features: bool, argmax: bool, size: tuple[int, int] | None
 ) -> ImageModel:
-    """Prepare a model for export.
+    """Prepare a model in evaluation mode for export.
 
-    Args:
-        model: A model of mmdet, mmseg or mmpretrain, in evaluation mode.
-        task: 'detection', 'segmentation' or 'classification'.
-        features: Export only the backbone, with the neck for a detector.
-        argmax: Return classes instead of logits, for a segmenter.
-        size: Height and width of all images in pixels; None allows any size.
+    ``features`` exports only the backbone, with the neck for a detector; ``argmax`` returns classes
+    instead of logits, for a segmenter. Without ``size``, images may have any size.
 
     Raises:
         UserError: The model cannot be exported.

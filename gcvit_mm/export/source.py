@@ -33,12 +33,7 @@ class Source:
 def load_source(
     model: str | os.PathLike, checkpoint: str | None = None, random_weights: bool = False
 ) -> Source:
-    """Load a model.
-
-    Args:
-        model: Name of a config of this package, a config file, or the work directory of a training.
-        checkpoint: A file or ``gcvit://NAME``; the default is that of ``find_model``.
-        random_weights: Do not load weights; ``model`` must be a name or a config file.
+    """Load the model of a config or a work directory; random weights are for configs.
 
     Raises:
         UserError: The model or its checkpoint cannot be read, or the checkpoint does not fit.

@@ -103,13 +103,9 @@ def _named(paths: Iterable[Path], root: Path) -> list[Input]:
 
 
 def result_names(files: Iterable[Path]) -> dict[Path, str]:
-    """Choose different names for the results of images and videos.
+    """Choose different names for the results of images and videos, relative to a common folder.
 
-    Args:
-        files: Files relative to a common folder.
-
-    Returns:
-        The name of each file: an image has no suffix, unless another file would have the name too.
+    An image has no suffix, unless another file would have the name too.
     """
     files = list(files)
     stems = Counter([*files, *(file.with_suffix('') for file in files)])

@@ -26,11 +26,6 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     EMA weights have priority, as in ``tools/test.py``. A classifier also takes checkpoints of the
     official code and of timm.
 
-    Args:
-        cfg: The config.
-        checkpoint: The checkpoint file.
-        device: Device of the model.
-
     Returns:
         The model in evaluation mode, and the metainfo of its classes: ``classes``, their names,
         if they have any, and ``palette``, a colour (R, G, B) for each.

@@ -118,10 +118,6 @@ class Results:
 def entry_of(prediction: Prediction, shape: Sequence[int]) -> dict[str, Any]:
     """Convert a prediction to plain data for JSON.
 
-    Args:
-        prediction: The prediction.
-        shape: Height and width of the image.
-
     Returns:
         ``height``, ``width`` and either ``objects``, as COCO annotations without ids, ``shares``,
         classes and their shares of the image, or ``top``, classes and their scores.

@@ -204,15 +204,10 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, index: Tensor, q_global: Tensor | None) -> Tensor:
-        """Attend within each window.
+        """Attend within each window of a feature map, (B, H, W, C).
 
-        Args:
-            x: Feature map of shape (B, H, W, C).
-            index: ``relative_position_index(window_size)``.
-            q_global: The global query, (B, heads, N, d); None without ``global_query``.
-
-        Returns:
-            Feature map of shape (B, H, W, C).
+        ``index`` is ``relative_position_index(window_size)``. The global query is (B, heads, N, d),
+        or None without ``global_query``.
         """
         # Biases are cached in inference, and on CPUs alone: a comparison with the cached table
         # would make the host wait for a GPU.

@@ -38,11 +38,7 @@ class PositionBias:
         return self._look_up(self.index)
 
     def cut_off(self, height: int, width: int) -> Tensor:
-        """The bias of a window at the border, of which the first rows and columns are tokens.
-
-        Args:
-            height: Rows of the window that are in the feature map.
-            width: Columns that are.
+        """The bias of a window at the border, with ``height`` rows and ``width`` columns of tokens.
 
         Returns:
             Shape (heads, n, n + 1) with n = height * width; the last column is the bias of the one
@@ -72,11 +68,7 @@ class PositionBias:
         return rows.index_select(1, index.flatten()).view(-1, *index.shape)
 
     def _log_sum_padding(self, height: int, width: int) -> Tensor:
-        """The logarithm of the sum of exp(bias) over the padded tokens of a window.
-
-        Returns:
-            Shape (heads, height * width), in float32 or float64.
-        """
+        """The logarithm of the sum of exp(bias) over padded tokens, (heads, height * width)."""
         window = self.window
         table = self.table.float() if self.table.dtype.itemsize < 4 else self.table
         most = table.detach().amax(dim=0)[:, None, None]

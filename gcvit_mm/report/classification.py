@@ -33,10 +33,6 @@ COLUMNS = [
 def evaluate_classification(cfg: Config, prefix: str) -> Evaluation:
     """Evaluate PREFIX.csv, which has predictions and the ground truth.
 
-    Args:
-        cfg: The config.
-        prefix: The PREFIX of ``tools/test.py --out``.
-
     Raises:
         UserError: ``tools/test.py`` did not write the file, or an image cannot be read.
     """

@@ -75,11 +75,6 @@ class _Matches:
 def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evaluation:
     """Evaluate PREFIX.bbox.json and PREFIX.segm.json, if they exist.
 
-    Args:
-        cfg: The config; its ``test_evaluator`` names the annotations.
-        dataset: The data set of ``test_dataloader``.
-        prefix: The PREFIX of ``tools/test.py --out``.
-
     Raises:
         UserError: A file cannot be read, or has predictions for images of another data set.
     """
@@ -268,15 +263,11 @@ def _look_at_images(
 
 
 def match(objects: list[dict], predictions: list[dict]) -> _Matches:
-    """Match predictions to the objects of an image by their boxes.
+    """Match predictions to the objects of an image by their boxes, both in COCO format.
 
     By descending score, each prediction is matched to the free object of its class with the
     largest overlap; then the other predictions are matched to objects of other classes.
     Predictions within crowd regions are ignored.
-
-    Args:
-        objects: Annotations in COCO format.
-        predictions: Predictions in COCO format.
     """
     crowd = [annotation.get('iscrowd', 0) for annotation in objects]
     overlaps = np.zeros((len(predictions), len(objects)))

@@ -72,11 +72,6 @@ class _Maps:
 def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Evaluation:
     """Evaluate the label maps in PREFIX.maps.
 
-    Args:
-        cfg: The config; its ``test_evaluator`` names the metrics.
-        dataset: The data set of ``test_dataloader``.
-        prefix: The PREFIX of ``tools/test.py --out``.
-
     Raises:
         UserError: A label map is missing, or its size differs from that of its image.
     """

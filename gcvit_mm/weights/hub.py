@@ -87,8 +87,7 @@ def check_path(checkpoint: str | os.PathLike) -> None:
 def resolve(checkpoint: str) -> str:
     """Convert ``gcvit://NAME`` to the path of a file, which is downloaded if necessary.
 
-    Args:
-        checkpoint: Such a name, or any other string, which is returned unchanged.
+    Any other string is returned unchanged.
 
     Raises:
         UserError: The name is unknown, or the file cannot be downloaded.
@@ -103,9 +102,6 @@ def fetch(weights: Weights, folder: Path) -> Path:
 
     Processes that need a file at the same time download it once. An interrupted download is kept as
     ``*.part`` beside the file, and resumed by the next attempt.
-
-    Returns:
-        Path of the file.
 
     Raises:
         UserError: The file cannot be downloaded, or differs from the published one.

@@ -88,9 +88,7 @@ class Contents:
 def sort_tensors(state: Mapping[str, Tensor], prefix: str | None = None) -> Contents:
     """Sort tensors by module, and convert the names of the backbone to ours.
 
-    Args:
-        state: Tensors by name, of a backbone or of a model with a backbone.
-        prefix: Use only the tensors whose names begin with it, without it.
+    With a prefix, only the tensors whose names begin with it are used, without it.
 
     Raises:
         UserError: The tensors are not those of exactly one GC ViT.
@@ -153,10 +151,6 @@ def convert_names(
     state: Mapping[str, Tensor], prefix: str | None = None
 ) -> tuple[dict[str, Tensor], str]:
     """Convert official or timm's names to ours, without the prefix of the backbone.
-
-    Args:
-        state: Tensors by name.
-        prefix: Use only the tensors whose names begin with it, without it.
 
     Returns:
         Tensors by our names, and the naming of ``state``: 'official', 'timm' or 'gcvit_mm'.

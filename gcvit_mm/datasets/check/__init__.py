@@ -32,14 +32,8 @@ def check_datasets(
 ) -> list[Report]:
     """Read all images and annotations of a config, and report their problems.
 
-    Args:
-        cfg: The config, of any task.
-        splits: Splits whose data loaders are checked: 'train', 'val', 'test'.
-        pixels: Open images and label maps, which takes most of the time. Without it, what needs
-            pixels is not checked.
-
-    Returns:
-        One report per data set, even if several loaders read it.
+    Without ``pixels``, images and label maps are not opened, which takes most of the time. There is
+    one report per data set, even if several loaders read it.
 
     Raises:
         UserError: The config has none of these data loaders.

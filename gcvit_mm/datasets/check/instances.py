@@ -39,15 +39,10 @@ def check_instances(
     needs_annotations: bool = True,
     pixels: bool = True,
 ) -> None:
-    """Check a data set in COCO's format.
+    """Check mmdet's ``CocoDataset``, not initialised.
 
-    Args:
-        dataset: mmdet's ``CocoDataset``, not initialised.
-        loader: Key of the data loader, such as 'train_dataloader'.
-        report: The report to add problems to.
-        needs_masks: Whether objects without a mask are an error.
-        needs_annotations: Whether a file without annotations is an error.
-        pixels: Read the images, and draw the masks, which takes most of the time.
+    ``needs_masks`` and ``needs_annotations`` say whether objects without a mask and a file without
+    annotations are errors. ``pixels`` reads images and draws masks, which takes most of the time.
 
     Raises:
         UserError: The annotation file is not in COCO's format.

@@ -44,13 +44,10 @@ class Pair:
 
 
 def check_label_maps(dataset: BaseDataset, report: Report, *, pixels: bool = True) -> None:
-    """Check a data set of images and label maps.
+    """Check a data set of images and label maps, mmseg's ``BaseSegDataset``, not initialised.
 
-    Args:
-        dataset: A subclass of mmseg's ``BaseSegDataset``, not initialised.
-        report: The report to add problems to.
-        pixels: Read all files. If not, only the files' names are checked, and label maps are read
-            until one has another value than 0 and 255.
+    Without ``pixels``, only the names of files are checked, and label maps are read until one has
+    another value than 0 and 255.
 
     Raises:
         UserError: The files cannot be listed.

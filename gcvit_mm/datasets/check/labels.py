@@ -22,12 +22,9 @@ class Sample(NamedTuple):
 
 
 def check_labels(dataset: BaseDataset, report: Report, *, pixels: bool = True) -> None:
-    """Check a data set of labelled images.
+    """Check a data set of labelled images, mmpretrain's ``CustomDataset``, not initialised.
 
-    Args:
-        dataset: mmpretrain's ``CustomDataset`` or a subclass, not initialised.
-        report: The report to add problems to.
-        pixels: Read all images. If not, only folders, lists and the files' names are checked.
+    Without ``pixels``, only folders, lists and the names of files are checked.
 
     Raises:
         UserError: A list cannot be read.

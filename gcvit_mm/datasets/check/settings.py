@@ -33,14 +33,7 @@ ONE_HOT_LOSSES, SOFTMAX_LOSS = ('DiceLoss', 'FocalLoss', 'TverskyLoss'), 'CrossE
 
 
 def check_settings(cfg: Config, loader: str, dataset: BaseDataset, report: Report) -> None:
-    """Check the settings that must fit a data set.
-
-    Args:
-        cfg: The config.
-        loader: The key of the data loader, such as 'train_dataloader'.
-        dataset: A data set of the loader, not initialised.
-        report: The report to add problems to.
-    """
+    """Check the settings of a data loader that must fit its data set, which is not initialised."""
     classes = dataset.metainfo.get('classes') or ()
     problems = [
         *_loader_problems(cfg, loader, dataset),
@@ -91,10 +84,7 @@ def _pools_to_one(head: ConfigDict) -> bool:
 def smallest_batch(cfg: Config, name: str, finite: bool) -> tuple[int, str]:
     """The size of the smallest batch of a data loader in a process, and its reason.
 
-    Args:
-        cfg: The config.
-        name: The key of the data loader.
-        finite: Look at the last batch too, which may be smaller; it takes the number of images.
+    ``finite`` looks at the last batch too, which may be smaller, and reads the number of images.
     """
     loader = cfg[name]
     size = loader.get('batch_size', 1)

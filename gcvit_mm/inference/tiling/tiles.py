@@ -52,13 +52,9 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def windows(height: int, width: int, tile: int, overlap: int) -> list[list[Window]]:
-    """Cover an image with windows, row by row.
+    """Cover an image with windows, row by row, whose neighbours overlap by at least ``overlap``.
 
-    Args:
-        height: Height of the image.
-        width: Width of the image.
-        tile: Side of a window; a window is smaller only if the image is.
-        overlap: Minimum overlap of neighbouring windows, from 1 to ``tile - 1``.
+    A window is smaller than ``tile`` only if the image is.
     """
     return [
         [
@@ -72,13 +68,7 @@ def windows(height: int, width: int, tile: int, overlap: int) -> list[list[Windo
 def depth(start: int, end: int, length: int) -> np.ndarray:
     """Compute how far the pixels along a side of a window are from its borders, from 1.
 
-    Args:
-        start: Start of the window.
-        end: End of the window, exclusive.
-        length: Length of the side of the image.
-
-    Returns:
-        (end - start,); borders of the image are infinitely far, in effect.
+    Borders of the image, which is ``length`` long, are infinitely far, in effect.
     """
     steps = np.arange(1, end - start + 1)
     far = np.full_like(steps, 2**31)
@@ -169,11 +159,6 @@ def merge(pieces: Sequence[Piece], height: int, width: int) -> list[Object]:
     the overlap of the windows; pairs chain, so an object may span any number of windows. An object
     whose pieces are all cut is dropped if another window contains more of it, and has most of it
     (``COVERED``) in an object.
-
-    Args:
-        pieces: Pieces of all windows.
-        height: Height of the image.
-        width: Width of the image.
 
     Returns:
         The objects by descending score, which is the mean of the scores of the pieces, weighted by
