@@ -42,11 +42,7 @@ def read_config(config: str | os.PathLike, *, import_modules: bool = True) -> Co
 
 
 def import_custom_modules(cfg: Config) -> None:
-    """Import the ``custom_imports`` of a config, which register their classes.
-
-    Raises:
-        UserError: A module cannot be imported.
-    """
+    """Import the ``custom_imports`` of a config, which register their classes."""
     try:
         import_modules_from_strings(**cfg.get('custom_imports') or {'imports': None})
     except Exception as error:  # the modules may raise any error
@@ -56,11 +52,7 @@ def import_custom_modules(cfg: Config) -> None:
 
 
 def package_of(cfg: Config) -> Package:
-    """The package of the model of a config.
-
-    Raises:
-        UserError: The package is not in ``PACKAGES``.
-    """
+    """The package of the model of a config."""
     scope = cfg.get('default_scope')
     if scope not in PACKAGES or 'model' not in cfg:
         raise UserError(
@@ -71,11 +63,7 @@ def package_of(cfg: Config) -> Package:
 
 
 def task_of(cfg: Config) -> str:
-    """The task of the model of a config: 'detection', 'segmentation' or 'classification'.
-
-    Raises:
-        UserError: The package of the model is not in ``PACKAGES``.
-    """
+    """The task of the model of a config: 'detection', 'segmentation' or 'classification'."""
     return package_of(cfg).task
 
 
@@ -106,11 +94,7 @@ def model_config(cfg: Config) -> ConfigDict:
 
 
 def build_model(cfg: Config, *, meta: bool = False) -> 'nn.Module':
-    """Build the model of a config, which stays as it is; for ``meta`` on PyTorch's meta device.
-
-    Raises:
-        UserError: The model cannot be built.
-    """
+    """Build the model of a config, which stays as it is; for ``meta`` on PyTorch's meta device."""
     with default_scope(cfg):
         try:
             return _build_on_meta(cfg) if meta else MODELS.build(model_config(cfg))
@@ -135,11 +119,7 @@ def _build_on_meta(cfg: Config) -> 'nn.Module':
 
 
 def test_dataset(cfg: Config) -> ConfigDict:
-    """The config of the test data set of a model, whose pipeline prepares images for inference.
-
-    Raises:
-        UserError: The config has no data set with a pipeline.
-    """
+    """The config of the test data set of a model, whose pipeline prepares images for inference."""
     for name in ('test_dataloader', 'val_dataloader'):
         for dataset in datasets_of(cfg.get(name)):
             if dataset.get('pipeline'):

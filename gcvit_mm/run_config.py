@@ -19,9 +19,6 @@ def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Confi
     Args:
         args: Arguments of ``add_config_arguments`` and ``add_run_arguments`` of ``gcvit_mm.cli``.
         loaders: Keys of the data loaders that the run uses, such as 'train_dataloader'.
-
-    Raises:
-        UserError: The config cannot be read, an option has an unknown section, or data are missing.
     """
     cfg = load_config(args, loaders)
     cfg.launcher = args.launcher
@@ -38,9 +35,6 @@ def load_config(
         args: Arguments of ``gcvit_mm.cli.add_config_arguments``.
         loaders: Keys of data loaders whose files must exist, such as 'train_dataloader'.
         import_modules: Import the ``custom_imports`` of the config, which takes seconds.
-
-    Raises:
-        UserError: The config cannot be read, an option has an unknown section, or data are missing.
     """
     cfg = read_config(args.config, import_modules=False)
     _check_options(cfg, args.cfg_options)
@@ -70,11 +64,7 @@ def _check_options(cfg: Config, options: dict) -> None:
 
 
 def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that folders and files of data loaders exist, without importing data sets.
-
-    Raises:
-        UserError: A folder or file is missing.
-    """
+    """Check that folders and files of data loaders exist, without importing data sets."""
     for loader, dataset in local_datasets(cfg, loaders):
         check_paths(loader, dataset)
     for loader in loaders:

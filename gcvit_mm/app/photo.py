@@ -20,9 +20,6 @@ def read_photo(path: str | os.PathLike) -> Image.Image:
 
     The suffix of the file is ignored. The image is rotated by its EXIF orientation; of an
     animation, it is the first frame.
-
-    Raises:
-        UserError: The file is not an image, is damaged, or has more than ``MAX_PIXELS``.
     """
     name = Path(path).name
     try:

@@ -75,9 +75,6 @@ def count_work(step: Callable[[], object]) -> Work:
 
     Attention must use ``torch.matmul`` or ``scaled_dot_product_attention``: custom kernels are not
     counted.
-
-    Raises:
-        UserError: The installed torch is too old.
     """
     if not flop_registry:
         raise UserError(f'benchmarks need torch 2.4 or later, this is {torch.__version__}')

@@ -85,9 +85,6 @@ def read_training(
 
     Mixed precision is assumed for ``amp``, even if the config does not use it. Activations, which
     take long, are computed for images of ``size``, height and width.
-
-    Raises:
-        UserError: The config has no training, or its model or optimizer cannot be built.
     """
     for key in ('model', 'train_dataloader.batch_size', 'optim_wrapper.optimizer'):
         section, _, name = key.partition('.')
@@ -187,9 +184,6 @@ def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
     """Compute the peak memory of backbone and neck without parameters, gradients and buffers.
 
     Heads are skipped, because they depend on values, which the meta device does not have.
-
-    Raises:
-        UserError: The backbone or the neck depends on values.
     """
     from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 

@@ -63,11 +63,7 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Parse the name of a model with options, whose values are parsed as for ``--cfg-options``.
-
-    Raises:
-        UserError: An option is neither key=value nor compile.
-    """
+    """Parse the name of a model with options, whose values are parsed as for ``--cfg-options``."""
     name, *parts = re.split('(?<!:):(?!:)', text)  # mmdet::CONFIG is one name
     spec = Spec(name)
     for part in parts:
@@ -103,9 +99,6 @@ def build_subject(
         dtype: float32, or the type of autocast.
         device: Device of the model.
         counted: Build GC ViT so that ``count_work`` can count all its FLOPs.
-
-    Raises:
-        UserError: The model is unknown, or does not accept the options.
     """
     spec = parse_spec(text)
     whole = spec.name.endswith('.py')

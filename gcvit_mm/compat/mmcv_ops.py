@@ -46,11 +46,7 @@ def _describe() -> str:
 
 
 def _require_torchvision() -> str:
-    """Import torchvision, which registers ``torch.ops.torchvision``, and return its version.
-
-    Raises:
-        UserError: torchvision is missing, or was built for another version of PyTorch.
-    """
+    """Import torchvision, which registers ``torch.ops.torchvision``, and return its version."""
     try:
         import torchvision
 

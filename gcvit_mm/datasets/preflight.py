@@ -13,9 +13,6 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     """Check the data of some data loaders by the rules of ``tools/check_dataset.py``.
 
     Images and label maps are not opened: what needs their pixels is checked when they are read.
-
-    Raises:
-        UserError: The check finds an error.
     """
     check_places(cfg, loaders)
     splits = [loader.removesuffix('_dataloader') for loader, _ in local_datasets(cfg, loaders)]

@@ -60,9 +60,6 @@ def attention_maps(
 
     Returns:
         The maps of each stage, on the device of ``images``.
-
-    Raises:
-        ArgumentError: The point is outside the images.
     """
     height, width = images.shape[2:]
     x, y = (width / 2, height / 2) if point is None else point

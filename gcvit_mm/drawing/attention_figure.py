@@ -42,9 +42,6 @@ def attention_figure(
 
     The point is that of the query of the local attention, in pixels of the prepared image; by
     default its centre. The name of the image is for the title and messages.
-
-    Raises:
-        UserError: The backbone is not GC ViT, the image cannot be read, or the point is outside it.
     """
     model: Any = predictor.model
     backbone = getattr(model, 'backbone', None)

@@ -49,11 +49,7 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
-    """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes.
-
-    Raises:
-        UserError: There are fewer GPUs than processes.
-    """
+    """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes."""
     register_loaders()
     _check_values(cfg)
     _check_transforms(cfg)

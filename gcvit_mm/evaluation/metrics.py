@@ -35,11 +35,7 @@ def metric_names(metric: BaseMetric) -> list[str] | None:
 
 
 def full_name(name: str, metrics: list[BaseMetric], option: str) -> str:
-    """The name of a metric in results, which have prefixes such as 'coco/'.
-
-    Raises:
-        UserError: No metric has this name.
-    """
+    """The name of a metric in results, which have prefixes such as 'coco/'."""
     known = {metric: metric_names(metric) for metric in metrics}
     names = [full for found in known.values() for full in found or []]
     matches = [full for full in names if name in (full, full.partition('/')[2])]
@@ -56,11 +52,7 @@ def full_name(name: str, metrics: list[BaseMetric], option: str) -> str:
 
 
 def repair_coco_metric(metric: Any) -> None:
-    """Let a ``CocoMetric`` evaluate classes for boxes and masks, one threshold, short polygons.
-
-    Raises:
-        UserError: ``classwise`` is set with thresholds that its table does not have.
-    """
+    """Let a ``CocoMetric`` evaluate classes for boxes and masks, one threshold, short polygons."""
     if not hasattr(metric, '_coco_api') or not hasattr(metric, 'iou_thrs'):
         return
     metric.iou_thrs = np.atleast_1d(np.array(metric.iou_thrs, float))

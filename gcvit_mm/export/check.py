@@ -30,11 +30,7 @@ class Deviation:
 
 
 def compare(graph: ImageModel, run: Run) -> list[Deviation]:
-    """Compare a file with its model, on images of all ``SIZES`` or of its fixed size.
-
-    Raises:
-        UserError: An output deviates by more than ``BAR``.
-    """
+    """Compare a file with its model, on images of all ``SIZES`` or of its fixed size."""
     generator = torch.Generator().manual_seed(0)
     sizes = SIZES if graph.size is None else (graph.size,)
     deviations = []

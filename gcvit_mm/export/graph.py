@@ -200,9 +200,6 @@ def build_graph(
 
     ``features`` exports only the backbone, with the neck for a detector; ``argmax`` returns classes
     instead of logits, for a segmenter. Without ``size``, images may have any size.
-
-    Raises:
-        UserError: The model cannot be exported.
     """
     if not isinstance(model.backbone, GCViT):
         kind = type(model.backbone).__name__
@@ -315,11 +312,7 @@ def open_sizes() -> AbstractContextManager:
 
 
 def trace(graph: ImageModel) -> ExportedProgram:
-    """Trace a model for any number of images, and for any size unless the model has a fixed one.
-
-    Raises:
-        UserError: The model cannot be traced.
-    """
+    """Trace a model for any number of images, and for any size unless the model has a fixed one."""
     if digit_version(torch.__version__) < digit_version(TORCH):
         raise UserError(f'export needs torch {TORCH} or later, this is {torch.__version__}')
     from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapeVar, TensorSpec

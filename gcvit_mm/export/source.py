@@ -33,11 +33,7 @@ class Source:
 def load_source(
     model: str | os.PathLike, checkpoint: str | None = None, random_weights: bool = False
 ) -> Source:
-    """Load the model of a config or a work directory; random weights are for configs.
-
-    Raises:
-        UserError: The model or its checkpoint cannot be read, or the checkpoint does not fit.
-    """
+    """Load the model of a config or a work directory; random weights are for configs."""
     if random_weights:
         cfg, file = read_config(model), None
     else:

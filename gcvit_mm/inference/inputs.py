@@ -35,9 +35,6 @@ def find_inputs(arguments: Sequence[str]) -> tuple[Path, list[Input]]:
 
     Returns:
         The common folder of all inputs, and the inputs without duplicates, sorted by path.
-
-    Raises:
-        UserError: An argument names no image or video.
     """
     folders, paths = [], set()
     for argument in arguments:

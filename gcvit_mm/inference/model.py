@@ -29,9 +29,6 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     Returns:
         The model in evaluation mode, and the metainfo of its classes: ``classes``, their names,
         if they have any, and ``palette``, a colour (R, G, B) for each.
-
-    Raises:
-        UserError: The checkpoint cannot be read, or does not fit the model.
     """
     content = read_checkpoint(checkpoint)
     with _quietly():

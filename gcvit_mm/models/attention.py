@@ -164,9 +164,6 @@ def resolve_attention(name: str) -> str:
 
     'auto' is the fastest implementation that has been measured. 'triton' has not been measured: no
     GPU was available.
-
-    Raises:
-        ArgumentError: ``name`` is not 'auto' or a key of ``ATTENTION``.
     """
     if name == 'auto':
         return 'sdpa'

@@ -23,9 +23,6 @@ def compile_backbone(backbone: Any, blocks: Sequence[nn.Module], sides: Any) -> 
     zeros at the right and bottom, larger ones keep their size, and the feature maps are cut back:
     heads see maps of the size that they would see without compilation. Each compilation is logged,
     with its number.
-
-    Raises:
-        ArgumentError: ``sides`` are not pixels, or PyTorch is too old to share code between blocks.
     """
     if isinstance(sides, str) or not isinstance(sides, Sequence):
         raise ArgumentError(f'compile_sides must be a list of pixels, not {sides!r}')

@@ -31,11 +31,7 @@ COLUMNS = [
 
 
 def evaluate_classification(cfg: Config, prefix: str) -> Evaluation:
-    """Evaluate PREFIX.csv, which has predictions and the ground truth.
-
-    Raises:
-        UserError: ``tools/test.py`` did not write the file, or an image cannot be read.
-    """
+    """Evaluate PREFIX.csv, which has predictions and the ground truth."""
     rows = _read(Path(f'{prefix}.csv'))
     evaluation = Evaluation('classification', len(rows))
     rows = [row for row in rows if row['true_label']]

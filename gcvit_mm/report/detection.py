@@ -73,11 +73,7 @@ class _Matches:
 
 
 def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evaluation:
-    """Evaluate PREFIX.bbox.json and PREFIX.segm.json, if they exist.
-
-    Raises:
-        UserError: A file cannot be read, or has predictions for images of another data set.
-    """
+    """Evaluate PREFIX.bbox.json and PREFIX.segm.json, if they exist."""
     evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('CocoMetric'))
     truth = _quietly(_api()[0], evaluator.get('ann_file') or dataset.ann_file)
     make_countable(truth)

@@ -24,9 +24,6 @@ def write_report(
 
     Without the PREFIX of ``tools/test.py --out``, it has no predictions. The notes for the top of
     the page are returned with further ones on what is missing.
-
-    Raises:
-        UserError: The predictions cannot be read, or the page cannot be written.
     """
     notes, evaluation = list(notes), None
     if prefix is not None:
@@ -55,11 +52,7 @@ def check_predictions(run: Run, prefix: str) -> None:
 
 
 def evaluate(run: Run, prefix: str) -> Evaluation:
-    """Compare predictions with the ground truth, like ``tools/test.py``.
-
-    Raises:
-        UserError: The predictions cannot be read, or are of another data set.
-    """
+    """Compare predictions with the ground truth, like ``tools/test.py``."""
     with default_scope(run.cfg):
         if task_of(run.cfg) == 'classification':
             return evaluate_classification(run.cfg, prefix)

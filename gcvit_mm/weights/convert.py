@@ -36,9 +36,6 @@ def convert(
             ``ImageClassifier`` with a ``LinearClsHead``; 'dense' returns the backbone.
         to: Naming to convert to, 'gcvit_mm' or 'timm'.
         prefix: Use only the tensors whose names begin with it, without it.
-
-    Raises:
-        UserError: A tensor is missing, or is not part of a GC ViT.
     """
     contents = sort_tensors(state, prefix)
     skipped = _other_modules(contents)

@@ -57,11 +57,7 @@ def published() -> dict[str, Weights]:
 
 
 def find(name: str) -> Weights:
-    """Look up published weights by name, with or without ``gcvit://``.
-
-    Raises:
-        UserError: The name is unknown.
-    """
+    """Look up published weights by name, with or without ``gcvit://``."""
     name = name.removeprefix(SCHEME)
     known = published()
     if name not in known:
@@ -88,9 +84,6 @@ def resolve(checkpoint: str) -> str:
     """Convert ``gcvit://NAME`` to the path of a file, which is downloaded if necessary.
 
     Any other string is returned unchanged.
-
-    Raises:
-        UserError: The name is unknown, or the file cannot be downloaded.
     """
     if not checkpoint.startswith(SCHEME):
         return checkpoint
@@ -102,9 +95,6 @@ def fetch(weights: Weights, folder: Path) -> Path:
 
     Processes that need a file at the same time download it once. An interrupted download is kept as
     ``*.part`` beside the file, and resumed by the next attempt.
-
-    Raises:
-        UserError: The file cannot be downloaded, or differs from the published one.
     """
     path = folder / weights.file
     if path.is_file():

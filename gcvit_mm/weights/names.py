@@ -89,9 +89,6 @@ def sort_tensors(state: Mapping[str, Tensor], prefix: str | None = None) -> Cont
     """Sort tensors by module, and convert the names of the backbone to ours.
 
     With a prefix, only the tensors whose names begin with it are used, without it.
-
-    Raises:
-        UserError: The tensors are not those of exactly one GC ViT.
     """
     if prefix is not None:
         places = {place for _, place in _backbones(state)}
@@ -156,9 +153,6 @@ def convert_names(
         Tensors by our names, and the naming of ``state``: 'official', 'timm' or 'gcvit_mm'.
         Classifiers become ``head.weight`` and ``head.bias``, other modules keep their names, and
         index buffers are dropped.
-
-    Raises:
-        UserError: The tensors are not those of exactly one GC ViT.
     """
     contents = sort_tensors(state, prefix)
     head = {f'head.{name}': tensor for name, tensor in contents.head.items()}

@@ -34,9 +34,6 @@ def check_datasets(
 
     Without ``pixels``, images and label maps are not opened, which takes most of the time. There is
     one report per data set, even if several loaders read it.
-
-    Raises:
-        UserError: The config has none of these data loaders.
     """
     reports: list[Report] = []
     by_content: dict[str, Report] = {}

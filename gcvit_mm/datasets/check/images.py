@@ -53,11 +53,7 @@ def read_image(path: str) -> ReadImage | str:
 
 
 def list_entries(dataset: BaseDataset) -> list[dict]:
-    """The entries of a data set, from its folders or lists.
-
-    Raises:
-        UserError: They cannot be listed.
-    """
+    """The entries of a data set, from its folders or lists."""
     try:
         return dataset.load_data_list()
     except Exception as error:  # data sets raise different errors

@@ -43,9 +43,6 @@ def check_instances(
 
     ``needs_masks`` and ``needs_annotations`` say whether objects without a mask and a file without
     annotations are errors. ``pixels`` reads images and draws masks, which takes most of the time.
-
-    Raises:
-        UserError: The annotation file is not in COCO's format.
     """
     content = read_coco(dataset.ann_file, need_annotations=needs_annotations)
     entries = {key: _valid_entries(key, content.get(key, []), report) for key in FIELDS}

@@ -48,9 +48,6 @@ def check_label_maps(dataset: BaseDataset, report: Report, *, pixels: bool = Tru
 
     Without ``pixels``, only the names of files are checked, and label maps are read until one has
     another value than 0 and 255.
-
-    Raises:
-        UserError: The files cannot be listed.
     """
     classes = tuple(dataset.metainfo.get('classes') or ())
     entries = list_entries(dataset)

@@ -25,9 +25,6 @@ def check_labels(dataset: BaseDataset, report: Report, *, pixels: bool = True) -
     """Check a data set of labelled images, mmpretrain's ``CustomDataset``, not initialised.
 
     Without ``pixels``, only folders, lists and the names of files are checked.
-
-    Raises:
-        UserError: A list cannot be read.
     """
     classes = tuple(dataset.metainfo.get('classes') or ())
     if dataset.ann_file:

@@ -137,11 +137,7 @@ def _tables(reports: Sequence[Report]) -> Iterator[Table]:
 
 
 def write_reports(reports: Sequence[Report], path: str) -> None:
-    """Write reports to a JSON file.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write reports to a JSON file."""
     atomic_text(path, json.dumps([report.as_dict() for report in reports], indent=1) + '\n')
 
 
