@@ -89,16 +89,10 @@ def build_subject(
 ) -> Subject:
     """Build a model with random weights, random images, and the step to time.
 
-    Args:
-        text: ``gcvit_`` with an arch, a key of ``PEERS``, ``timm_`` with a name of timm, or the
-            path of a config, followed by options such as ``:window_size=7,7,14,7`` (for configs
-            ``:model.backbone.with_cp=True``) and ``:compile``.
-        batch: Batch size.
-        size: Height and width of the images in pixels.
-        training: Time forward and backward passes instead of inference.
-        dtype: float32, or the type of autocast.
-        device: Device of the model.
-        counted: Build GC ViT so that ``count_work`` can count all its FLOPs.
+    The text is ``gcvit_`` with an arch, a key of ``PEERS``, ``timm_`` with a name of timm, or the
+    path of a config, followed by options such as ``:window_size=7,7,14,7`` (for configs
+    ``:model.backbone.with_cp=True``) and ``:compile``. With ``counted``, ``count_work`` can count
+    all FLOPs of GC ViT. Autocast is used for other types than float32.
     """
     spec = parse_spec(text)
     whole = spec.name.endswith('.py')

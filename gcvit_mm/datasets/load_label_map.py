@@ -1,14 +1,12 @@
 """Loading of label maps, whose values must be classes or ignored."""
 
 import io
-import logging
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from mmengine import fileio
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
@@ -157,14 +155,8 @@ class LoadWholeMap(LoadWholeImage):
         except UserError:
             raise
         except Exception as error:  # decoders raise all kinds of errors for damaged files
-            if self.on_bad == 'raise':
-                raise UserError(
-                    f'label map {path} cannot be read ({error}): replace it, check seg_map_suffix '
-                    'and data_prefix.seg_map_path, or pass --skip-bad-images'
-                ) from error
-            print_log(f'bad label map {path} is skipped', logger='current', level=logging.WARNING)
-            if self.bad_images_file:
-                self._note(self.bad_images_file, path)
+            cure = 'replace it, check seg_map_suffix and data_prefix.seg_map_path'
+            self._report(f'label map {path}', str(error), cure, path)
             if self.on_bad == 'skip':
                 return None
             labels = np.full(results['ori_shape'], self.ignore_index, np.uint8)

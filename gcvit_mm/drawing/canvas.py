@@ -55,11 +55,7 @@ class Canvas:
     ) -> None:
         """Draw objects, the first one on top; it also has priority for a caption.
 
-        Args:
-            boxes: x1, y1, x2, y2 of each object.
-            labels: Class of each object.
-            masks: Mask (h, w) of each object or its COCO run-length encoding; empty without masks.
-            scores: Score of each object, for its caption; empty without scores.
+        Boxes are x1, y1, x2, y2; masks are (h, w) or COCO run-length encodings.
         """
         colors = instance_colors(labels, self._palette)
         for mask, color in reversed(list(zip(masks, colors, strict=False))):

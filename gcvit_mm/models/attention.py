@@ -91,16 +91,9 @@ def _attend(
 ) -> Tensor:
     """Attend in windows that divide the feature map.
 
-    Args:
-        qkv: As for all implementations.
-        padding: Key and value that are appended where ``bias`` has a column for them.
-        query: The shared query, (B, heads, height * width, d), or None.
-        bias: Shape (heads, n, n) or, with a column for the padding, (heads, n, n + 1).
-        height: Rows of a window.
-        width: Columns of a window.
-
-    Returns:
-        The windows by row and column, (B, rows, height, columns, width, C).
+    The query is (B, heads, height * width, d), or None if ``qkv`` has it. The bias is (heads, n, n)
+    or, with a column for the padding, (heads, n, n + 1). Returns the windows by row and column,
+    (B, rows, height, columns, width, C).
     """
     tokens = partition(qkv, height, width)  # (B, nW, n, parts * C)
     images, windows, n = tokens.shape[:3]
@@ -179,12 +172,8 @@ _is_compiling = getattr(torch.compiler, 'is_compiling', lambda: True)
 class WindowAttention(nn.Module):
     """Multi-head attention within windows, with the window's own query or the global one.
 
-    Args:
-        dim: Channels.
-        num_heads: Heads; divides ``dim``.
-        window_size: Side of a window, in tokens.
-        global_query: Take one query for all windows of an image, instead of computing queries.
-        impl: A key of ``ATTENTION``.
+    With ``global_query``, it takes one query for all windows of an image. ``impl`` is a key of
+    ``ATTENTION``, and ``num_heads`` divides ``dim``.
     """
 
     def __init__(

@@ -87,11 +87,8 @@ class Stem(nn.Module):
 class GlobalQuery(nn.Module):
     """Computes the query that all windows of an image share from the input of a stage.
 
-    Args:
-        dim: Channels.
-        num_heads: Heads.
-        window_size: Side of a window, in tokens.
-        pools: One MBConv per entry; True where a 3x3 max-pool of stride 2 follows it.
+    It has one MBConv for each entry of ``pools``, and a 3x3 max-pool of stride 2 after it if the
+    entry is True.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, pools: Sequence[bool]) -> None:
@@ -376,18 +373,12 @@ class GCViT(BaseModule):
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """The layer of a parameter, for layer-wise learning-rate decay.
+        """The layer of a parameter and the number of layers, for layer-wise learning-rate decay.
 
         The stem is layer 0, each block is a layer, and everything after the blocks is the last
         layer. mmpretrain's backbones count in this way, and both its optimizer constructor and
-        ``LayerDecayOptimWrapperConstructor`` expect it.
-
-        Args:
-            param_name: Name of a parameter of the model.
-            prefix: The backbone's place in the model, ``'backbone.'`` for example.
-
-        Returns:
-            The layer, counted from 0, and the number of layers: the blocks and two more.
+        ``LayerDecayOptimWrapperConstructor`` expect it. The prefix is the backbone's place in the
+        model, ``'backbone.'`` for example.
         """
         depths = [len([*stage.get_submodule('blocks').children()]) for stage in self.stages]
         last = sum(depths) + 1

@@ -16,8 +16,7 @@ class PositionBias:
         table: The bias of each head by relative position, ((2 window - 1)^2, heads).
         index: ``relative_position_index(window)``.
         window: Side of a window, in tokens.
-        cache: Biases of windows at the border, each with a copy of the table that it was computed
-            from; it is filled and read. None computes every bias.
+        cache: Biases of windows at the border, each with the table that it was computed from.
     """
 
     def __init__(

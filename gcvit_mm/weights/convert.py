@@ -28,14 +28,12 @@ class Conversion:
 def convert(
     state: Mapping[str, Tensor], task: str, to: str = 'gcvit_mm', prefix: str | None = None
 ) -> Conversion:
-    """Convert a state dict; each tensor is either converted or listed as skipped.
+    """Convert a state dict of any naming to 'gcvit_mm' or 'timm'.
 
-    Args:
-        state: Tensors by name, in the official naming, timm's or ours.
-        task: 'classification' returns a classifier, in our naming that of mmpretrain's
-            ``ImageClassifier`` with a ``LinearClsHead``; 'dense' returns the backbone.
-        to: Naming to convert to, 'gcvit_mm' or 'timm'.
-        prefix: Use only the tensors whose names begin with it, without it.
+    Each tensor is either converted or listed as skipped. The task 'classification' returns a
+    classifier, in our naming that of mmpretrain's ``ImageClassifier`` with a ``LinearClsHead``;
+    'dense' returns the backbone. With a prefix, only the tensors whose names begin with it are
+    used, without it.
     """
     contents = sort_tensors(state, prefix)
     skipped = _other_modules(contents)

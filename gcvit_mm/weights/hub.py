@@ -209,8 +209,5 @@ def _complete(part: Path, url: str, size: int | None, token: bool | None, label:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open('rb') as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -147,12 +147,11 @@ def _put(contents: Contents, source: str, tensor: Tensor) -> None:
 def convert_names(
     state: Mapping[str, Tensor], prefix: str | None = None
 ) -> tuple[dict[str, Tensor], str]:
-    """Convert official or timm's names to ours, without the prefix of the backbone.
+    """Convert official or timm's names to ours, and return the naming too.
 
-    Returns:
-        Tensors by our names, and the naming of ``state``: 'official', 'timm' or 'gcvit_mm'.
-        Classifiers become ``head.weight`` and ``head.bias``, other modules keep their names, and
-        index buffers are dropped.
+    With a prefix, only the tensors whose names begin with it are used, without it. The prefix of
+    the backbone is removed. Classifiers become ``head.weight`` and ``head.bias``, other modules
+    keep their names, and index buffers are dropped.
     """
     contents = sort_tensors(state, prefix)
     head = {f'head.{name}': tensor for name, tensor in contents.head.items()}

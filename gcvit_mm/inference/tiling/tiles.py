@@ -80,24 +80,14 @@ def depth(start: int, end: int, length: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """The part of an object that is predicted in a window.
-
-    Attributes:
-        window: The window.
-        label: Index of the class.
-        score: From 0 to 1.
-        box: x1, y1, x2, y2 in the image.
-        corner: x and y of the mask's first pixel in the image.
-        mask: COCO run-length encoding of the bounding rectangle; None if the detector has no
-            masks, in which case the box is used in its place.
-    """
+    """The part of an object that is predicted in a window."""
 
     window: Window
     label: int
     score: float
-    box: tuple[float, float, float, float]
-    corner: tuple[int, int] = (0, 0)
-    mask: dict | None = None
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in the image
+    corner: tuple[int, int] = (0, 0)  # x and y of the mask's first pixel in the image
+    mask: dict | None = None  # COCO run-length encoding of ``extent``; without, the box is used
 
     @property
     def extent(self) -> Window:
@@ -333,13 +323,13 @@ def blend(
     grid: list[list[Window]],
     decide: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Blend the class scores of windows into a label map.
+    """Blend the class scores of windows, (classes, h, w) row by row, into a label map.
 
     Labels are computed as soon as their scores are complete: only the scores of a window, and of
     the overlap of a row of windows with the next row, are in memory.
 
     Args:
-        scores: (classes, h, w) of each window, row by row.
+        scores: Scores of each window.
         grid: The windows, from ``windows``.
         decide: Function from blended scores (classes, h, w) to labels (h, w).
 
