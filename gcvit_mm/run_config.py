@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,16 @@ from mmengine.config import Config, ConfigDict
 
 from .config import datasets_of, evaluators_of, import_custom_modules, read_config
 from .errors import UserError
+
+RUNNER_SECTIONS = frozenset(
+    """
+    model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg
+    auto_scale_lr optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks
+    custom_hooks data_preprocessor load_from resume launcher env_cfg log_processor log_level
+    visualizer default_scope randomness experiment_name
+    """.split()  # noqa: SIM905 - a list literal would have 26 lines
+)
+"""Arguments of mmengine's runner, which options may set even if the config does not."""
 
 
 def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
@@ -50,12 +59,8 @@ def load_config(
 
 
 def _check_options(cfg: Config, options: dict) -> None:
-    if not (unknown := [key for key in options if key.split('.')[0] not in cfg]):
-        return
-    from mmengine.runner import Runner  # takes seconds
-
-    sections = {*cfg, *inspect.signature(Runner).parameters} - {'cfg'}
-    for key in unknown:
+    sections = {*cfg, *RUNNER_SECTIONS}
+    for key in options:
         first = key.split('.')[0]
         if first not in sections:
             near = difflib.get_close_matches(first, sections, n=1)

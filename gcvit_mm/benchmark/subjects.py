@@ -3,7 +3,6 @@
 import copy
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +20,7 @@ from ..models.gcvit import GCViT
 PEERS: dict[str, dict[str, Any]] = {
     'swin_tiny': dict(type='mmdet.SwinTransformer'),
     'convnext_tiny': dict(
-        type='mmpretrain.ConvNeXt',
-        arch='tiny',
-        out_indices=(0, 1, 2, 3),
-        gap_before_final_norm=False,
+        type='mmpretrain.ConvNeXt', out_indices=(0, 1, 2, 3), gap_before_final_norm=False
     ),
     'resnet50': dict(type='mmdet.ResNet', depth=50),
 }
@@ -95,14 +91,12 @@ def build_subject(
     all FLOPs of GC ViT. Autocast is used for other types than float32.
     """
     spec = parse_spec(text)
-    whole = spec.name.endswith('.py')
     spec.counted = counted
     torch.manual_seed(0)
-    build = _whole_model if whole else _backbone
+    build = _whole_model if spec.name.endswith('.py') else _backbone
     model, forward, backward = build(spec, batch, size, device, training)
     model.train(training)
-    full = dtype == torch.float32
-    autocast: Any = nullcontext() if full else torch.autocast(device.type, dtype)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def infer() -> None:
         with torch.no_grad(), autocast:
@@ -213,26 +207,20 @@ def _detection_samples(model: Any, batch: int, size: tuple[int, int]) -> dict:
     from mmdet.testing import demo_mm_inputs
 
     counts = [getattr(module, 'num_classes', 0) for module in model.modules()]
-    return demo_mm_inputs(
-        batch,
-        [(3, *size)] * batch,
-        num_items=[OBJECTS] * batch,
-        num_classes=max(count for count in counts if isinstance(count, int)),
-        with_mask=True,
-    )
+    classes = max(count for count in counts if isinstance(count, int))
+    objects = dict(num_items=[OBJECTS] * batch, num_classes=classes, with_mask=True)
+    return demo_mm_inputs(batch, [(3, *size)] * batch, **objects)
 
 
 def _segmentation_samples(model: Any, batch: int, size: tuple[int, int]) -> dict:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    meta = dict(img_shape=size, ori_shape=size, pad_shape=size)
     samples = []
     for _ in range(batch):
-        sample = SegDataSample(metainfo=meta)
         labels = torch.randint(model.decode_head.num_classes, (1, *size))
-        sample.gt_sem_seg = PixelData(data=labels)
-        samples.append(sample)
+        meta = dict(img_shape=size, ori_shape=size, pad_shape=size)
+        samples.append(SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)))
     return dict(inputs=_images(batch, size), data_samples=samples)
 
 
