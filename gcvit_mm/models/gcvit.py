@@ -4,6 +4,7 @@ Feature maps are (B, H, W, C) inside the stages; convolutions get (B, C, H, W) v
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -170,11 +171,9 @@ class Stage(nn.Module):
         window_size: int,
         pools: Sequence[bool],
         drop_paths: Sequence[float],
-        mlp_ratio: float,
-        layer_scale: float | None,
-        attn_impl: str,
         with_cp: bool,
         downsample: bool,
+        **block: Any,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
@@ -185,16 +184,7 @@ class Stage(nn.Module):
         has_global = len(drop_paths) > 1
         self.global_query = GlobalQuery(dim, num_heads, window_size, pools) if has_global else None
         self.blocks = nn.ModuleList(
-            Block(
-                dim,
-                num_heads,
-                window_size,
-                global_query=i % 2 == 1,
-                mlp_ratio=mlp_ratio,
-                layer_scale=layer_scale,
-                drop_path=rate,
-                attn_impl=attn_impl,
-            )
+            Block(dim, num_heads, window_size, global_query=i % 2 == 1, drop_path=rate, **block)
             for i, rate in enumerate(drop_paths)
         )
         self.downsample = Downsample(dim, 2 * dim) if downsample else None
@@ -293,21 +283,14 @@ class GCViT(BaseModule):
 
         dim, last = settings['dim'], self.out_indices[-1]
         dims = [dim * 2**i for i in range(4)]
+        block = {key: settings[key] for key in ('mlp_ratio', 'layer_scale')}
+        block |= dict(attn_impl=self.attn_impl)
         self.stem = Stem(in_channels, dim)
+        of_stages = zip(dims, settings['num_heads'], windows, pools, drop_paths, strict=True)
         self.stages = nn.ModuleList(
-            Stage(
-                dims[i],
-                settings['num_heads'][i],
-                windows[i],
-                pools[i],
-                drop_paths[i],
-                mlp_ratio=settings['mlp_ratio'],
-                layer_scale=settings['layer_scale'],
-                attn_impl=self.attn_impl,
-                with_cp=with_cp,
-                downsample=i < last,
-            )
-            for i in range(last + 1)
+            Stage(*own, with_cp=with_cp, downsample=i < last, **block)
+            for i, own in enumerate(of_stages)
+            if i <= last
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))

@@ -1,5 +1,7 @@
 """The learned relative-position bias of window attention."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,28 +11,19 @@ MAX_CACHED_TOKENS = 256
 """Tokens of the largest window that is cached: the bias of a larger one needs too much memory."""
 
 
+@dataclass(eq=False)
 class PositionBias:
-    """The attention bias of a block for each pair of tokens of a window.
+    """The attention bias of a block for each pair of tokens of a window."""
 
-    Args:
-        table: The bias of each head by relative position, ((2 window - 1)^2, heads).
-        index: ``relative_position_index(window)``.
-        window: Side of a window, in tokens.
-        cache: Biases of windows at the border, each with the table that it was computed from.
-    """
+    table: Tensor  # the bias of each head by relative position, ((2 window - 1)^2, heads)
+    index: Tensor  # ``relative_position_index(window)``
+    window: int  # side of a window, in tokens
+    # Biases of windows at the border, each with the table that it was computed from.
+    cache: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
-    def __init__(
-        self,
-        table: Tensor,
-        index: Tensor,
-        window: int,
-        cache: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None,
-    ) -> None:
-        self.table = table
-        self.index = index
-        self.window = window
-        self.heads = table.shape[1]
-        self.cache = cache
+    @property
+    def heads(self) -> int:
+        return self.table.shape[1]
 
     def whole(self) -> Tensor:
         """The bias of a whole window, (heads, N, N) with N = window ** 2."""
