@@ -35,15 +35,12 @@ def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Confi
     return cfg
 
 
-def load_config(
-    args: argparse.Namespace, loaders: tuple[str, ...] = (), *, import_modules: bool = True
-) -> Config:
+def load_config(args: argparse.Namespace, loaders: tuple[str, ...] = ()) -> Config:
     """Load a config with the options of the command line.
 
     Args:
         args: Arguments of ``gcvit_mm.cli.add_config_arguments``.
         loaders: Keys of data loaders whose files must exist, such as 'train_dataloader'.
-        import_modules: Import the ``custom_imports`` of the config, which takes seconds.
     """
     cfg = read_config(args.config, import_modules=False)
     _check_options(cfg, args.cfg_options)
@@ -53,8 +50,7 @@ def load_config(
         raise UserError(f'--cfg-options does not fit the config: {error}') from error
     if loaders:
         check_places(cfg, loaders)
-    if import_modules:
-        import_custom_modules(cfg)
+    import_custom_modules(cfg)
     return cfg
 
 

@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +97,8 @@ def build_subject(
     build = _whole_model if spec.name.endswith('.py') else _backbone
     model, forward, backward = build(spec, batch, size, device, training)
     model.train(training)
-    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    full = dtype == torch.float32
+    autocast: Any = nullcontext() if full else torch.autocast(device.type, dtype)
 
     def infer() -> None:
         with torch.no_grad(), autocast:
