@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -159,9 +159,14 @@ def evaluators_of(cfg: Config, split: str) -> list[ConfigDict]:
 
 def transforms_of(pipeline: Any, name: str) -> list[ConfigDict]:
     """The transforms of a type in a pipeline, at any depth."""
-    if isinstance(pipeline, Sequence) and not isinstance(pipeline, str):
-        return [step for item in pipeline for step in transforms_of(item, name)]
-    if isinstance(pipeline, dict):
-        own = [pipeline] if pipeline.get('type') == name else []
-        return own + transforms_of(pipeline.get('transforms', []), name)
-    return []
+    return [step for _, step in dicts_of(pipeline) if step.get('type') == name]
+
+
+def dicts_of(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    """The dictionaries in a setting, at any depth, by keys such as 'model.roi_head.bbox_head.0'."""
+    if isinstance(value, dict):
+        yield key, value
+    elif not isinstance(value, list | tuple):
+        return
+    for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from dicts_of(item, f'{key}.{name}' if key else str(name))
