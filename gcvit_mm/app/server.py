@@ -80,11 +80,8 @@ class OwnPageOnly:
     """ASGI middleware that refuses requests of other sites that are open in the browser.
 
     Pages of other sites may send requests to a local server, and read the responses if a domain
-    name of theirs resolves to this machine (DNS rebinding).
-
-    Args:
-        app: The guarded application.
-        loopback: Whether the Host header must be a loopback address or localhost.
+    name of theirs resolves to this machine (DNS rebinding). With ``loopback``, the Host header must
+    be a loopback address or localhost.
     """
 
     def __init__(self, app: ASGIApp, loopback: bool) -> None:

@@ -60,18 +60,8 @@ def make_shapes(
     """Write the data set to a folder, unless the folder has it already.
 
     An interrupted folder is completed, and is identical to one that was not interrupted. Several
-    processes may call this function for one folder at the same time.
-
-    Args:
-        root: Folder to write to; created if it does not exist.
-        train: Number of training images.
-        val: Number of validation images.
-        size: Height and width of the images in pixels.
-        seed: Seed of the scenes.
-
-    Raises:
-        UserError: A number is out of range, the folder cannot be written, or it contains other
-            files.
+    processes may call this function for one folder at the same time. A folder with other files or
+    settings raises a ``UserError``. The images are square, and ``size`` is their side in pixels.
     """
     root = Path(root)
     for name, value, low, high in (

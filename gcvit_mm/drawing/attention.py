@@ -42,15 +42,10 @@ class StageMaps:
 def attention_maps(
     backbone: GCViT, images: Tensor, point: tuple[float, float] | None = None
 ) -> list[StageMaps]:
-    """Compute the attention maps of each stage of a backbone.
+    """Compute the attention maps of each stage of a backbone, whose mode and settings are restored.
 
-    Args:
-        backbone: The backbone; its mode and settings are restored afterwards.
-        images: Normalised images, (B, channels, height, width).
-        point: x and y, in pixels, of the query of the local attention; None is the centre.
-
-    Returns:
-        The maps of each stage, on the device of ``images``.
+    The images are normalised, (B, channels, height, width). The point is x and y, in pixels, of the
+    query of the local attention; None is the centre.
     """
     height, width = images.shape[2:]
     x, y = (width / 2, height / 2) if point is None else point

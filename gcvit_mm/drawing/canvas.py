@@ -23,13 +23,10 @@ REACH = 2
 
 
 class Canvas:
-    """A picture that annotations and predictions are drawn on.
+    """A picture, (H, W, 3) of uint8 in RGB, that annotations and predictions are drawn on.
 
-    Args:
-        picture: (H, W, 3) of uint8 in RGB; it is modified in place.
-        classes: Names of the classes; a label without a name is drawn as a number.
-        palette: Colours of the classes.
-        scale: Factors, along x and y, from coordinates of annotations to pixels of the picture.
+    It is modified in place. A label without a name is drawn as a number. ``scale`` has the factors,
+    along x and y, from coordinates of annotations to pixels of the picture.
     """
 
     def __init__(

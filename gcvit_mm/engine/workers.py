@@ -32,12 +32,7 @@ class Worker(multiprocessing.Process):
     """A process that ignores signals, unless its parent ends or sends SIGTERM; Linux only.
 
     Clusters send signals to all processes, but a training needs its workers to reach the end of the
-    step, where it can be saved.
-
-    Args:
-        method: Start method: 'fork', 'forkserver' or 'spawn'.
-        signals: Signals to ignore, except SIGTERM from the parent.
-        arguments: Arguments of ``multiprocessing.Process``.
+    step, where it can be saved. The start method is 'fork', 'forkserver' or 'spawn'.
     """
 
     def __init__(self, method: str, signals: Collection[signal.Signals], **arguments: Any) -> None:
