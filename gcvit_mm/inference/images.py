@@ -21,8 +21,8 @@ class Pipeline:
     """The test pipeline of a config, for images without annotations.
 
     Its transforms are built in the current ``default_scope``. The number of channels that the model
-    takes is None if it is not known. A pipeline that begins otherwise than by loading an image
-    raises a ``UserError``.
+    takes is None if it is not known. A pipeline that does not begin by loading an image raises a
+    ``UserError``.
     """
 
     def __init__(self, steps: list[ConfigDict], channels: int | None = None) -> None:

@@ -17,7 +17,7 @@ MOST_GRAPHS = 1024
 
 
 def compile_backbone(backbone: Any, blocks: Sequence[nn.Module], sides: Any) -> None:
-    """Compile a backbone's blocks in place, and pad images to sides of few sizes, in pixels.
+    """Compile the blocks of a backbone in place, and pad its images to few sizes, in pixels.
 
     The keys of the state dict stay, and blocks of one kind share their code. Images are padded with
     zeros at the right and bottom, larger ones keep their size, and the feature maps are cut back:
