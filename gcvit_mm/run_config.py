@@ -35,13 +35,10 @@ def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Confi
     return cfg
 
 
-def load_config(args: argparse.Namespace, loaders: tuple[str, ...] = ()) -> Config:
-    """Load a config with the options of the command line.
-
-    Args:
-        args: Arguments of ``gcvit_mm.cli.add_config_arguments``.
-        loaders: Keys of data loaders whose files must exist, such as 'train_dataloader'.
-    """
+def load_config(
+    args: argparse.Namespace, loaders: tuple[str, ...] = (), *, import_modules: bool = True
+) -> Config:
+    """Load a config with the options of the command line, and check files of data loaders."""
     cfg = read_config(args.config, import_modules=False)
     _check_options(cfg, args.cfg_options)
     try:
@@ -50,7 +47,8 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...] = ()) -> Conf
         raise UserError(f'--cfg-options does not fit the config: {error}') from error
     if loaders:
         check_places(cfg, loaders)
-    import_custom_modules(cfg)
+    if import_modules:  # takes seconds
+        import_custom_modules(cfg)
     return cfg
 
 

@@ -26,10 +26,12 @@ def main() -> None:
     args = parse_args()
     from gcvit_mm.run_config import load_config
 
+    cfg = load_config(args, import_modules=False)
     with redirect_stdout(sys.stderr):  # packages print at import, but stdout is for the report
-        cfg = load_config(args)
         from gcvit_mm.datasets.check import check_datasets, print_reports, write_reports
+        from gcvit_mm.datasets.check.classes import import_datasets
 
+        import_datasets(cfg)
         reports = check_datasets(cfg, args.splits)
     print_reports(reports)
     if args.out:
