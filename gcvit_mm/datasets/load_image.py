@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from io import BytesIO
 from typing import Literal
 
@@ -176,14 +177,7 @@ class LoadWholeImage(LoadImageFromFile):
         try:
             pixels = self._load(path)
         except Exception as error:  # decoders raise all kinds of errors for damaged files
-            if self.on_bad == 'raise':
-                raise UserError(
-                    f'image {path} cannot be read ({reason(error)}): replace it, or pass '
-                    '--skip-bad-images to skip unreadable images'
-                ) from error
-            print_log(f'bad image {path} is skipped', logger='current', level=logging.WARNING)
-            if self.bad_images_file:
-                self._note(self.bad_images_file, path)
+            self._report(f'image {path}', reason(error), 'replace it', path)
             if self.on_bad == 'skip':
                 return None
             pixels = self._blank(results)
@@ -202,6 +196,17 @@ class LoadWholeImage(LoadImageFromFile):
         content = fileio.get(path, backend_args=self.backend_args)
         with Image.open(BytesIO(content)) as image:
             return pixels_of(image, self.color_type)
+
+    def _report(self, name: str, why: str, cure: str, path: str) -> None:
+        """Log and list a file that cannot be read, or raise a ``UserError`` for it."""
+        if self.on_bad == 'raise':
+            raise UserError(
+                f'{name} cannot be read ({why}): {cure}, or pass --skip-bad-images to skip '
+                'unreadable images'
+            ) from sys.exception()
+        print_log(f'bad {name} is skipped', logger='current', level=logging.WARNING)
+        if self.bad_images_file:
+            self._note(self.bad_images_file, path)
 
     def _note(self, file: str, path: str) -> None:
         with open(file, 'a') as appended:

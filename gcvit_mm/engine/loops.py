@@ -37,6 +37,13 @@ class _Exact:
     val_interval: int
     _decide_current_val_interval: Any
 
+    def __init__(self, runner: Runner, dataloader: Any, **settings: Any) -> None:
+        for name in ('max_epochs', 'max_iters', 'val_interval'):
+            if settings.get(name, 1) < 1:
+                raise ArgumentError(f'train_cfg.{name}={settings[name]}: pass 1 or more')
+        # mmengine's loop refuses misspelt settings.
+        super().__init__(runner, seeded(dataloader, _seed(runner)), **settings)  # type: ignore[call-arg]
+
     @property
     def _batches(self) -> SeededBatchSampler:
         return self.dataloader.batch_sampler  # type: ignore[return-value]
@@ -94,35 +101,7 @@ class _Exact:
 
 @LOOPS.register_module()
 class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
-    """mmengine's ``EpochBasedTrainLoop`` with exact resumption, also within an epoch.
-
-    Args:
-        runner: The runner.
-        dataloader: Config of the data loader.
-        max_epochs: Epochs to train.
-        val_begin: The first epoch after which the model is evaluated.
-        val_interval: Epochs between evaluations.
-        dynamic_intervals: Pairs of an epoch and the ``val_interval`` from that epoch on.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: dict,
-        max_epochs: int,
-        val_begin: int = 1,
-        val_interval: int = 1,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-    ) -> None:
-        _check_positive(max_epochs=max_epochs, val_interval=val_interval)
-        super().__init__(
-            runner,
-            seeded(dataloader, _seed(runner)),
-            max_epochs,
-            val_begin,
-            val_interval,
-            dynamic_intervals,
-        )
+    """mmengine's ``EpochBasedTrainLoop`` with exact resumption, also within an epoch."""
 
     def run(self) -> nn.Module:
         """Train the model and return it."""
@@ -155,35 +134,7 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
 
 @LOOPS.register_module()
 class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
-    """mmengine's ``IterBasedTrainLoop`` with exact resumption, without reading skipped samples.
-
-    Args:
-        runner: The runner.
-        dataloader: Config of the data loader.
-        max_iters: Iterations to train.
-        val_begin: The first iteration after which the model is evaluated.
-        val_interval: Iterations between evaluations.
-        dynamic_intervals: Pairs of an iteration and the ``val_interval`` from that iteration on.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: dict,
-        max_iters: int,
-        val_begin: int = 1,
-        val_interval: int = 1000,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-    ) -> None:
-        _check_positive(max_iters=max_iters, val_interval=val_interval)
-        super().__init__(
-            runner,
-            seeded(dataloader, _seed(runner)),
-            max_iters,
-            val_begin,
-            val_interval,
-            dynamic_intervals,
-        )
+    """mmengine's ``IterBasedTrainLoop`` with exact resumption, without reading skipped samples."""
 
     def run(self) -> nn.Module:
         """Train the model and return it."""
@@ -218,12 +169,6 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
                 yield passes, number, data_batch
                 number += 1
             passes, samples = passes + 1, 0
-
-
-def _check_positive(**settings: int) -> None:
-    for name, value in settings.items():
-        if value < 1:
-            raise ArgumentError(f'train_cfg.{name}={value}: pass 1 or more')
 
 
 def _seed(runner: Runner) -> int:

@@ -65,12 +65,7 @@ class GuardedAmpOptimWrapper(_Guard, AmpOptimWrapper):
 
 
 class RollBack(Exception):
-    """Asks the training loop to roll back to an earlier checkpoint.
-
-    Args:
-        checkpoint: The checkpoint file.
-        lr_factor: Factor for all learning rates.
-    """
+    """Asks the training loop to roll back to an earlier checkpoint."""
 
     def __init__(self, checkpoint: str, lr_factor: float) -> None:
         super().__init__(f'roll back to {checkpoint}')
@@ -120,11 +115,7 @@ class NonFiniteHook(Hook):
             self.before = [buffer.clone() for buffer in self.statistics]
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Log a skipped step and restore the statistics of batch normalisation.
 

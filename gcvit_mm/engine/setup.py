@@ -8,7 +8,6 @@ from logging import getLevelNamesMapping
 from pathlib import Path
 from textwrap import shorten
 from traceback import walk_tb
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -16,7 +15,7 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import BaseLoop
 
 from ..cli import BAD_IMAGES
-from ..config import datasets_of, default_scope, find_class, transforms_of
+from ..config import datasets_of, default_scope, dicts_of, find_class, transforms_of
 from ..datasets.check.settings import WORKER_KEYS
 from ..datasets.collate import prepare_collating
 from ..datasets.load_label_map import prepare_maps
@@ -49,11 +48,7 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
-    """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes.
-
-    Raises:
-        UserError: There are fewer GPUs than processes.
-    """
+    """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes."""
     register_loaders()
     _check_values(cfg)
     _check_transforms(cfg)
@@ -114,7 +109,7 @@ def _check_values(cfg: Config) -> None:
 
 def _check_transforms(cfg: Config) -> None:
     """Refuse transforms that drop or do not move masks."""
-    steps = list(_dicts(cfg.get('train_dataloader')))
+    steps = [step for _, step in dicts_of(cfg.get('train_dataloader'))]
     loads = [step for step in steps if step.get('with_mask')]
     polygons = any(not step.get('poly2mask', True) for step in loads)
     for step in steps if loads else ():
@@ -123,15 +118,6 @@ def _check_transforms(cfg: Config) -> None:
             cure = WITHOUT_MASKS.get(name, 'set poly2mask=True in LoadAnnotations')
             kind = 'masks' if name in WITHOUT_MASKS else 'masks of polygons'
             raise UserError(f'train_dataloader: {name} cannot transform {kind}: {cure}')
-
-
-def _dicts(value: Any) -> Iterator[dict]:
-    """All dictionaries in a setting, at any depth."""
-    if isinstance(value, dict):
-        yield value
-    inner = value.values() if isinstance(value, dict) else value
-    for item in inner if isinstance(value, dict | list | tuple) else ():
-        yield from _dicts(item)
 
 
 def _skip_bad_images(cfg: Config, maximum: int) -> None:

@@ -24,19 +24,8 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     """Build a model and load its weights, without executing code from the checkpoint.
 
     EMA weights have priority, as in ``tools/test.py``. A classifier also takes checkpoints of the
-    official code and of timm.
-
-    Args:
-        cfg: The config.
-        checkpoint: The checkpoint file.
-        device: Device of the model.
-
-    Returns:
-        The model in evaluation mode, and the metainfo of its classes: ``classes``, their names,
-        if they have any, and ``palette``, a colour (R, G, B) for each.
-
-    Raises:
-        UserError: The checkpoint cannot be read, or does not fit the model.
+    official code and of timm. Returns the model in evaluation mode and the metainfo of its classes:
+    ``classes``, their names, if they have any, and ``palette``, a colour (R, G, B) for each.
     """
     content = read_checkpoint(checkpoint)
     with _quietly():
