@@ -106,15 +106,18 @@ class SafeCheckpointHook(CheckpointHook):
                 if re.search(r'\.pth\.\d+\.tmp$', path.name):
                     path.unlink(missing_ok=True)
 
-    def save_now(self, runner: Runner) -> str:
-        """Save a checkpoint in ``after_train_iter``, unless this iteration has one.
+    def save_now(self, runner: Runner, step: int) -> str:
+        """Save a checkpoint, unless there is one of this step.
+
+        Args:
+            runner: The runner.
+            step: Number of finished steps.
 
         Returns:
             Name of the checkpoint file.
         """
-        name = f'iter_{runner.iter + 1}.pth'
-        if self.saved_iter != runner.iter + 1:
-            self._save(runner, name, dict(epoch=runner.epoch, iter=runner.iter + 1))
+        if self.saved_iter != step:
+            self._save(runner, f'iter_{step}.pth', dict(epoch=runner.epoch, iter=step))
         return os.path.basename(str(self.last_ckpt))
 
     # mmengine's hook calls this method when a checkpoint is due.
