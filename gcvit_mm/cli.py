@@ -1,6 +1,8 @@
 """Arguments that several commands share, and errors in one line."""
 
 import argparse
+import errno
+import logging
 import os
 import re
 import shlex
@@ -73,6 +75,7 @@ def run(main: Callable[[], None]) -> None:
     _share_cores()
     on_import.after('mmengine', _hide_foreign_lines)
     on_import.after('mmengine', _find_bases_at_once)
+    logging.FileHandler.handleError = _raise_full_disk  # type: ignore
     try:
         try:
             main()
@@ -80,7 +83,7 @@ def run(main: Callable[[], None]) -> None:
             if 'tqdm' in sys.modules:
                 for bar in list(sys.modules['tqdm'].tqdm._instances):
                     bar.close()  # messages must not share the line of a progress bar
-    except (UserError, RuntimeError, ImportError) as error:
+    except (UserError, RuntimeError, ImportError, OSError) as error:
         message = _explain(error)
         if message is None:
             raise
@@ -160,6 +163,13 @@ def _lock(folder: str, wait: float) -> IO:
         return file
 
 
+def _raise_full_disk(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Let a log that cannot be written end a command; logging prints a traceback for each line."""
+    if isinstance(sys.exception(), OSError):
+        raise
+    logging.Handler.handleError(handler, record)
+
+
 def _share_cores() -> None:
     """Let waiting OpenMP threads sleep after a short time; to be called before importing PyTorch.
 
@@ -213,6 +223,10 @@ def _explain(error: Exception) -> str | None:
         return ' '.join(message.split())
     if isinstance(error, ImportError):
         return _explain_import(error)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        what = f'{error.filename or "a file"} cannot be written ({error.strerror})'
+        return f'{what}: free disk space, or choose another folder' if full else None
     for pattern, advice in FAILURES.items():
         if match := re.search(pattern, message):
             return f'{match[0]}: {advice}'

@@ -139,10 +139,11 @@ class PreemptionHook(Hook):
                 hook.after_val_epoch(runner)
         ends = f'{signal.Signals(received).name}: training ends after iteration {step}'
         hook = checkpoint_hook(runner)
-        if hook is None:
-            runner.logger.error(f'{ends} without a checkpoint: use SafeCheckpointHook')
+        saved = hook.save_now(runner, step) if hook else ''
+        if hook is None or not saved:
+            cure = 'free disk space' if hook else 'use SafeCheckpointHook'
+            runner.logger.error(f'{ends} without a checkpoint: {cure}')
             raise SystemExit(1)
-        saved = hook.save_now(runner, step)
         runner.logger.info(f'{ends}, saved in {hook.out_dir} as {saved}: resume with --resume')
         for child in multiprocessing.active_children():
             if isinstance(child, Worker):  # one that hangs would not end by itself

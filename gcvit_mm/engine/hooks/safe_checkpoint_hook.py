@@ -3,6 +3,8 @@
 import math
 import os
 import re
+import sys
+from logging import FileHandler
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,8 +57,8 @@ class SafeCheckpointHook(CheckpointHook):
         filename_tmpl: Name of a file, with {} for the epoch or iteration.
         save_begin: The first epoch or iteration after which to save.
         backend_args: Arguments of mmengine's file backend; None writes local files atomically.
-        on_failure: 'stop' the training if a checkpoint cannot be written, or log an error and
-            'continue'.
+        on_failure: 'stop' the training if a checkpoint or the log cannot be written, or print an
+            error and 'continue'.
     """
 
     def __init__(
@@ -94,7 +96,30 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=backend_args or dict(backend='whole_file'),
         )
         self.on_failure = on_failure
+        self.misses_log = False
         self.saved_iter = -1  # number of iterations before the latest checkpoint
+
+    def before_run(self, runner: Runner) -> None:
+        """Let the log fail as checkpoints do."""
+        if self.on_failure == 'continue':
+            for handler in runner.logger.handlers:
+                if isinstance(handler, FileHandler):
+                    handler.handleError = self._miss_log  # type: ignore[method-assign]
+            add_scalars = runner.visualizer.add_scalars
+
+            def add_or_miss(*args: Any, **kwargs: Any) -> None:
+                try:
+                    add_scalars(*args, **kwargs)
+                except OSError:
+                    self._miss_log()
+
+            runner.visualizer.add_scalars = add_or_miss
+
+    def _miss_log(self, record: Any = None) -> None:
+        if not self.misses_log:
+            self.misses_log = True
+            reason = f'the log cannot be written ({sys.exception()})'
+            print(f'warning: {reason}; training continues without its lines', file=sys.stderr)
 
     def before_train(self, runner: Runner) -> None:
         """Remove unfinished files of an earlier run."""
@@ -114,11 +139,11 @@ class SafeCheckpointHook(CheckpointHook):
             step: Number of finished steps.
 
         Returns:
-            Name of the checkpoint file.
+            Name of the checkpoint file; '' if it cannot be written and the training continues.
         """
         if self.saved_iter != step:
             self._save(runner, f'iter_{step}.pth', dict(epoch=runner.epoch, iter=step))
-        return os.path.basename(str(self.last_ckpt))
+        return os.path.basename(str(self.last_ckpt)) if self.saved_iter == step else ''
 
     # mmengine's hook calls this method when a checkpoint is due.
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
