@@ -261,6 +261,19 @@ def test_a_second_signal_saves_what_trains_on_to_the_same_weights(
             assert torch.equal(tensor, second[part][name]), f'{part}: {name}'
 
 
+def test_early_stopping_counts_on_after_a_resumption(tmp_path):
+    stop = dict(type='EarlyStoppingHook', monitor='length', rule='greater', patience=3)
+    loop = dict(type=ExactEpochBasedTrainLoop, max_epochs=9)
+    hooks = stop, dict(type='EvaluatorHook')
+    (tmp_path / 'whole').mkdir()
+    assert train(tmp_path / 'whole', Normed(), *hooks, train_cfg=loop, **EVALUATION).epoch == 4
+    with pytest.raises(SystemExit):  # in the third epoch
+        train(tmp_path, Normed(11), *hooks, train_cfg=loop, **EVALUATION)
+    resume = tmp_path / 'iter_10.pth'
+    runner = train(tmp_path, Normed(), *hooks, train_cfg=loop, resume=resume, **EVALUATION)
+    assert runner.epoch == 4
+
+
 def test_an_optimizer_is_never_interrupted(tmp_path):
     with pytest.raises(SystemExit):
         train(tmp_path, Normed(), optim_wrapper=dict(optimizer=dict(type=Slow, lr=0.1)))

@@ -27,7 +27,7 @@ import gcvit_mm
 from gcvit_mm.cli import parse_value
 from gcvit_mm.engine.distributed import check_gpus
 from gcvit_mm.engine.lr_scaling import scale_learning_rate
-from gcvit_mm.engine.setup import prepare, wrong_settings
+from gcvit_mm.engine.setup import prepare, unsaved_states, wrong_settings
 from gcvit_mm.errors import UserError
 from gcvit_mm.work_dir import check_untrained
 
@@ -329,6 +329,19 @@ def test_a_setting_with_a_wrong_value_is_one_line_before_the_first_step(option, 
     with pytest.raises(UserError) as error:
         train_here(option)
     assert fact in str(error.value)
+
+
+def test_a_type_whose_state_is_not_saved_is_named_before_the_first_step(train_here, tmp_path):
+    size = "dict(type='BatchSyncRandomResize', random_size_range=(64, 64))"
+    train_here(
+        f'model.data_preprocessor.batch_augments=[{size}]', 'default_hooks.logger.interval=1'
+    )
+    before, _ = log_of(tmp_path / 'work').split('Epoch(train) [1][1/2]')
+    assert 'WARNING - BatchSyncRandomResize: checkpoints do not have' in before
+    pipeline = [dict(type='CachedMosaic'), dict(type='mmdet.CachedMixUp'), dict(type='Resize')]
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    (warning,) = unsaved_states(cfg)
+    assert warning.startswith('CachedMixUp, CachedMosaic: ')
 
 
 def test_errors_of_a_step_keep_their_traceback():

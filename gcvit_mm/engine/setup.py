@@ -45,6 +45,8 @@ WITHOUT_MASKS = {
 }
 """Transforms of mmdet that drop masks or do not move them, and what to do instead."""
 WITHOUT_POLYGONS = ('Albu', 'CopyPaste', 'Expand', 'RandomErasing')
+UNSAVED = ('CachedMosaic', 'CachedMixUp', 'BatchSyncRandomResize')
+"""Types of mmdet with a state that depends on earlier steps and is not in checkpoints."""
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -118,11 +120,27 @@ def _check_transforms(cfg: Config) -> None:
     loads = [step for step in steps if step.get('with_mask')]
     polygons = any(not step.get('poly2mask', True) for step in loads)
     for step in steps if loads else ():
-        name = getattr(step.get('type'), '__name__', str(step.get('type'))).split('.')[-1]
+        name = _type_of(step)
         if name in WITHOUT_MASKS or (polygons and name in WITHOUT_POLYGONS):
             cure = WITHOUT_MASKS.get(name, 'set poly2mask=True in LoadAnnotations')
             kind = 'masks' if name in WITHOUT_MASKS else 'masks of polygons'
             raise UserError(f'train_dataloader: {name} cannot transform {kind}: {cure}')
+
+
+def unsaved_states(cfg: Config) -> Iterator[str]:
+    """Yield a warning if a type in the config keeps a resumed training from being exact."""
+    types = {
+        _type_of(entry) for key in ('train_dataloader', 'model') for entry in _dicts(cfg.get(key))
+    }
+    if names := ', '.join(sorted(types.intersection(UNSAVED))):
+        yield (
+            f'{names}: checkpoints do not have what this keeps of earlier steps, so a resumed '
+            'training goes on with other random choices'
+        )
+
+
+def _type_of(entry: dict) -> str:
+    return getattr(entry.get('type'), '__name__', str(entry.get('type'))).split('.')[-1]
 
 
 def _dicts(value: Any) -> Iterator[dict]:
