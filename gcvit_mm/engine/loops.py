@@ -257,8 +257,8 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
 
 def _check_positive(**settings: int) -> None:
     for name, value in settings.items():
-        if value < 1:
-            raise ArgumentError(f'train_cfg.{name}={value}: pass 1 or more')
+        if not isinstance(value, int) or value < 1:
+            raise ArgumentError(f'train_cfg.{name}={value}: pass an integer from 1')
 
 
 def _seed(runner: Runner) -> int:

@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..work_dir import find_resumable
 from .distributed import broadcast_from_main
 from .hooks.safe_checkpoint_hook import checkpoint_hook
@@ -99,6 +99,11 @@ class NonFiniteHook(Hook):
         lr_factor: float = 0.5,
         max_roll_backs: int = 3,
     ) -> None:
+        if at_limit not in ('stop', 'roll_back') or not isinstance(limit, int) or limit < 1:
+            raise ArgumentError(
+                f'default_hooks.non_finite: limit={limit}, at_limit={at_limit}: pass an integer '
+                "from 1, and 'stop' or 'roll_back'"
+            )
         self.limit = limit
         self.at_limit = at_limit
         self.lr_factor = lr_factor

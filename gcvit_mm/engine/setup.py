@@ -45,6 +45,17 @@ WITHOUT_MASKS = {
 }
 """Transforms of mmdet that drop masks or do not move them, and what to do instead."""
 WITHOUT_POLYGONS = ('Albu', 'CopyPaste', 'Expand', 'RandomErasing')
+NUMBERS = (
+    'score_thr',
+    'mask_thr_binary',
+    'iou_threshold',
+    'nms_pre',
+    'max_per_img',
+    'min_bbox_size',
+    'num',
+    'pos_fraction',
+)
+"""Settings of mmdet's ``train_cfg`` and ``test_cfg`` that are numbers wherever they are."""
 UNSAVED = ('CachedMosaic', 'CachedMixUp', 'BatchSyncRandomResize')
 """Types of mmdet with a state that depends on earlier steps and is not in checkpoints."""
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
@@ -108,6 +119,12 @@ def _check_values(cfg: Config) -> None:
     levels = getLevelNamesMapping()
     if level not in levels and not isinstance(level, int):
         raise UserError(f'log_level={level}: choose one of {", ".join(levels)}')
+    for part in ('train_cfg', 'test_cfg'):  # else they fail in a step, or after the first epoch
+        for entry in _dicts((cfg.get('model') or {}).get(part)):
+            for key, value in entry.items():
+                kinds, what = (int | float, 'number') if key in NUMBERS else (dict, 'dictionary')
+                if key in (*NUMBERS, 'nms') and not isinstance(value, kinds | None):
+                    raise UserError(f'model.{part}: {key}={value!r}: pass a {what}')
     kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type', 'SGD')
     with default_scope(cfg):
         if find_class(OPTIMIZERS, kind) is None:

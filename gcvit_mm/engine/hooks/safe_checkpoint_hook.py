@@ -81,6 +81,9 @@ class SafeCheckpointHook(CheckpointHook):
         for name, value in counts.items():
             if not isinstance(value, int):
                 raise ArgumentError(f'default_hooks.checkpoint.{name}={value}: pass an integer')
+        if on_failure not in ('stop', 'continue'):
+            name = 'default_hooks.checkpoint.on_failure'
+            raise ArgumentError(f"{name}={on_failure}: pass 'stop' or 'continue'")
         super().__init__(
             interval=interval,
             by_epoch=by_epoch,
