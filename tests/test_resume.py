@@ -161,7 +161,12 @@ def test_signals_while_workers_start_end_the_training_after_a_step(method, tiny_
     output = process.stdout.read()
     assert process.wait(60) == 0, output
     assert 'Traceback' not in output
-    assert find_resumable(tmp_path / 'work')[0] == str(tmp_path / 'work/iter_2.pth')
+    # Later signals interrupt the first steps.
+    assert Path(find_resumable(tmp_path / 'work')[0]).name in (
+        'iter_0.pth',
+        'iter_1.pth',
+        'iter_2.pth',
+    )
 
 
 @pytest.mark.slow

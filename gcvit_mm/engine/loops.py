@@ -47,12 +47,12 @@ class _Exact:
     def _batches(self) -> SeededBatchSampler:
         return self.dataloader.batch_sampler  # type: ignore[return-value]
 
-    def _start_pass(self, passes: int, samples: int = 0) -> int:
-        """Set the position in the data, and return the number of the first batch."""
-        with self._changing():
+    def _start_pass(self, passes: int, samples: int = 0) -> Iterator[tuple[int, Sequence]]:
+        """Set the position in the data; return the batches from there, with their numbers."""
+        with self._changing():  # an interruption would leave half-started workers
             self._batches.go_to(_seed(self.runner), passes, samples)
             self._note(passes, samples)
-        return self._batches.first
+            return enumerate(iter(self.dataloader), self._batches.first)
 
     def _note(self, passes: int, samples: int) -> None:
         self.runner.message_hub.update_info(PASSES, passes)
@@ -80,7 +80,7 @@ class _Exact:
     @contextmanager
     def _changing(self) -> Iterator[None]:
         self.unchanged = False
-        yield
+        yield  # an error leaves it so
         self.unchanged = True
 
     def _step(self, passes: int, batch: int, index: int, data_batch: Sequence) -> None:
@@ -179,8 +179,7 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
         samples = self._noted(SAMPLES, 0) if self._in_epoch() else 0
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        first = self._start_pass(self._epoch, samples)
-        for number, data_batch in enumerate(self.dataloader, first):
+        for number, data_batch in self._start_pass(self._epoch, samples):
             self._step(self._epoch, number, number, data_batch)
         with self._changing():
             self._note(self._epoch + 1, 0)
@@ -248,10 +247,8 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
         before = self._iter * self._batches.samples_per_batch
         passes, samples = self._noted(PASSES, 0), self._noted(SAMPLES, before)
         while True:
-            number = self._start_pass(passes, samples)
-            for data_batch in self.dataloader:
+            for number, data_batch in self._start_pass(passes, samples):
                 yield passes, number, data_batch
-                number += 1
             passes, samples = passes + 1, 0
 
 
