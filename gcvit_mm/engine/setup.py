@@ -44,6 +44,19 @@ WITHOUT_MASKS = {
 }
 """Transforms of mmdet that drop masks or do not move them, and what to do instead."""
 WITHOUT_POLYGONS = ('Albu', 'CopyPaste', 'Expand', 'RandomErasing')
+NUMBERS = (
+    'score_thr',
+    'mask_thr_binary',
+    'iou_threshold',
+    'nms_pre',
+    'max_per_img',
+    'min_bbox_size',
+    'num',
+    'pos_fraction',
+)
+"""Settings of mmdet's ``train_cfg`` and ``test_cfg`` that are numbers wherever they are."""
+UNSAVED = ('CachedMosaic', 'CachedMixUp', 'BatchSyncRandomResize')
+"""Types of mmdet with a state that depends on earlier steps and is not in checkpoints."""
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -101,6 +114,12 @@ def _check_values(cfg: Config) -> None:
     levels = getLevelNamesMapping()
     if level not in levels and not isinstance(level, int):
         raise UserError(f'log_level={level}: choose one of {", ".join(levels)}')
+    for part in ('train_cfg', 'test_cfg'):  # else they fail in a step, or after the first epoch
+        for _, entry in dicts_of((cfg.get('model') or {}).get(part)):
+            for key, value in entry.items():
+                kinds, what = (int | float, 'number') if key in NUMBERS else (dict, 'dictionary')
+                if key in (*NUMBERS, 'nms') and not isinstance(value, kinds | None):
+                    raise UserError(f'model.{part}: {key}={value!r}: pass a {what}')
     kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type', 'SGD')
     with default_scope(cfg):
         if find_class(OPTIMIZERS, kind) is None:
@@ -113,11 +132,29 @@ def _check_transforms(cfg: Config) -> None:
     loads = [step for step in steps if step.get('with_mask')]
     polygons = any(not step.get('poly2mask', True) for step in loads)
     for step in steps if loads else ():
-        name = getattr(step.get('type'), '__name__', str(step.get('type'))).split('.')[-1]
+        name = _type_of(step)
         if name in WITHOUT_MASKS or (polygons and name in WITHOUT_POLYGONS):
             cure = WITHOUT_MASKS.get(name, 'set poly2mask=True in LoadAnnotations')
             kind = 'masks' if name in WITHOUT_MASKS else 'masks of polygons'
             raise UserError(f'train_dataloader: {name} cannot transform {kind}: {cure}')
+
+
+def unsaved_states(cfg: Config) -> Iterator[str]:
+    """Yield a warning if a type in the config keeps a resumed training from being exact."""
+    types = {
+        _type_of(entry)
+        for key in ('train_dataloader', 'model')
+        for _, entry in dicts_of(cfg.get(key))
+    }
+    if names := ', '.join(sorted(types.intersection(UNSAVED))):
+        yield (
+            f'{names}: checkpoints do not have what this keeps of earlier steps, so a resumed '
+            'training goes on with other random choices'
+        )
+
+
+def _type_of(entry: dict) -> str:
+    return getattr(entry.get('type'), '__name__', str(entry.get('type'))).split('.')[-1]
 
 
 def _skip_bad_images(cfg: Config, maximum: int) -> None:
