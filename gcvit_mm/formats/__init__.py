@@ -1,15 +1,66 @@
 """Data sets of other formats, brought into the form that the configs read."""
 
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from .dataset import Dataset
+import numpy as np
 
-__all__ = ['Dataset', 'bring_in']
+from ..choices import TASKS
+from ..datasets.check.images import in_parallel
+from ..datasets.check.report import Report, write_reports
+from ..drawing.palette import color_of
+from ..errors import ArgumentError, UserError
+from ..fileio import atomic_text
+from . import maps, objects
+from .dataset import FILE, Dataset
+from .source import Record, Skip, Source, suffix
+from .splits import read_lists, split
+from .write import WRITERS, Sample, annotate, coco, paint, place, save_map, unique_names
+
+__all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'export', 'recognise']
+
+Find = Callable[[Source], list[str]]
+Read = Callable[[Source, Sequence[str]], Iterator[Record]]
+FORMATS: dict[str, tuple[str, Find, Read]] = {
+    'coco': ('COCO', objects.find_coco, objects.read_coco),
+    'panoptic': ('COCO panoptic', maps.find_panoptic, maps.read_panoptic),
+    'cvat': ('CVAT', objects.find_cvat, objects.read_cvat),
+    'labelme': ('LabelMe', objects.find_labelme, objects.read_labelme),
+    'via': ('VIA', objects.find_via, objects.read_via),
+    'supervisely': ('Supervisely', objects.find_supervisely, objects.read_supervisely),
+    'voc': ('Pascal VOC', objects.find_voc, objects.read_voc),
+    'yolo': ('YOLO', objects.find_yolo, objects.read_yolo),
+    'csv': ('CSV', maps.find_csv, maps.read_csv),
+    'instance-masks': ('instance mask', maps.find_instance_masks, maps.read_instance_masks),
+    'colour-masks': ('colour mask', maps.find_colours, maps.read_maps),
+    'label-maps': ('label map', maps.find_label_maps, maps.read_maps),
+    'folders': ('class folder', maps.find_folders, maps.read_folders),
+}
+"""The formats in the order in which they are looked for: title, label files, records."""
+NEEDS = {
+    'detection': 'boxes or masks of objects',
+    'instances': 'masks of objects',
+    'segmentation': 'label maps, or masks of objects',
+    'classification': 'one class for each image',
+}
+
+HAS: dict[str, Callable[[Record], bool]] = {
+    'detection': lambda record: bool(record.objects),
+    'instances': lambda record: any(own.mask for own in record.objects),
+    'segmentation': lambda r: bool(r.label_map) or any(own.mask for own in r.objects),
+    'classification': lambda record: bool(record.label),
+}
 
 
 def bring_in(
-    source: str | Path,
-    dest: str | Path | None = None,
+    source: str | os.PathLike,
+    dest: str | os.PathLike | None = None,
     *,
     format: str | None = None,
     task: str | None = None,
@@ -32,10 +83,269 @@ def bring_in(
         copy: Copy the images too.
 
     Returns:
-        The data set. Its reports, of what was read and skipped, are in ``import.json``.
+        The data set. Its ``reports`` say what was read and skipped; ``import.json`` has them too.
 
     Raises:
         UserError: No format is recognised, a label file is broken, no image has a label that can
             be used, or ``dest`` cannot be written.
     """
-    raise NotImplementedError
+    root, dest = Path(source), Path(dest) if dest else Path(source) / 'gcvit_mm'
+    with _folder(root, dest) as folder:
+        read = _read(root, dest, folder, format, task, val, seed)
+        for name, samples in read.splits.items():
+            for sample in samples if copy else ():
+                place(read.source, sample.record.image, folder / 'images' / sample.name, True)
+            if read.task in ('detection', 'instances'):
+                atomic_text(folder / f'{name}.json', coco(samples, read.classes))
+                continue
+            lines = [sample.name for sample in samples]
+            if read.task == 'classification':
+                lines = [f'{own.name} {read.classes.index(own.record.label)}' for own in samples]
+            atomic_text(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
+        palette = read.source.palette
+        dataset = Dataset(
+            root=dest,
+            images=dest / 'images' if copy else Path(os.path.abspath(root)),
+            format=read.format,
+            task=read.task,
+            classes=tuple(read.classes),
+            palette=tuple(palette.get(c) or color_of((), i) for i, c in enumerate(read.classes)),
+            counts={
+                name: {'images': len(own), 'objects': sum(len(s.annotations) for s in own)}
+                for name, own in read.splits.items()
+            },
+            reports=read.reports(),
+        )
+        dataset.save(folder)
+        write_reports(dataset.reports, str(folder / 'import.json'))
+    return dataset
+
+
+def export(
+    source: str | os.PathLike,
+    dest: str | os.PathLike,
+    to: str,
+    *,
+    format: str | None = None,
+    val: float = 0.2,
+    seed: int = 0,
+    copy: bool = False,
+) -> tuple[Report, ...]:
+    """Write boxes and masks in another tool's format, with links to the images.
+
+    Args:
+        source: As for ``bring_in``.
+        dest: The folder to write.
+        to: One of ``WRITERS``.
+        format: As for ``bring_in``.
+        val: As for ``bring_in``.
+        seed: As for ``bring_in``.
+        copy: Copy the images instead of linking them.
+
+    Returns:
+        What was read and skipped.
+
+    Raises:
+        UserError: As for ``bring_in``, or the labels are not boxes or masks of objects.
+    """
+    root, dest = Path(source), Path(dest)
+    with _folder(root, dest) as folder:
+        read = _read(root, dest, folder, format, None, val, seed)
+        if read.task not in ('detection', 'instances'):
+            raise UserError(f'{to} takes {NEEDS["detection"]}, but {source} has {read.task} data')
+        unique_names([own for samples in read.splits.values() for own in samples])
+        for name, samples in read.splits.items():
+            images = WRITERS[to](read.source, folder, name, samples, read.classes)
+            for sample in samples:
+                place(read.source, sample.record.image, folder / images / sample.name, copy)
+    return read.reports()
+
+
+def recognise(
+    source: str | os.PathLike, format: str | None = None, *, within: Source | None = None
+) -> tuple[str, list[str]]:
+    """Recognise the format of a folder.
+
+    Returns:
+        The key in ``FORMATS``, and its label files.
+
+    Raises:
+        UserError: There are no labels in a known format.
+    """
+    found = within or Source(Path(source), Path(source) / 'gcvit_mm')
+    if not found.images:
+        raise UserError(f'{source} has no images: pass the folder that holds images and labels')
+    for name in [format] if format else FORMATS:
+        if files := FORMATS[name][1](found):
+            return name, files
+    kinds = Counter(suffix(path) or 'without a suffix' for path in found.files).most_common(4)
+    what = f'labels of the format {format}' if format else 'labels in a known format'
+    raise UserError(
+        f'{source} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in kinds)}: '
+        'docs/formats.md says by what formats are recognised'
+    )
+
+
+@dataclass
+class _Read:
+    """What was read of a source."""
+
+    source: Source
+    format: str
+    task: str
+    classes: list[str]
+    splits: dict[str, list[Sample]]
+
+    def reports(self) -> tuple[Report, ...]:
+        """What was skipped, and the images and objects of each class in each split."""
+        reports = [self.source.report]
+        for name, samples in self.splits.items():
+            report = Report(name, f'{self.task} data')
+            report.digests = {sample.name: b'' for sample in samples}
+            objects = Counter(own for sample in samples for own in sample.present)
+            images = Counter(own for sample in samples for own in set(sample.present))
+            counts = {'objects': objects} if self.task in ('detection', 'instances') else {}
+            for own in self.classes:
+                kinds = {**counts, 'images': images}
+                report.classes[own] = {kind: count[own] for kind, count in kinds.items()}
+            reports.append(report)
+        self.source.report.digests = {
+            sample.name: b'' for samples in self.splits.values() for sample in samples
+        }
+        return tuple(reports)
+
+
+def _read(
+    root: Path,
+    dest: Path,
+    folder: Path,
+    format: str | None,
+    task: str | None,
+    val: float,
+    seed: int,
+) -> _Read:
+    for key, value, known in (('format', format, FORMATS), ('task', task, TASKS)):
+        if value and value not in known:
+            raise ArgumentError(f'{key} {value}: choose {", ".join(known)}')
+    if not 0 < val < 1:
+        raise ArgumentError(f'val {val}: choose a share between 0 and 1, such as 0.2')
+    source = Source(root, dest, task or '')
+    format, files = recognise(root, format, within=source)
+    title, _, read = FORMATS[format]
+    source.report.source = f'{title} labels in {root}'
+    read_lists(source)
+    records: dict[str, Record] = {}
+    for record in read(source, files):
+        if record.image in records:
+            what, first = 'second label file of an image', records[record.image].place
+            source.report.add('warning', what, f'{record.place}: {record.image} is in {first}')
+        records.setdefault(record.image, record)
+    task = task or _task(source, records.values())
+    if not any(HAS[task](record) for record in records.values()):
+        found = f'{title} labels in {root} have no {NEEDS[task]} that can be used'
+        raise UserError(f'{found}{first_problem(source)}')
+    names = {own.name for record in records.values() for own in record.objects}
+    names |= {record.label for record in records.values() if task == 'classification'} - {''}
+    classes = [*dict.fromkeys(source.classes), *sorted(names - {*source.classes})]
+    if task == 'segmentation' and names and 'background' not in classes:
+        classes.insert(0, 'background')
+    samples = []
+    sizes = in_parallel(partial(_size, source), list(records), 'sizes')
+    for record, size in zip(records.values(), sizes, strict=True):
+        with source.entry(record.place):
+            samples.append(_sample(source, record, size, task, classes, folder))
+    if not samples:
+        raise UserError(f'{title} labels in {root}: no image can be used{first_problem(source)}')
+    return _Read(source, format, task, classes, split(source, samples, val, seed))
+
+
+def _size(source: Source, image: str) -> tuple[int, int] | Skip:
+    try:
+        return source.size(image)
+    except Skip as skip:
+        return skip
+
+
+def _sample(
+    source: Source,
+    record: Record,
+    size: tuple[int, int] | Skip,
+    task: str,
+    classes: list[str],
+    folder: Path,
+) -> Sample:
+    """The labels of an image as a task needs them; a label map is written.
+
+    Raises:
+        Skip: The image cannot be used.
+    """
+    if isinstance(size, Skip):
+        raise size
+    if all(record.told) and record.told != size:
+        raise Skip('labels are for another size of the image', f'{record.told}, image {size}')
+    name = record.image
+    if task in ('segmentation', 'classification') and (name != name.strip() or '\n' in name):
+        raise Skip('image has a name that a list cannot hold: rename it', repr(name))
+    if task == 'classification':
+        if not record.label:
+            raise Skip('image without a class', name)
+        return Sample(record, name, size, [], [record.label])
+    annotations = annotate(source, record, size, masks=task in ('instances', 'segmentation'))
+    if record.objects and not annotations:
+        raise Skip('no object of the image can be used', name)
+    if task != 'segmentation':
+        return Sample(record, name, size, annotations, [own['name'] for own in annotations])
+    labels = record.label_map() if record.label_map else paint(annotations, size, classes)
+    if labels.shape[::-1] != size:
+        raise Skip('label map has another size than its image', f'{labels.shape[::-1]}, {size}')
+    save_map(folder / 'label_maps' / f'{name}.png', labels)
+    present = [classes[value] for value in np.unique(labels) if value != maps.IGNORED]
+    return Sample(record, name, size, [], present)
+
+
+def _task(source: Source, records: Iterable[Record]) -> str:
+    """What the labels are for."""
+    objects = [own for record in records for own in record.objects]
+    if not objects:
+        return 'segmentation' if any(own.label_map for own in records) else 'classification'
+    bare = [own for own in objects if own.mask is None and not own.crowd]
+    if bare and len(bare) < len(objects):
+        what = 'objects without masks: --task instances skips them, --task detection is chosen'
+        source.report.add('note', what, f'{len(bare)} of {len(objects)}')
+    return 'detection' if bare else 'instances'
+
+
+def first_problem(source: Source) -> str:
+    """The end of a message: the first reason why nothing is left."""
+    for (severity, what), places in source.report.problems.items():
+        if severity != 'note':
+            return f': {what}, {places[0]}'
+    return ''
+
+
+@contextmanager
+def _folder(root: Path, dest: Path) -> Iterator[Path]:
+    """A new folder that becomes ``dest`` when it is complete."""
+    if not root.is_dir():
+        hint = 'unpack it, and pass the folder' if root.is_file() else 'check the path'
+        raise UserError(f'{root} is not a folder: {hint}')
+    if (root / FILE).is_file():
+        raise UserError(f'{root} is converted already: pass the folder of the original labels')
+    if dest.exists() and not (dest / FILE).is_file() and (dest.is_file() or any(dest.iterdir())):
+        raise UserError(f'{dest} has other files: choose a new folder to write to')
+    folder = dest.with_name(f'.{dest.name}.tmp')  # hidden, so it is never read as a source
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        if dest.exists():
+            old = dest.with_name(f'.{dest.name}.old')
+            dest.rename(old)
+            shutil.rmtree(old)
+        folder.rename(dest)
+    except OSError as error:
+        raise UserError(
+            f'{dest} cannot be written ({error.strerror or error}): choose another folder'
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..datasets.check.report import Report
 from ..errors import UserError
+from ..fileio import atomic_text
 
 FILE = 'dataset.json'
-TASKS = ('detection', 'instances', 'segmentation', 'classification')
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Dataset:
         dataset.json            this record
         import.json             what was read, what was skipped and why
         train.json, val.json    COCO files, for detection and instances
-        train.txt, val.txt      lists of images, for segmentation, and with labels for classification
+        train.txt, val.txt      lists of images, with labels for classification
         label_maps/**.png       for segmentation: numbers of classes, 255 is ignored
         images/                 only if the images are copied
 
@@ -31,6 +32,7 @@ class Dataset:
         classes: Names of the classes, in the order of the labels.
         palette: A colour (R, G, B) for each class.
         counts: For each split, 'train', 'val' and maybe 'test', the number of images and objects.
+        reports: What was read and skipped, for ``print_reports``; only of ``bring_in``.
     """
 
     root: Path
@@ -40,6 +42,7 @@ class Dataset:
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     counts: dict[str, dict[str, int]]
+    reports: tuple[Report, ...] = ()
 
     def ann_file(self, split: str) -> Path:
         """The COCO file or list of a split, for configs and COCO evaluators."""
@@ -63,10 +66,8 @@ class Dataset:
             **more,
         }
 
-    def save(self) -> None:
-        """Write ``dataset.json``."""
-        from ..fileio import atomic_text
-
+    def save(self, folder: Path) -> None:
+        """Write ``dataset.json`` to a folder that will have the path ``root``."""
         record = {
             'format': self.format,
             'task': self.task,
@@ -75,7 +76,7 @@ class Dataset:
             'images': os.path.relpath(self.images, self.root),
             'counts': self.counts,
         }
-        atomic_text(self.root / FILE, json.dumps(record, indent=1, ensure_ascii=False) + '\n')
+        atomic_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + '\n')
 
     @classmethod
     def load(cls, root: str | os.PathLike) -> 'Dataset':

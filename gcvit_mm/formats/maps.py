@@ -1,0 +1,380 @@
+"""Readers of formats where pixels or whole images are labelled: masks, label maps, folders, CSV."""
+
+import csv
+import posixpath
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..datasets.load_image import reason
+from ..errors import UserError
+from .objects import json_files, rectangle, run_lengths
+from .source import SUFFIXES, Object, Record, Skip, Source, split_of, stem, suffix, words
+
+IGNORED = 255
+VOID = ('void', 'unlabeled', 'unlabelled', 'ignore', 'ignored')
+"""Classes whose pixels are ignored."""
+MASK_WORDS = r'masks?|labels?|label_?ids|annot(ation)?s?|seg(m|mentation)?|gt|ground_?truth|L'
+SAMPLE = 40
+"""Masks that are opened to recognise their kind."""
+COLUMNS = {
+    'image': 'image filename file_name file image_path img_path path image_id imageid id img name',
+    'label': 'class label class_name classname category label_name target breed species',
+    'xmin': 'xmin x_min x1 left',
+    'ymin': 'ymin y_min y1 top',
+    'xmax': 'xmax x_max x2 right',
+    'ymax': 'ymax y_max y2 bottom',
+}
+"""What people call the columns of a CSV file."""
+BOX = ('xmin', 'ymin', 'xmax', 'ymax')
+
+
+# Masks: which file belongs to which image, and what their values mean.
+
+
+def pairs(source: Source) -> dict[str, list[str]]:
+    """The masks of each image: files in a folder, or of a name, that says what they are."""
+    by_image: dict[str, list[str]] = defaultdict(list)
+    masks = [path for path in source.images.values() if is_mask(path)]
+    if any('SegmentationClass' in path for path in masks):
+        masks = [path for path in masks if 'SegmentationObject' not in path]
+    pictures = [path for path in source.images.values() if not is_mask(path)]
+    by_stem, by_folder = defaultdict(list), defaultdict(list)
+    for path in pictures:
+        by_stem[stem(path).casefold()].append(path)
+        by_folder[posixpath.dirname(posixpath.dirname(path))].append(path)
+    for mask in masks:
+        plain = re.sub(rf'([-_. ]({MASK_WORDS}))+$', '', stem(mask), flags=re.I).casefold()
+        found = by_stem.get(stem(mask).casefold()) or by_stem.get(plain)
+        # Kaggle's nuclei have ID/images/ID.png and ID/masks/*.png.
+        found = found or by_folder[posixpath.dirname(posixpath.dirname(mask)) or '-']
+        hints = words(posixpath.dirname(mask))
+        likeness = [len(words(posixpath.dirname(path)) & hints) for path in found]
+        found = [p for p, like in zip(found, likeness, strict=True) if like == max(likeness)]
+        by_image[found[0] if len(found) == 1 else ''].append(mask)
+    return by_image
+
+
+def is_mask(path: str) -> bool:
+    """Whether the path of an image says that it is a mask."""
+    folders = posixpath.dirname(path)
+    return bool(
+        re.search(rf'[-_. ]({MASK_WORDS})$', stem(path), re.I)
+        or re.search(rf'(?<![a-z])({MASK_WORDS})(?![a-z])', folders, re.I)
+        or re.search(r'(masks?|annot|segmentation(class|object))(?![a-z])', folders, re.I)
+    )
+
+
+def read_mask(source: Source, path: str) -> np.ndarray:
+    """The values of a mask: (H, W) of integers, or (H, W, 3) of colours.
+
+    Raises:
+        Skip: It cannot be read.
+    """
+    try:
+        with Image.open(source.root / path) as image:
+            if image.format == 'JPEG':
+                raise ValueError('JPEG compression changes its values: export PNG files')
+            mode = 'RGB' if image.mode == 'P' and source.palette else image.mode
+            values = np.asarray(image.convert('L' if mode == 'LA' else mode))
+    except Exception as error:  # decoders raise all kinds of errors for damaged files
+        raise Skip('mask cannot be read', f'{path}: {reason(error)}') from error
+    values = values[..., :3] if values.ndim == 3 else values
+    grey = values.ndim == 3 and not source.palette and np.ptp(values, axis=2).max() == 0
+    values = values[..., 0] if grey else values
+    return values.astype(np.uint8) if values.dtype == bool else values
+
+
+def kind_of_masks(source: Source) -> tuple[str, dict[str, list[str]]]:
+    """What masks hold, 'instances', 'colours', 'labels' or '' if there are none, and the masks."""
+    if source.masks is None:
+        colours(source)
+        source.masks = pairs(source)
+    unpaired = source.masks.pop('', [])
+    by_image = source.masks
+    step = max(1, len(by_image) // SAMPLE)
+    samples = []
+    for masks in [*by_image.values()][::step]:
+        with suppress(Skip):
+            samples.append(read_mask(source, masks[0]))
+    if not samples:
+        return '', {}
+    for mask in unpaired:
+        source.report.add('warning', 'mask without an image of its name', mask)
+    if any(len(masks) > 1 for masks in by_image.values()):
+        return 'instances', by_image
+    if any(values.ndim == 3 for values in samples):
+        return 'colours', by_image
+    return 'instances' if not source.names and _are_instances(samples) else 'labels', by_image
+
+
+def _are_instances(samples: Sequence[np.ndarray]) -> bool:
+    """Whether values number the objects of each image: all from 1, and mostly in one piece."""
+    present = [np.setdiff1d(np.unique(values), [0]) for values in samples]
+    if max(map(len, present), default=0) < 2:
+        return False
+    if any(len(own) and own.tolist() != list(range(1, len(own) + 1)) for own in present):
+        return False
+    pieces = [
+        cv2.connectedComponents((values == value).astype(np.uint8))[0] - 1
+        for values, own in zip(samples, present, strict=True)
+        for value in own[:20]
+    ]
+    return pieces.count(1) > 0.8 * len(pieces)
+
+
+def colours(source: Source) -> None:
+    """Read a list of colours and classes: label_colors.txt, class_dict.csv, labelmap.txt."""
+    number = r'(\d{1,3})[\s,;]+(\d{1,3})[\s,;]+(\d{1,3})'
+    line = rf'(?:(\D.*?)[\s,;:]+)?{number}(?:[\s,;:]+(.*?))?[\s,;:]*'
+    for path in source.find('.txt', '.csv'):
+        if re.search(r'colou?r|class|label', posixpath.basename(path), re.I):
+            found = [re.fullmatch(line, text) for text in source.lines(path)]
+            entries = [match for match in found if match and (match[1] or match[5])]
+            if len(entries) > 1 and len(entries) >= len(found) - 2:
+                for match in entries:
+                    name = (match[1] or match[5]).strip()
+                    red, green, blue = (min(int(match[i]), 255) for i in (2, 3, 4))
+                    source.palette[name] = red, green, blue
+                return
+
+
+def find_instance_masks(source: Source) -> list[str]:
+    """Masks whose values number the objects of an image, or several masks for an image."""
+    kind, by_image = kind_of_masks(source)
+    return list(by_image) if kind == 'instances' else []
+
+
+def read_instance_masks(source: Source, images: Sequence[str]) -> Iterator[Record]:
+    _, by_image = kind_of_masks(source)
+    name = source.names[0] if len(source.names) == 1 else 'object'
+    for image in images:
+        masks = by_image[image]
+        with source.entry(image):
+            objects: list[Object] = []
+            for mask in masks:
+                values = read_mask(source, mask)
+                values = values.max(axis=2) if values.ndim == 3 else values
+                size = values.shape[1], values.shape[0]
+                numbers = [values.max()] if len(masks) > 1 else np.unique(values)
+                objects += [
+                    Object(name, mask=run_lengths(values == value)) for value in numbers if value
+                ]
+            yield Record(image, masks[0], split_of(masks[0]), objects, told=size)
+
+
+def find_panoptic(source: Source) -> list[str]:
+    """COCO's panoptic files have ``segments_info``, and PNG files of ids beside them."""
+    return json_files(
+        source,
+        lambda c: (
+            isinstance(c.get('annotations'), list) and 'segments_info' in str(c['annotations'][:1])
+        ),
+    )
+
+
+def read_panoptic(source: Source, files: Sequence[str]) -> Iterator[Record]:
+    for file in files:
+        content = source.parse(file)
+        categories = {category['id']: category for category in content['categories']}
+        source.classes += [
+            name
+            for category in categories.values()
+            if (name := category['name']) not in source.classes
+            and (category.get('isthing', 1) or source.task == 'segmentation')
+        ]
+        names = {image['id']: image['file_name'] for image in content['images']}
+        for entry in content['annotations']:
+            with source.entry(f'{file}, image {entry.get("image_id")}'):
+                images = [p for p in source.named(names[entry['image_id']]) if not is_mask(p)]
+                image = (
+                    images[0] if len(images) == 1 else source.image(names[entry['image_id']], file)
+                )
+                masks = [p for p in source.named(entry['file_name']) if p != image]
+                if not masks:
+                    raise Skip('mask is missing', entry['file_name'])
+                hints = words(file) | {'panoptic'}
+                mask = max(masks, key=lambda path: len(words(path) & hints))
+                values = read_mask(source, mask).astype(np.int64)
+                ids = values if values.ndim == 2 else values @ np.array([1, 256, 65536])
+                segments = partial(_segment, source, categories, ids)
+                objects = source.each(segments, entry['segments_info'], f'{file}, {mask}')
+                size = ids.shape[1], ids.shape[0]
+                yield Record(image, file, split_of(file), objects, told=size)
+
+
+def _segment(source: Source, categories: dict, ids: np.ndarray, segment: dict) -> Object | None:
+    category = categories[segment['category_id']]
+    if category['name'] not in source.classes:
+        source.report.add(
+            'note', 'segment of stuff: only for --task segmentation', category['name']
+        )
+        return None
+    mask = run_lengths(ids == segment['id'])
+    return Object(category['name'], None, mask, bool(segment.get('iscrowd')), segment.get('area'))
+
+
+def find_colours(source: Source) -> list[str]:
+    """Masks in colours, RGB or RGBA."""
+    kind, by_image = kind_of_masks(source)
+    return list(by_image) if kind == 'colours' else []
+
+
+def find_label_maps(source: Source) -> list[str]:
+    """Masks of one channel, whose values are the numbers of classes."""
+    kind, by_image = kind_of_masks(source)
+    return list(by_image) if kind == 'labels' else []
+
+
+def read_maps(source: Source, images: Sequence[str]) -> Iterator[Record]:
+    """Records of label maps and colour masks; values without a name get one."""
+    _, by_image = kind_of_masks(source)
+    present: set[int] = set()
+    usable = []
+    for image in images:
+        with source.entry(image):
+            present |= set(np.unique(_codes(read_mask(source, by_image[image][0]))).tolist())
+            usable.append(image)
+            if len(present) > 1000:
+                what = 'has more than 1000 colours, so masks are images, or compressed with loss'
+                raise UserError(f'{by_image[image][0]} in {source.root} {what}: export PNG masks')
+    names = {_code(colour): name for name, colour in source.palette.items()}
+    if not names and max(present, default=0) > 1 << 24:
+        names = {value: f'class_{number}' for number, value in enumerate(sorted(present))}
+        source.palette |= {name: _colour(value) for value, name in names.items()}
+    elif not names and source.names:
+        names = dict(enumerate(source.names))
+    elif not names and present <= {0, IGNORED}:
+        names = {0: 'background', IGNORED: 'foreground'}
+    elif not names:
+        names = {value: f'class_{value}' for value in sorted(present - {IGNORED})}
+    source.classes += [name for name in names.values() if name.lower() not in VOID]
+    numbers = {name: number for number, name in enumerate(source.classes)}
+    table = {value: numbers.get(name, IGNORED) for value, name in names.items()}
+    if len(numbers) > IGNORED:
+        raise UserError(f'{source.root} has {len(numbers)} classes: label maps have at most 255')
+    for image in usable:
+        mask = by_image[image][0]
+        yield Record(
+            image, mask, split_of(mask), label_map=partial(_label_map, source, mask, table)
+        )
+
+
+def _label_map(source: Source, mask: str, table: dict[int, int]) -> np.ndarray:
+    codes = _codes(read_mask(source, mask))
+    values, inverse = np.unique(codes, return_inverse=True)
+    for value in values.tolist():
+        if value not in table and value != IGNORED:
+            shown = _colour(value) if value > 1 << 24 else value
+            source.report.add('warning', 'value without a class: ignored', f'{mask}: {shown}')
+    labels = np.array([table.get(value, IGNORED) for value in values.tolist()], np.uint8)
+    return labels[inverse].reshape(codes.shape)
+
+
+def _codes(values: np.ndarray) -> np.ndarray:
+    """One number for each pixel; those of colours are above 2^24."""
+    if values.ndim == 2:
+        return values.astype(np.int64)
+    return values.astype(np.int64) @ np.array([65536, 256, 1]) + (1 << 24)
+
+
+def _code(colour: Sequence[int]) -> int:
+    return int(_codes(np.array([[colour]], np.int64))[0, 0])
+
+
+def _colour(code: int) -> tuple[int, int, int]:
+    return code >> 16 & 255, code >> 8 & 255, code & 255
+
+
+# Classes of whole images, and CSV.
+
+
+def find_csv(source: Source) -> list[str]:
+    """CSV files with columns, or RetinaNet's order, for image and class, and maybe corners."""
+    tables = {path: _csv_rows(source, path) for path in source.find('.csv', '.tsv')}
+    return [
+        path
+        for path, rows in tables.items()
+        if any(source.named(posixpath.basename(row['image'])) for _, row in rows[:SAMPLE])
+    ]
+
+
+def _csv_rows(source: Source, path: str) -> list[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file with their line; [] if it has no column of images."""
+    lines = source.lines(path)
+    delimiter = max('\t;,', key=lines[0].count) if lines else ','
+    rows = list(csv.reader(lines, delimiter=delimiter))
+    if not rows:
+        return []
+    keys: dict[str, int] = {}
+    for number, title in enumerate(rows[0]):
+        for key, titles in COLUMNS.items():
+            if title.strip().lower() in titles.split():
+                keys.setdefault(key, number)
+    header = 'image' in keys and 'label' in keys
+    if not header:
+        if not any(suffix(row[0]) in SUFFIXES for row in rows[:5]):
+            return []
+        order = ('image', *BOX, 'label') if len(rows[0]) >= 6 else ('image', 'label')
+        keys = {key: number for number, key in enumerate(order)}
+    return [
+        (f'line {number}', {key: row[i].strip() for key, i in keys.items() if i < len(row)})
+        for number, row in enumerate(rows, 1)
+        if number > header
+    ]
+
+
+def read_csv(source: Source, files: Sequence[str]) -> Iterator[Record]:
+    for file in files:
+        by_image: dict[str, Record] = {}
+        for line, row in _csv_rows(source, file):
+            with source.entry(f'{file}, {line}'):
+                image = source.image(row['image'], file)
+                record = Record(image, file, split_of(file))
+                record = by_image.setdefault(image, record)
+                if 'xmin' in row:
+                    if any(row[key] for key in BOX) or row['label']:
+                        if not row['label']:
+                            raise Skip('row without a class')
+                        box = rectangle(*(row[key] for key in BOX))
+                        record.objects.append(Object(row['label'], box))
+                elif not row['label']:
+                    raise Skip('row without a class')
+                elif record.label not in ('', row['label']):
+                    raise Skip('image with two classes', f'{record.label} and {row["label"]}')
+                else:
+                    record.label = row['label']
+        yield from by_image.values()
+
+
+def find_folders(source: Source) -> list[str]:
+    """Images in folders that are named after their classes."""
+    return list(source.images.values()) if len(set(_classes(source).values()) - {''}) > 1 else []
+
+
+def read_folders(source: Source, images: Sequence[str]) -> Iterator[Record]:
+    classes = _classes(source)
+    for image in images:
+        if classes[image]:
+            yield Record(image, image, label=classes[image])
+        else:
+            source.report.add('warning', 'image outside of the class folders', image)
+
+
+def _classes(source: Source) -> dict[str, str]:
+    """The class folder of each image: the first below what all share that names no split."""
+    folders = {image: posixpath.dirname(image) for image in source.images.values()}
+    shared = (
+        posixpath.commonpath([*filter(None, folders.values())]) if any(folders.values()) else ''
+    )
+    below = {image: folder[len(shared) :].split('/') for image, folder in folders.items()}
+    return {
+        image: next((part for part in parts if part and not split_of(part + '/')), '')
+        for image, parts in below.items()
+    }
