@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..datasets.load_image import reason
 from ..errors import UserError
-from .objects import json_files, rectangle, run_lengths
+from .geometry import rectangle, run_lengths
+from .objects import is_panoptic, json_files
 from .source import SUFFIXES, Object, Record, Skip, Source, split_of, stem, suffix, words
 
 IGNORED = 255
@@ -171,12 +172,7 @@ def read_instance_masks(source: Source, images: Sequence[str]) -> Iterator[Recor
 
 def find_panoptic(source: Source) -> list[str]:
     """COCO's panoptic files have ``segments_info``, and PNG files of ids beside them."""
-    return json_files(
-        source,
-        lambda c: (
-            isinstance(c.get('annotations'), list) and 'segments_info' in str(c['annotations'][:1])
-        ),
-    )
+    return json_files(source, is_panoptic)
 
 
 def read_panoptic(source: Source, files: Sequence[str]) -> Iterator[Record]:
@@ -192,15 +188,10 @@ def read_panoptic(source: Source, files: Sequence[str]) -> Iterator[Record]:
         names = {image['id']: image['file_name'] for image in content['images']}
         for entry in content['annotations']:
             with source.entry(f'{file}, image {entry.get("image_id")}'):
-                images = [p for p in source.named(names[entry['image_id']]) if not is_mask(p)]
-                image = (
-                    images[0] if len(images) == 1 else source.image(names[entry['image_id']], file)
-                )
-                masks = [p for p in source.named(entry['file_name']) if p != image]
-                if not masks:
-                    raise Skip('mask is missing', entry['file_name'])
-                hints = words(file) | {'panoptic'}
-                mask = max(masks, key=lambda path: len(words(path) & hints))
+                image = source.image(names[entry['image_id']], file)
+                mask = source.image(entry['file_name'], posixpath.splitext(file)[0] + '/')
+                if mask == image:
+                    raise Skip('image and mask have one path', mask)
                 values = read_mask(source, mask).astype(np.int64)
                 ids = values if values.ndim == 2 else values @ np.array([1, 256, 65536])
                 segments = partial(_segment, source, categories, ids)
@@ -212,9 +203,8 @@ def read_panoptic(source: Source, files: Sequence[str]) -> Iterator[Record]:
 def _segment(source: Source, categories: dict, ids: np.ndarray, segment: dict) -> Object | None:
     category = categories[segment['category_id']]
     if category['name'] not in source.classes:
-        source.report.add(
-            'note', 'segment of stuff: only for --task segmentation', category['name']
-        )
+        what = 'segment of stuff: only for --task segmentation'
+        source.report.add('note', what, category['name'])
         return None
     mask = run_lengths(ids == segment['id'])
     return Object(category['name'], None, mask, bool(segment.get('iscrowd')), segment.get('area'))
@@ -370,9 +360,8 @@ def read_folders(source: Source, images: Sequence[str]) -> Iterator[Record]:
 def _classes(source: Source) -> dict[str, str]:
     """The class folder of each image: the first below what all share that names no split."""
     folders = {image: posixpath.dirname(image) for image in source.images.values()}
-    shared = (
-        posixpath.commonpath([*filter(None, folders.values())]) if any(folders.values()) else ''
-    )
+    inside = [folder for folder in folders.values() if folder]
+    shared = posixpath.commonpath(inside) if inside else ''
     below = {image: folder[len(shared) :].split('/') for image, folder in folders.items()}
     return {
         image: next((part for part in parts if part and not split_of(part + '/')), '')

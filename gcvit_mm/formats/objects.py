@@ -4,7 +4,6 @@ A format is two functions: one names its label files in a source, one yields the
 """
 
 import base64
-import io
 import math
 import zlib
 from collections import defaultdict
@@ -14,11 +13,11 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
-from PIL import Image
 from pycocotools import mask as mask_utils
 
 from ..datasets.check.coco_file import FLAG
 from ..errors import UserError
+from .geometry import ellipse, placed, png, polygon, rectangle, run_lengths
 from .source import SPLITS, Object, Record, Skip, Source, split_of, stem
 
 LONGEST = 10**8
@@ -27,65 +26,21 @@ CLASS_KEYS = ('class', 'label', 'name', 'type', 'category')
 """What people call the attribute that holds the class, in VIA."""
 
 
-# Geometry.
-
-
-def run_lengths(mask: np.ndarray) -> dict:
-    """Encode a mask (H, W) as COCO's compressed run lengths."""
-    rle = mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {'size': rle['size'], 'counts': rle['counts'].decode()}
-
-
-def rectangle(left: Any, top: Any, right: Any, bottom: Any) -> list[float]:
-    """A box x, y, width, height from two corners, in any order."""
-    x, right, y, bottom = float(left), float(right), float(top), float(bottom)
-    return [min(x, right), min(y, bottom), abs(right - x), abs(bottom - y)]
-
-
-def polygon(points: Any) -> list[float]:
-    """A flat polygon from pairs."""
-    return [float(value) for x, y in points for value in (x, y)]
-
-
-def ellipse(x: Any, y: Any, rx: Any, ry: Any, angle: Any = 0) -> list[float]:
-    """A polygon of 64 points; the angle is in radians."""
-    x, y, rx, ry, angle = map(float, (x, y, rx, ry, angle))
-    cos, sin = math.cos(angle), math.sin(angle)
-    turns = [(rx * math.cos(t), ry * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 65)[:-1]]
-    return polygon((x + cos * a - sin * b, y + sin * a + cos * b) for a, b in turns)
-
-
-def placed(pixels: np.ndarray, corner: Sequence[Any], size: tuple[int, int]) -> dict:
-    """The run lengths of a mask that lies at (left, top) in an image of size (width, height)."""
-    whole = np.zeros((size[1], size[0]), np.uint8)
-    left, top = (int(float(value)) for value in corner)
-    if left < 0 or top < 0:
-        raise Skip('mask is outside the image', f'{left}, {top}')
-    inside = whole[top : top + pixels.shape[0], left : left + pixels.shape[1]]
-    inside[:] = pixels[: inside.shape[0], : inside.shape[1]] > 0
-    return run_lengths(whole)
-
-
-def png(text: str | bytes) -> np.ndarray:
-    """The opaque or bright pixels of a PNG in base64."""
-    with Image.open(io.BytesIO(text if isinstance(text, bytes) else base64.b64decode(text))) as i:
-        values = np.asarray(i)
-    return values[..., -1] if values.ndim == 3 else values
-
-
 # COCO.
 
 
 def find_coco(source: Source) -> list[str]:
     """COCO files have lists of images, categories and annotations."""
+    return json_files(source, lambda content: is_coco(content) and not is_panoptic(content))
 
-    def is_coco(content: Any) -> bool:
-        lists = [content.get(key) for key in ('images', 'categories', 'annotations')]
-        return all(isinstance(item, list) for item in lists) and 'segments_info' not in str(
-            lists[2][:1]
-        )
 
-    return json_files(source, is_coco)
+def is_coco(content: dict) -> bool:
+    lists = (content.get(key) for key in ('images', 'categories', 'annotations'))
+    return all(isinstance(item, list) for item in lists)
+
+
+def is_panoptic(content: dict) -> bool:
+    return is_coco(content) and 'segments_info' in str(content['annotations'][:1])
 
 
 def read_coco(source: Source, files: Sequence[str]) -> Iterator[Record]:

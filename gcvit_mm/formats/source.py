@@ -173,9 +173,7 @@ class Source:
                     return list(names)
                 names = self.lines(path)
                 pairs = [re.fullmatch(r'\d+[\s:,]+(.*\D.*)', name) for name in names]
-                return [
-                    pair[1] if pair and all(pairs) else name for pair, name in zip(pairs, names)
-                ]
+                return [pair[1] for pair in pairs if pair] if all(pairs) else names
         return []
 
     # Entries of label files.

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from ..datasets.check.coco_file import is_number, wrong_fields
-from ..datasets.check.objects import MARGIN, check_object
+from ..datasets.check.objects import check_object
 from ..fileio import atomic_text, atomic_write
 from .maps import IGNORED
 from .objects import run_lengths
@@ -79,13 +78,13 @@ def _annotation(item: Object, size: tuple[int, int]) -> dict:
     for finding in check_object(result, width, height, needs_mask=False, draw=False):
         if finding.severity == 'error':
             raise Skip(finding.what, finding.where)
-    own = _extent(mask) if isinstance(mask, list) else None
-    clipped = own is not None and _beyond(own, size)
+    own = extent(mask) if isinstance(mask, list) else None
+    clipped = own is not None and beyond(own, size)
     if clipped:
         mask = result['segmentation'] = run_lengths(mask_utils.decode(encode(mask, size)))
         own = None
     box = box or own or mask_utils.toBbox(encode(mask, size)).tolist()
-    if _beyond(box, size):
+    if beyond(box, size):
         x, y, w, h = box
         left, top = max(x, 0), max(y, 0)
         box, clipped = [left, top, min(x + w, width) - left, min(y + h, height) - top], True
@@ -97,26 +96,6 @@ def _annotation(item: Object, size: tuple[int, int]) -> dict:
     if not area:
         raise Skip('mask covers no pixel', box)
     return {**result, 'bbox': box, 'area': area, 'clipped': clipped}
-
-
-def _extent(polygons: list[list[float]]) -> list[float]:
-    xs, ys = ([value for part in polygons for value in part[axis::2]] for axis in (0, 1))
-    return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-
-
-def _beyond(box: Sequence[float], size: tuple[int, int]) -> bool:
-    x, y, w, h = box
-    return min(x, y, size[0] - x - w, size[1] - y - h) < -MARGIN
-
-
-def encode(mask: Any, size: tuple[int, int]) -> Any:
-    """Pycocotools' run lengths of polygons or COCO's run lengths."""
-    encoded = mask_utils.frPyObjects(mask, size[1], size[0]) if _is_plain(mask) else mask
-    return mask_utils.merge(encoded) if isinstance(encoded, list) else encoded
-
-
-def _is_plain(mask: Any) -> bool:
-    return isinstance(mask, list) or isinstance(mask['counts'], list)
 
 
 def coco(samples: Sequence[Sample], classes: Sequence[str]) -> str:
@@ -206,22 +185,6 @@ def to_yolo(
     # JSON is YAML too.
     atomic_text(folder / 'data.yaml', json.dumps({**folders, **names}, ensure_ascii=False) + '\n')
     return f'images/{split}'
-
-
-def one_polygon(mask: Any, size: tuple[int, int]) -> list[float]:
-    """One polygon of all parts of a mask, joined by lines of no width; run lengths are traced."""
-    if isinstance(mask, dict):
-        pixels = mask_utils.decode(encode(mask, size))
-        fine = cv2.resize(pixels, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
-        outlines, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        mask = [
-            ((outline.reshape(-1) + 0.5) / 4).tolist() for outline in outlines if len(outline) > 2
-        ]
-    first, *others = mask
-    joined = list(first)
-    for part in others:
-        joined += first[:2] + part + part[:2]
-    return joined + first[:2] * bool(others)
 
 
 def to_voc(
