@@ -17,8 +17,8 @@ from pycocotools import mask as mask_utils
 from ..datasets.check.coco_file import is_number, wrong_fields
 from ..datasets.check.objects import check_object
 from ..fileio import atomic_text, atomic_write
+from .geometry import beyond, encode, extent, one_polygon, run_lengths
 from .maps import IGNORED
-from .objects import run_lengths
 from .source import Object, Record, Skip, Source, stem, suffix
 
 
@@ -101,7 +101,8 @@ def _annotation(item: Object, size: tuple[int, int]) -> dict:
 def coco(samples: Sequence[Sample], classes: Sequence[str]) -> str:
     """A COCO file."""
     numbers = {name: number for number, name in enumerate(classes, 1)}
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number, sample in enumerate(samples, 1):
         width, height = sample.size
         entry = {'id': number, 'file_name': sample.name, 'width': width, 'height': height}
