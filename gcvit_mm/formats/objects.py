@@ -133,7 +133,7 @@ def read_yolo(source: Source, files: Sequence[str]) -> Iterator[Record]:
                 prefix = '/'.join(inside[start:]) + '/'
                 held = [image for image in source.images.values() if image.startswith(prefix)]
                 source.listed.update(dict.fromkeys(held, SPLITS[key]))
-                if held:
+                if held or split_of(f'{inside[start]}/'):
                     break
     labelled: set[str] = set()
     for file in files:

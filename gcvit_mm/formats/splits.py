@@ -53,13 +53,13 @@ def split(
     splits: dict[str, list[Sample]] = {'train': [], 'val': [], 'test': []}
     for sample in samples:
         record = sample.record
-        if source.listed and record.image not in source.listed:
-            what = 'image is in no list of a split: not used'
-            source.report.add('warning', what, record.image)
-            continue
         folder = posixpath.dirname(record.image) + '/'
         own = source.listed.get(record.image) or record.split or split_of(folder)
-        splits[own or 'train'].append(sample)
+        if source.listed and not own:
+            what = 'image is in no list of a split: not used'
+            source.report.add('warning', what, record.image)
+        else:
+            splits[own or 'train'].append(sample)
     if not splits['train']:
         splits = {'train': [*splits['val'], *splits['test']], 'val': [], 'test': []}
     if not splits['val']:

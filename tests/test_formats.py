@@ -1,0 +1,514 @@
+"""Labels in other formats are read exactly, nothing is lost silently, and bad files are named."""
+
+import base64
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from command_line import fail, succeed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as mask_utils
+
+from gcvit_mm import formats
+from gcvit_mm.datasets.check import Report
+from gcvit_mm.errors import UserError
+from gcvit_mm.formats import Dataset, bring_in, export, recognise
+
+SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
+needs_samples = pytest.mark.skipif(not SAMPLES, reason='GCVIT_MM_SAMPLES is not set')
+CLASSES = ['zebra', 'apple pie', 'Größe']
+# Image, width, height, split, and objects: class, box as corners.
+TRUTH = [
+    ('a b.jpg', 80, 60, 'train', [('zebra', (4, 5, 24, 35)), ('Größe', (30.5, 10.25, 70, 50))]),
+    ('straße.JPG', 64, 96, 'train', [('apple pie', (0, 0, 64, 96))]),
+    ('empty.png', 32, 32, 'train', []),
+    ('c.d.jpeg', 50, 40, 'val', [('zebra', (10, 10, 20, 20)), ('zebra', (25, 5, 45, 35))]),
+]
+
+
+def scene(folder, layout='images/{split}/{name}', truth=TRUTH, pixels=None):
+    """Write the images of the truth; give their paths."""
+    rng = np.random.default_rng(0)
+    paths = {}
+    for name, width, height, split, _ in truth:
+        path = folder / layout.format(split=split, name=name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(path)
+        paths[name] = path
+    return paths
+
+
+def corners(box):
+    """A polygon of a box, with more corners than a box has."""
+    x, y, right, bottom = box
+    return [(x, y), (right, y), (right, bottom), ((x + right) / 2, bottom), (x, bottom)]
+
+
+def flat(points):
+    return [float(value) for point in points for value in point]
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding='utf-8')
+
+
+# Each writes the truth in a format as its tools do, by what their documents say.
+
+
+def as_coco(folder, truth=TRUTH):
+    scene(folder, '{split}2017/{name}', truth)
+    for split in ('train', 'val'):
+        content = {'images': [], 'annotations': [], 'categories': []}
+        content['categories'] = [{'id': 7 - i, 'name': c} for i, c in enumerate(CLASSES)]
+        for name, width, height, own, objects in truth:
+            if own == split:
+                number = 100 + len(content['images'])
+                entry = {'id': number, 'file_name': name, 'width': width, 'height': height}
+                content['images'].append(entry)
+                for label, box in objects:
+                    x, y, right, bottom = box
+                    annotation = {
+                        'id': len(content['annotations']),
+                        'image_id': number,
+                        'category_id': 7 - CLASSES.index(label),
+                        'bbox': [x, y, right - x, bottom - y],
+                        'area': (right - x) * (bottom - y),
+                        'iscrowd': 0,
+                        'segmentation': [flat(corners(box))],
+                    }
+                    content['annotations'].append(annotation)
+        write(folder / f'annotations/instances_{split}2017.json', content)
+    return folder
+
+
+def as_yolo(folder, truth=TRUTH, polygons=False, layout='images/{split}/{name}', listed=False):
+    paths = scene(folder, layout, truth)
+    for name, width, height, _, objects in truth:
+        lines = []
+        for label, (x, y, right, bottom) in objects:
+            numbers = (x + right) / 2 / width, (y + bottom) / 2 / height
+            numbers += (right - x) / width, (bottom - y) / height
+            if polygons:
+                points = corners((x, y, right, bottom))
+                numbers = flat((px / width, py / height) for px, py in points)
+            lines.append(' '.join(map(repr, (CLASSES.index(label), *numbers))))
+        text = str(paths[name].relative_to(folder)).replace('images', 'labels')
+        file = (folder / text).with_suffix('.txt')
+        if objects:
+            write(file, ''.join(f'{line}\r\n' for line in lines))
+    settings = {'names': CLASSES, 'nc': 3, 'train': '../train/images', 'val': '../valid/images'}
+    if listed:
+        settings |= {'train': 'train.txt', 'val': 'val.txt'}
+        for split in ('train', 'val'):
+            own = [n for n, *_, s, _ in truth if s == split]
+            lines = [f'./{paths[name].relative_to(folder)}\n' for name in own]
+            write(folder / f'{split}.txt', ''.join(lines))
+    write(folder / 'data.yaml', yaml.safe_dump(settings, allow_unicode=True))
+    return folder
+
+
+def as_yolo_polygons(folder, truth=TRUTH):
+    return as_yolo(folder, truth, polygons=True)
+
+
+def as_roboflow(folder, truth=TRUTH):
+    return as_yolo(folder, truth, layout='{split}/images/{name}')
+
+
+def as_yolo_lists(folder, truth=TRUTH):
+    return as_yolo(folder, truth, layout='images/{name}', listed=True)
+
+
+def as_voc(folder, truth=TRUTH):
+    scene(folder, 'VOCdevkit/VOC2012/JPEGImages/{name}', truth)
+    root = folder / 'VOCdevkit/VOC2012'
+    lists = {'train': '', 'val': ''}
+    for name, width, height, split, objects in truth:
+        nodes = ''
+        for label, box in objects:
+            values = zip(('xmax', 'xmin', 'ymax', 'ymin'), [box[i] for i in (2, 0, 3, 1)])
+            inside = ''.join(f'<{key}>{value}</{key}>' for key, value in values)
+            nodes += f'<object><name>{label}</name><bndbox>{inside}</bndbox></object>'
+        size = f'<size><width>{width}</width><height>{height}</height><depth>3</depth></size>'
+        text = f'<annotation><filename>{name}</filename>{size}{nodes}</annotation>'
+        base = os.path.splitext(name)[0]
+        write(root / 'Annotations' / f'{base}.xml', text)
+        lists[split] += f'{base}\n'
+    for split, text in lists.items():
+        write(root / 'ImageSets/Main' / f'{split}.txt', text)
+    return folder
+
+
+def as_labelme(folder, truth=TRUTH, shape='polygon'):
+    scene(folder, '{split}/{name}', truth)
+    for name, width, height, split, objects in truth:
+        shapes = []
+        for label, box in objects:
+            points = corners(box) if shape == 'polygon' else [box[:2], box[2:]]
+            shapes.append({'label': label, 'points': points, 'shape_type': shape})
+        content = {
+            'imagePath': f'..\\{split}\\{name}',
+            'shapes': shapes,
+            'imageWidth': width,
+            'imageHeight': height,
+            'imageData': base64.b64encode(b'pixels').decode(),
+        }
+        write(folder / split / f'{os.path.splitext(name)[0]}.json', content)
+    return folder
+
+
+def as_cvat(folder, truth=TRUTH, shape='polygon'):
+    scene(folder, 'images/{name}', truth)
+    labels = ''.join(f'<label><name>{c}</name><color>#0a0b0c</color></label>' for c in CLASSES)
+    images = ''
+    for number, (name, width, height, split, objects) in enumerate(truth):
+        nodes = ''
+        for label, box in objects:
+            points = ';'.join(f'{x},{y}' for x, y in corners(box))
+            place = f'points="{points}"' if shape == 'polygon' else ''
+            for key, value in zip(('xtl', 'ytl', 'xbr', 'ybr'), box) if shape == 'box' else ():
+                place += f' {key}="{value}"'
+            nodes += f'<{shape} label="{label}" occluded="0" {place} z_order="0"></{shape}>'
+        size = f'width="{width}" height="{height}" subset="{split}"'
+        images += f'<image id="{number}" name="{name}" {size}>{nodes}</image>'
+    meta = f'<meta><job><labels>{labels}</labels></job></meta>'
+    write(folder / 'annotations.xml', f'<annotations>{meta}{images}</annotations>')
+    return folder
+
+
+def as_via(folder, truth=TRUTH):
+    scene(folder, '{split}/{name}', truth)
+    for split in ('train', 'val'):
+        entries = {}
+        for name, _, _, own, objects in truth:
+            regions = []
+            for label, box in objects:
+                xs, ys = zip(*corners(box), strict=True)
+                shape = {'name': 'polygon', 'all_points_x': xs, 'all_points_y': ys}
+                attributes = {'quality': {'good': True}, 'class': label}
+                regions.append({'shape_attributes': shape, 'region_attributes': attributes})
+            if own == split:
+                entries[f'{name}123'] = {'filename': name, 'size': 123, 'regions': regions}
+        content = {'_via_settings': {}, '_via_img_metadata': entries, '_via_attributes': {}}
+        write(folder / split / 'via_region_data.json', content)
+    return folder
+
+
+def as_supervisely(folder, truth=TRUTH):
+    scene(folder, '{split}/img/{name}', truth)
+    write(folder / 'meta.json', {'classes': [{'title': c, 'color': '#010203'} for c in CLASSES]})
+    for name, width, height, split, objects in truth:
+        entries = []
+        for label, (x, y, right, bottom) in objects:
+            points = {'exterior': corners((x, y, right, bottom)), 'interior': []}
+            entry = {'classTitle': label, 'geometryType': 'polygon', 'points': points}
+            entries.append(entry)
+        content = {'size': {'width': width, 'height': height}, 'objects': entries}
+        write(folder / split / 'ann' / f'{name}.json', content)
+    return folder
+
+
+def as_csv(folder, truth=TRUTH, header=True):
+    for split in ('train', 'val'):
+        own = [entry for entry in truth if entry[3] == split]
+        scene(folder, '{split}/{name}', own)
+        text = io.StringIO()
+        rows = csv.writer(text)
+        if header:
+            rows.writerow('filename width height class xmin ymin xmax ymax'.split())
+        for name, width, height, _, objects in own:
+            for label, box in objects:
+                row = [name, width, height, label, *box] if header else [name, *box, label]
+                rows.writerow(row)
+            if not objects:
+                rows.writerow([name, width, height, *[''] * 5] if header else [name, *[''] * 5])
+        write(folder / split / 'labels.csv', text.getvalue())
+    return folder
+
+
+def as_retinanet(folder, truth=TRUTH):
+    return as_csv(folder, truth, header=False)
+
+
+OBJECTS = {
+    'coco': (as_coco, 'instances'),
+    'yolo': (as_yolo, 'detection'),
+    'yolo-polygons': (as_yolo_polygons, 'instances'),
+    'yolo-roboflow': (as_roboflow, 'detection'),
+    'yolo-lists': (as_yolo_lists, 'detection'),
+    'voc': (as_voc, 'detection'),
+    'labelme': (as_labelme, 'instances'),
+    'cvat': (as_cvat, 'instances'),
+    'via': (as_via, 'instances'),
+    'supervisely': (as_supervisely, 'instances'),
+    'csv': (as_csv, 'detection'),
+    'csv-retinanet': (as_retinanet, 'detection'),
+}
+
+
+def contents(dataset, split):
+    """The objects of each image by its name: class, box, mask, crowd."""
+    content = json.loads(dataset.ann_file(split).read_text())
+    names = {c['id']: c['name'] for c in content['categories']}
+    found = {}
+    for image in content['images']:
+        path = dataset.images / image['file_name']
+        with Image.open(path) as opened:
+            assert opened.size == (image['width'], image['height'])
+        own = [a for a in content['annotations'] if a['image_id'] == image['id']]
+        found[path.name] = sorted(
+            (names[a['category_id']], tuple(a['bbox']), pixels(a, image), a['iscrowd']) for a in own
+        )
+    return found
+
+
+def pixels(annotation, image):
+    mask = annotation['segmentation']
+    if not mask:
+        return ''
+    height, width = image['height'], image['width']
+    if isinstance(mask, list):
+        mask = mask_utils.merge(mask_utils.frPyObjects(mask, height, width))
+    elif isinstance(mask['counts'], list):
+        mask = mask_utils.frPyObjects(mask, height, width)
+    return mask_utils.decode(mask).tobytes().hex()
+
+
+def expected(truth, split, masks, empty=True):
+    result = {}
+    for name, width, height, own, objects in truth:
+        if own == split:
+            result[name] = sorted(
+                (
+                    label,
+                    (x, y, right - x, bottom - y),
+                    pixels(
+                        {'segmentation': [flat(corners((x, y, right, bottom)))] if masks else []},
+                        {'height': height, 'width': width},
+                    ),
+                    0,
+                )
+                for label, (x, y, right, bottom) in objects
+            )
+    return result
+
+
+def close(ours, theirs):
+    """Equal but for rounding of boxes that are shares of the image."""
+    assert ours.keys() == theirs.keys()
+    for name, objects in ours.items():
+        assert [(o[0], o[2], o[3]) for o in objects] == [(o[0], o[2], o[3]) for o in theirs[name]]
+        boxes = [box for _, box, *_ in objects], [box for _, box, *_ in theirs[name]]
+        np.testing.assert_allclose(*boxes, atol=1e-9)
+
+
+def problems(dataset):
+    return {what: places for (_, what), places in dataset.reports[0].problems.items()}
+
+
+@pytest.mark.parametrize('format', OBJECTS)
+def test_objects_of_each_format_arrive_exactly(format, tmp_path):
+    make, task = OBJECTS[format]
+    before = files(make(tmp_path / 'the source'))
+    dataset = bring_in(tmp_path / 'the source', tmp_path / 'out')
+    assert dataset.format == format.split('-')[0]
+    assert dataset.task == task
+    declared = format.split('-')[0] in ('coco', 'yolo', 'cvat', 'supervisely')
+    assert dataset.classes == tuple(CLASSES if declared else sorted(CLASSES))
+    for split in ('train', 'val'):
+        close(contents(dataset, split), expected(TRUTH, split, task == 'instances'))
+    assert not {'warning', 'error'} & {severity for severity, _ in dataset.reports[0].problems}
+    assert files(tmp_path / 'the source') == before, 'the source is changed'
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+# Masks: of instances, in colours, as label maps. Values of pixels must arrive exactly.
+
+
+def blobs(width, height, seed=0):
+    """Values 0 to 3 (H, W), each a rectangle with a notch, so that no box is the mask."""
+    values = np.zeros((height, width), np.uint8)
+    for value in (1, 2, 3):
+        left = 2 + (value - 1) * width // 3
+        values[3 + seed : height - 4, left : left + width // 4] = value
+        values[3 + seed : 6 + seed, left : left + 3] = 0
+    return values
+
+
+MAPS = {name: blobs(w, h, i) for i, (name, w, h, *_) in enumerate(TRUTH)}
+COLORS = {'void': (0, 0, 0), 'Sky': (128, 64, 128), 'tree top': (1, 2, 3), 'car': (255, 0, 9)}
+
+
+def save(path, values, palette=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(values)
+    if palette:
+        image.putpalette(palette)
+    image.save(path)
+
+
+def stem(name):
+    return os.path.splitext(name)[0]
+
+
+def as_pennfudan(folder):
+    for name in scene(folder, 'PNGImages/{name}'):
+        save(folder / 'PedMasks' / f'{stem(name)}_mask.png', MAPS[name])
+    return folder
+
+
+def as_nuclei(folder):
+    for name in scene(folder, 'dummy/{name}'):
+        place = folder / 'stage1_train' / stem(name)
+        (place / 'images').mkdir(parents=True)
+        (folder / 'dummy' / name).rename(place / 'images' / name)
+        for value in (1, 2, 3):
+            save(place / 'masks' / f'{value * 77}.png', (MAPS[name] == value) * np.uint8(255))
+    (folder / 'dummy').rmdir()
+    return folder
+
+
+def as_panoptic(folder):
+    content = {'images': [], 'annotations': []}
+    content['categories'] = [
+        {'id': 5, 'name': 'thing', 'isthing': 1},
+        {'id': 9, 'name': 'stuff', 'isthing': 0},
+    ]
+    for number, name in enumerate(scene(folder, 'val2017/{name}')):
+        ids = MAPS[name].astype(np.uint32) * 70000
+        save(
+            folder / 'annotations/panoptic_val2017' / f'{stem(name)}.png',
+            np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8),
+        )
+        content['images'].append({'id': number, 'file_name': name})
+        segments = [{'id': v * 70000, 'category_id': 9 if v == 3 else 5} for v in (1, 2, 3)]
+        entry = {'image_id': number, 'file_name': f'{stem(name)}.png', 'segments_info': segments}
+        content['annotations'].append(entry)
+    write(folder / 'annotations/panoptic_val2017.json', content)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('make', 'format', 'values'),
+    [
+        (as_pennfudan, 'instance-masks', (1, 2, 3)),
+        (as_nuclei, 'instance-masks', (1, 2, 3)),
+        (as_panoptic, 'panoptic', (1, 2)),
+    ],
+    ids=['pennfudan', 'nuclei', 'panoptic'],
+)
+def test_masks_of_instances_arrive_to_the_pixel(make, format, values, tmp_path):
+    dataset = bring_in(make(tmp_path / 'source'))
+    assert (dataset.format, dataset.task) == (format, 'instances')
+    assert len(dataset.classes) == 1
+    found = {name: own for s in ('train', 'val') for name, own in contents(dataset, s).items()}
+    for name, truth in MAPS.items():
+        masks = [(truth == value).astype(np.uint8) for value in values]
+        ours = sorted(mask for _, _, mask, _ in found[name])
+        assert ours == sorted(np.asfortranarray(mask).tobytes().hex() for mask in masks)
+        boxes = sorted(box for _, box, *_ in found[name])
+        ys, xs = np.nonzero(masks[0])
+        first = xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1
+        assert boxes[0] == pytest.approx(first)
+
+
+def as_camvid(folder, alpha=False):
+    colours = np.array([*COLORS.values()], np.uint8)
+    for name in scene(folder, '701_StillsRaw_full/{name}'):
+        mask = colours[MAPS[name]]
+        mask = np.dstack([mask, np.full(mask.shape[:2], 200, np.uint8)]) if alpha else mask
+        save(folder / 'LabeledApproved_full' / f'{stem(name)}_L.png', mask)
+    lines = [f'{r} {g} {b}\t\t{name}\r\n' for name, (r, g, b) in COLORS.items()]
+    write(folder / 'label_colors.txt', ''.join(lines))
+    return folder
+
+
+def as_class_dict(folder):
+    as_camvid(folder, alpha=True)
+    (folder / 'label_colors.txt').unlink()
+    lines = [f'{name},{r},{g},{b}\n' for name, (r, g, b) in COLORS.items()]
+    write(folder / 'class_dict.csv', 'name,r,g,b\n' + ''.join(lines))
+    return folder
+
+
+def as_cvat_masks(folder):
+    """CVAT's "Segmentation mask 1.1": palettes, and a second mask with instances."""
+    palette = [value for color in COLORS.values() for value in color]
+    for name in scene(folder, 'JPEGImages/{name}'):
+        for kind in ('SegmentationClass', 'SegmentationObject'):
+            save(folder / kind / f'{stem(name)}.png', MAPS[name], palette)
+    lines = [f'{name}:{r},{g},{b}::\n' for name, (r, g, b) in COLORS.items()]
+    write(folder / 'labelmap.txt', '# label:color_rgb:parts:actions\n' + ''.join(lines))
+    return folder
+
+
+def as_label_maps(folder, names='void\nSky\ntree top\ncar\n'):
+    for name in scene(folder, 'images/{name}'):
+        save(folder / 'annotations' / f'{stem(name)}.png', MAPS[name])
+    write(folder / 'classes.txt', '\ufeff' + names)
+    return folder
+
+
+def as_ade(folder):
+    numbered = ''.join(f'{i}: {name}\n' for i, name in enumerate(COLORS))
+    return as_label_maps(folder, numbered)
+
+
+@pytest.mark.parametrize('make', [as_camvid, as_class_dict, as_cvat_masks, as_label_maps, as_ade])
+def test_masks_of_classes_arrive_to_the_pixel(make, tmp_path):
+    dataset = bring_in(make(tmp_path / 'source'), tmp_path / 'out')
+    assert dataset.task == 'segmentation'
+    assert dataset.classes == ('Sky', 'tree top', 'car')
+    if make not in (as_label_maps, as_ade):
+        assert dataset.palette == tuple([*COLORS.values()][1:])
+    assert maps_of(dataset).keys() == MAPS.keys()
+    for name, values in maps_of(dataset).items():
+        np.testing.assert_array_equal(values, MAPS[name] - np.uint8(1))  # void, 0, is 255
+
+
+def maps_of(dataset):
+    """The label maps that mmseg finds with the settings of the data set."""
+    from mmseg.datasets import BaseSegDataset
+
+    found = {}
+    for split in dataset.counts:
+        for entry in BaseSegDataset(**dataset.settings(split), pipeline=[]).load_data_list():
+            values = np.array(Image.open(entry['seg_map_path']))
+            found[os.path.basename(entry['img_path'])] = values
+    return found
+
+
+@pytest.mark.parametrize('white', [255, 1])
+def test_binary_masks_are_background_and_foreground(white, tmp_path):
+    for name in scene(tmp_path / 's', 'image/{name}'):
+        save(tmp_path / 's/mask' / f'{stem(name)}.png', (MAPS[name] > 1) * np.uint8(white))
+    dataset = bring_in(tmp_path / 's')
+    if white == 255:
+        assert dataset.classes == ('background', 'foreground')
+    for name, values in maps_of(dataset).items():
+        np.testing.assert_array_equal(values, MAPS[name] > 1)
+
+
+def test_colours_without_a_list_are_numbered(tmp_path):
+    as_camvid(tmp_path)
+    (tmp_path / 'label_colors.txt').unlink()
+    dataset = bring_in(tmp_path)
+    assert sorted(dataset.palette) == sorted(COLORS.values())
+    for name, values in maps_of(dataset).items():
+        colours = np.array(dataset.palette)[values]
+        np.testing.assert_array_equal(colours, np.array([*COLORS.values()])[MAPS[name]])
