@@ -512,3 +512,154 @@ def test_colours_without_a_list_are_numbered(tmp_path):
     for name, values in maps_of(dataset).items():
         colours = np.array(dataset.palette)[values]
         np.testing.assert_array_equal(colours, np.array([*COLORS.values()])[MAPS[name]])
+
+
+# Classes of images.
+
+
+def as_folders(folder, layout='{split}/{label}/{number}.jpg', count=10):
+    rng = np.random.default_rng(0)
+    for number in range(3 * count):
+        label, split = CLASSES[number % 3], 'valid' if number < count // 2 else 'train'
+        path = folder / layout.format(split=split, label=label, number=number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(path)
+    return folder
+
+
+def labels_of(dataset):
+    """The classes of images as mmpretrain reads them with the settings of the data set."""
+    from mmpretrain.datasets import CustomDataset
+
+    return {
+        split: {
+            os.path.relpath(entry['img_path'], dataset.images): dataset.classes[entry['gt_label']]
+            for entry in CustomDataset(**dataset.settings(split), pipeline=[])
+        }
+        for split in dataset.counts
+    }
+
+
+@pytest.mark.parametrize(
+    'layout',
+    [
+        '{split}/{label}/{number}.jpg',
+        '{label}/{number}.jpg',
+        'my photos/raw/{split}/{label}/day 1/{number}.jpg',
+    ],
+)
+def test_class_folders_are_classes(layout, tmp_path):
+    dataset = bring_in(as_folders(tmp_path / 'source', layout))
+    assert (dataset.format, dataset.task) == ('folders', 'classification')
+    assert dataset.classes == tuple(sorted(CLASSES))
+    labels = labels_of(dataset)
+    assert [len(labels[s]) for s in ('train', 'val')] == [25, 5] if 'split' in layout else [24, 6]
+    for own in labels.values():
+        assert all(f'/{label}/' in f'/{path}' for path, label in own.items())
+        assert set(own.values()) == set(CLASSES)
+
+
+def test_a_csv_of_labels_is_read_with_any_names_of_columns(tmp_path):
+    as_folders(tmp_path, '{label}{number}.jpg')
+    names = sorted(path.name for path in tmp_path.iterdir())
+    rows = [f'{stem(name)};{re.sub("[0-9]+$", "", stem(name))}\r\n' for name in names]
+    write(tmp_path / 'train.csv', '\ufeffID;Breed\r\n' + ''.join(rows))
+    dataset = bring_in(tmp_path)
+    assert (dataset.format, dataset.classes) == ('csv', tuple(sorted(CLASSES)))
+    for own in labels_of(dataset).values():
+        assert own
+        assert all(path.startswith(label) for path, label in own.items())
+
+
+# Splits.
+
+
+def names_of(dataset, split):
+    return {line.rpartition(' ')[0] for line in dataset.ann_file(split).read_text().splitlines()}
+
+
+def test_a_split_is_drawn_from_the_seed_with_a_share_of_each_class(tmp_path):
+    as_folders(tmp_path / 's', '{label}/{number}.jpg', count=20)
+    first, again, other = (
+        names_of(bring_in(tmp_path / 's', tmp_path / str(i), seed=seed), 'val')
+        for i, seed in enumerate((3, 3, 4))
+    )
+    assert first == again != other
+    assert len(first) == 12
+    assert {sum(name.startswith(label) for name in first) for label in CLASSES} == {4}
+    assert len(names_of(bring_in(tmp_path / 's', val=0.5), 'val')) == 30
+
+
+def test_frames_of_a_video_and_copies_stay_on_one_side(tmp_path):
+    rng = np.random.default_rng(1)
+    rows = ['image,class']
+    for video in range(12):
+        for frame in range(4):
+            name = f'cam{video}_{frame:04}.png'
+            noise = rng.integers(0, 255, (24, 24, 3), np.uint8)
+            Image.fromarray(noise).save(tmp_path / name)
+            rows.append(f'{name},{"ab"[frame % 2]}')
+    write(tmp_path / 'labels.csv', '\n'.join(rows))
+    dataset = bring_in(tmp_path, tmp_path / 'out')
+    videos = [{name.split('_')[0] for name in names_of(dataset, s)} for s in ('train', 'val')]
+    assert videos[0].isdisjoint(videos[1])
+    assert len(videos[1]) in (2, 3)
+
+
+def test_near_duplicates_stay_on_one_side(tmp_path):
+    rng = np.random.default_rng(1)
+    rows = ['image,class']
+    for number in range(20):
+        small = Image.fromarray(rng.integers(0, 255, (6, 6, 3), np.uint8))
+        small.resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / f'{number}.png')
+        small.resize((90, 90), Image.Resampling.BILINEAR).save(tmp_path / f'x{number}.jpg')
+        rows += [f'{number}.png,{"ab"[number % 2]}', f'x{number}.jpg,{"ab"[number % 2]}']
+    write(tmp_path / 'labels.csv', '\n'.join(rows))
+    for seed in range(3):
+        dataset = bring_in(tmp_path, tmp_path / 'out', seed=seed)
+        sides = [{re.search(r'\d+', n)[0] for n in names_of(dataset, s)} for s in ('train', 'val')]
+        assert sides[0].isdisjoint(sides[1])
+        assert len(names_of(dataset, 'val')) == 8
+
+
+# Back to other formats.
+
+
+@pytest.mark.parametrize('to', formats.WRITERS)
+@pytest.mark.parametrize('copy', [False, True])
+def test_what_is_written_for_other_tools_is_read_again(to, copy, tmp_path):
+    as_coco(tmp_path / 'source')
+    export(tmp_path / 'source', tmp_path / to, to, copy=copy)
+    images = [
+        path for path in (tmp_path / to).rglob('*') if path.suffix.lower() in ('.jpg', '.png')
+    ]
+    assert {path.is_symlink() for path in images} == {not copy}
+    dataset = bring_in(tmp_path / to, tmp_path / 'out')
+    assert dataset.format == to
+    masks = to != 'voc'
+    assert dataset.task == ('instances' if masks else 'detection')
+    for split in ('train', 'val'):
+        close(contents(dataset, split), expected(TRUTH, split, masks))
+
+
+boxes = st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(2, 20)] * 2)
+objects = st.lists(st.tuples(st.sampled_from(CLASSES), boxes), max_size=4)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    images=st.lists(objects, min_size=2, max_size=5), to=st.sampled_from(['yolo', 'voc', 'coco'])
+)
+def test_random_objects_survive_the_way_there_and_back(images, to, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('random')
+    truth = []
+    for number, found in enumerate(images):
+        own = [(label, (x, y, x + w, y + h)) for label, (x, y, w, h) in found]
+        truth.append((f'{number}.png', 64, 64, 'val' if number == 0 else 'train', own))
+    if not any(entry[4] for entry in truth):
+        return
+    as_coco(folder / 'coco', truth)
+    export(folder / 'coco', folder / 'there', to)
+    dataset = bring_in(folder / 'there')
+    for split in ('train', 'val'):
+        close(contents(dataset, split), expected(truth, split, dataset.task == 'instances'))

@@ -188,10 +188,10 @@ def read_panoptic(source: Source, files: Sequence[str]) -> Iterator[Record]:
         names = {image['id']: image['file_name'] for image in content['images']}
         for entry in content['annotations']:
             with source.entry(f'{file}, image {entry.get("image_id")}'):
-                image = source.image(names[entry['image_id']], file)
                 mask = source.image(entry['file_name'], posixpath.splitext(file)[0] + '/')
-                if mask == image:
-                    raise Skip('image and mask have one path', mask)
+                name = names[entry['image_id']]
+                others = [path for path in source.named(name) if path != mask]
+                image = others[0] if len(others) == 1 else source.image(name, file)
                 values = read_mask(source, mask).astype(np.int64)
                 ids = values if values.ndim == 2 else values @ np.array([1, 256, 65536])
                 segments = partial(_segment, source, categories, ids)
