@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +19,8 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from gcvit_mm import formats
-from gcvit_mm.datasets.check import Report
 from gcvit_mm.errors import UserError
-from gcvit_mm.formats import Dataset, bring_in, export, recognise
+from gcvit_mm.formats import Dataset, bring_in, export
 
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
 needs_samples = pytest.mark.skipif(not SAMPLES, reason='GCVIT_MM_SAMPLES is not set')
@@ -227,7 +225,7 @@ def as_csv(folder, truth=TRUTH, header=True):
         text = io.StringIO()
         rows = csv.writer(text)
         if header:
-            rows.writerow('filename width height class xmin ymin xmax ymax'.split())
+            rows.writerow(['filename', 'width', 'height', 'class', 'xmin', 'ymin', 'xmax', 'ymax'])
         for name, width, height, _, objects in own:
             for label, box in objects:
                 row = [name, width, height, label, *box] if header else [name, *box, label]
@@ -663,3 +661,236 @@ def test_random_objects_survive_the_way_there_and_back(images, to, tmp_path_fact
     dataset = bring_in(folder / 'there')
     for split in ('train', 'val'):
         close(contents(dataset, split), expected(truth, split, dataset.task == 'instances'))
+
+
+# Real data.
+
+
+@needs_samples
+@pytest.mark.parametrize('to', formats.WRITERS)
+def test_real_objects_survive_the_way_there_and_back(to, tmp_path):
+    """Boxes exactly, polygons by their masks; YOLO has no crowds, and no masks with holes."""
+    source = Path(SAMPLES) / 'coco_mini320'
+    dataset = bring_in(source, tmp_path / 'ours')
+    original = json.loads((source / 'instances_val2017.json').read_text())
+    ours = json.loads(dataset.ann_file('val').read_text())
+    keys = ('bbox', 'area', 'iscrowd', 'segmentation')
+    assert [[a[k] for k in keys] for a in by_image(ours)] == [
+        [a[k] for k in keys] for a in by_image(original)
+    ]
+    export(source, tmp_path / to, to)
+    back = bring_in(tmp_path / to, tmp_path / 'back')
+    for split in ('train', 'val'):
+        there, here = contents(dataset, split), contents(back, split)
+        assert there.keys() == here.keys()
+        for name, objects in there.items():
+            solid = [own for own in objects if to != 'yolo' or not own[3]]
+            assert [own[::3] for own in sorted(here[name])] == [own[::3] for own in solid]
+            if to != 'yolo':  # its masks give new boxes
+                boxes = [own[1] for own in here[name]], [own[1] for own in solid]
+                np.testing.assert_allclose(*boxes, atol=1e-6)
+            if to == 'coco':
+                assert here[name] == objects
+
+
+def by_image(content):
+    names = {image['id']: image['file_name'].rpartition('/')[2] for image in content['images']}
+    return sorted(content['annotations'], key=lambda a: (names[a['image_id']], a['bbox']))
+
+
+@needs_samples
+def test_real_label_maps_keep_their_values(tmp_path):
+    dataset = bring_in(Path(SAMPLES) / 'camvid', tmp_path / 'out')
+    assert dataset.classes[:2] == ('Sky', 'Building')
+    assert {split: own['images'] for split, own in dataset.counts.items()} == {
+        'train': 367,
+        'val': 101,
+        'test': 233,
+    }
+    (path,) = (Path(SAMPLES) / 'camvid/annotations/validation').glob('*00007.png') or [None]
+
+
+# What labelling tools and file managers leave behind, and what is broken.
+
+
+@pytest.mark.parametrize('format', ['yolo', 'voc', 'labelme', 'coco', 'cvat', 'via', 'csv'])
+def test_files_of_other_programs_do_not_disturb(format, tmp_path):
+    make, _ = OBJECTS[format]
+    make(tmp_path / 'clean')
+    root = make(tmp_path / 'messy')
+    for path in [*root.rglob('*')]:
+        if path.is_dir():
+            (path / '.DS_Store').write_bytes(b'\0\0Bud1')
+            (path / 'Thumbs.db').write_bytes(b'\xd0\xcf')
+        elif path.suffix in ('.txt', '.json', '.xml', '.csv'):  # as Windows' editors save them
+            text = path.read_text().replace('\r\n', '\n').replace('\n', '\r\n')
+            path.write_bytes(b'\xef\xbb\xbf' + text.encode())
+            shadow = root / '__MACOSX' / path.name
+            shadow.parent.mkdir(exist_ok=True)
+            shadow.write_bytes(b'\x00\x05\x16\x07 not text')
+    write(root / 'README.roboflow.txt', 'Provided by a user\n\nLicense: CC BY 4.0')
+    write(root / 'notes/classes of last year.docx', 'PK')
+    write(root / 'requirements.txt', 'numpy\n')
+    clean, messy = (
+        bring_in(tmp_path / name, tmp_path / f'{name} out') for name in ('clean', 'messy')
+    )
+    assert (messy.format, messy.classes, messy.counts) == (
+        clean.format,
+        clean.classes,
+        clean.counts,
+    )
+    for split in ('train', 'val'):
+        assert contents(messy, split) == contents(clean, split)
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+BROKEN = {
+    'text as coordinate': ('voc', 'c.d.xml', '<xmin>10<', '<xmin>ten<', 'ten'),
+    'no coordinate': ('voc', 'c.d.xml', '<xmin>10</xmin>', '', 'c.d.xml'),
+    'NaN': ('voc', 'c.d.xml', '<xmin>10<', '<xmin>nan<', 'finite'),
+    'outside': ('voc', 'c.d.xml', '<xmin>10</xmin>', '<xmin>900</xmin>', 'image'),
+    'no class': ('voc', 'c.d.xml', '<name>zebra</name>', '<name> </name>', 'without a class'),
+    'unknown number': ('yolo', 'c.d.txt', '0 ', '17 ', '17 of 3 names'),
+    'pixels': ('yolo', 'c.d.txt', '0 0.3', '0 30.5', 'shares'),
+    'few numbers': ('yolo', 'c.d.txt', '0 0.3', '0.3', 'numbers'),
+    'short polygon': (
+        'labelme',
+        'c.d.json',
+        '[10, 10], [20, 10], [20, 20], [15.0, 20], ',
+        '',
+        'point',
+    ),
+    'a line': ('labelme', 'c.d.json', '"polygon"', '"linestrip"', 'linestrip'),
+    'no category': ('coco', 'instances_val2017.json', '"category_id": 7', '"category_id": 8', '8'),
+    'half a box': (
+        'coco',
+        'instances_val2017.json',
+        '"bbox": [10, 10, 10, 10]',
+        '"bbox": [10]',
+        'box',
+    ),
+    'crowd': ('coco', 'instances_val2017.json', '"iscrowd": 0', '"iscrowd": "no"', 'iscrowd'),
+}
+
+
+@pytest.mark.parametrize('case', BROKEN)
+def test_a_bad_object_is_skipped_and_listed_with_its_file(case, tmp_path):
+    format, name, old, new, fact = BROKEN[case]
+    root = OBJECTS[format][0](tmp_path / 's')
+    (path,) = root.rglob(name)
+    change(path, old, new)
+    dataset = bring_in(root, tmp_path / 'out')
+    places = [f'{what}: {place}' for what, own in problems(dataset).items() for place in own]
+    (place,) = [place for place in places if 'label file' not in place]
+    assert name in place
+    assert fact in place
+    assert len(contents(dataset, 'val')['c.d.jpeg']) == 1
+    assert place.partition(': ')[2] in (tmp_path / 'out/import.json').read_text()
+
+
+BROKEN_FILES = {
+    'json': ('coco', 'instances_val2017.json', '{"images"', '{{"images"', 'instances_val2017.json'),
+    'yaml': ('yolo', 'data.yaml', 'names:', 'names: [', 'data.yaml'),
+    'python in yaml': (
+        'yolo',
+        'data.yaml',
+        'nc: 3',
+        'nc: !!python/object/apply:os.abort []',
+        'yaml',
+    ),
+    'xml': ('cvat', 'annotations.xml', '</meta>', '', 'annotations.xml'),
+    'bomb': (
+        'cvat',
+        'annotations.xml',
+        '<annotations>',
+        '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><annotations>&d;',
+        'document type',
+    ),
+}
+
+
+@pytest.mark.parametrize('case', BROKEN_FILES)
+def test_a_broken_label_file_stops_with_its_name(case, tmp_path):
+    format, name, old, new, fact = BROKEN_FILES[case]
+    root = OBJECTS[format][0](tmp_path / 's')
+    (path,) = root.rglob(name)
+    change(path, old, new)
+    with pytest.raises(UserError, match=fact):
+        bring_in(root, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+    assert not [*tmp_path.glob('.*')], 'temporary files are left'
+
+
+def test_a_broken_label_file_of_one_image_is_skipped(tmp_path):
+    as_voc(tmp_path / 's')
+    (path,) = (tmp_path / 's').rglob('a b.xml')
+    path.write_text(path.read_text()[:50])
+    dataset = bring_in(tmp_path / 's')
+    assert 'a b.xml' in str(problems(dataset)['label file cannot be read'])
+    assert len(contents(dataset, 'train')) == 2
+
+
+@pytest.mark.parametrize('name', ['../../secret.png', '/etc/secret.png', 'C:\\\\secret.png'])
+def test_images_outside_of_the_folder_are_refused(name, tmp_path):
+    root = as_coco(tmp_path / 'a/b/s')
+    Image.new('RGB', (50, 40)).save(tmp_path / 'a/secret.png')
+    change(root / 'annotations/instances_val2017.json', 'c.d.jpeg', name)
+    dataset = bring_in(root, tmp_path / 'out')
+    assert 'secret.png' in str(problems(dataset)['image is outside the folder'])
+    assert 'secret' not in (tmp_path / 'out/train.json').read_text()
+
+
+def test_labels_for_another_size_and_bad_images_are_skipped(tmp_path):
+    root = as_coco(tmp_path / 's')
+    Image.new('RGB', (8, 6)).save(root / 'train2017/a b.jpg')
+    (root / 'train2017/straße.JPG').write_bytes(b'no image')
+    dataset = bring_in(root)
+    assert '(8, 6)' in str(problems(dataset)['labels are for another size of the image'])
+    assert 'straße.JPG' in str(problems(dataset)['image cannot be read'])
+    assert dataset.counts['train'] == {'images': 1, 'objects': 0}
+
+
+def test_a_second_label_file_of_an_image_is_listed(tmp_path):
+    root = as_voc(tmp_path / 's')
+    (path,) = root.rglob('a b.xml')
+    shutil.copy(path, root / 'a b.xml')
+    dataset = bring_in(root)
+    assert 'a b.xml' in str(problems(dataset)['second label file of an image'])
+
+
+def test_images_without_labels_are_listed(tmp_path):
+    root = as_labelme(tmp_path / 's')
+    Image.new('RGB', (8, 6)).save(root / 'train/forgotten.jpg')
+    dataset = bring_in(root)
+    assert 'train/forgotten.jpg' in str(problems(dataset)['image without labels: not used'])
+
+
+def test_the_command_shows_what_was_read_and_where_it_is(tmp_path):
+    root = as_voc(tmp_path / 'my labels')
+    (path,) = root.rglob('c.d.xml')
+    change(path, '<xmin>10<', '<xmin>\x1b[31mten<') if False else None
+    change(path, '<xmin>10<', '<xmin>ten<')
+    output = succeed('convert_dataset.py', root)
+    assert 'Pascal VOC' in output
+    assert 'c.d.xml' in output
+    assert str(root / 'gcvit_mm') in output
+    dataset = Dataset.load(root / 'gcvit_mm')
+    assert dataset.counts == {
+        'train': {'images': 3, 'objects': 3},
+        'val': {'images': 1, 'objects': 1},
+    }
+    assert 'Pascal VOC' in fail('check_dataset.py', root)
+    assert 'gcvit-mm convert-dataset' in fail('check_dataset.py', root)
+    assert 'classification' in fail('convert_dataset.py', root, '--task', 'classification')
+    assert 'DST' in fail('convert_dataset.py', root, '--to', 'yolo')
+    assert 'other files' in fail('convert_dataset.py', root, tmp_path, '--to', 'yolo')
+    assert 'not a folder' in fail('convert_dataset.py', tmp_path / 'no such')
+    (tmp_path / 'bare').mkdir()
+    assert 'no images' in fail('convert_dataset.py', tmp_path / 'bare')
+    Image.new('RGB', (8, 6)).save(tmp_path / 'bare/1.jpg')
+    assert 'docs/formats.md' in fail('convert_dataset.py', tmp_path / 'bare')

@@ -1,6 +1,7 @@
 """Data sets of other formats, brought into the form that the configs read."""
 
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from .source import Record, Skip, Source, suffix
 from .splits import read_lists, split
 from .write import WRITERS, Sample, annotate, coco, paint, place, save_map, unique_names
 
-__all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'export', 'recognise']
+__all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'describe', 'export', 'recognise']
 
 Find = Callable[[Source], list[str]]
 Read = Callable[[Source, Sequence[str]], Iterator[Record]]
@@ -184,6 +185,20 @@ def recognise(
         f'{source} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in kinds)}: '
         'docs/formats.md says by what formats are recognised'
     )
+
+
+def describe(source: str | os.PathLike) -> str:
+    """Say what labels a folder holds, and how to use them.
+
+    Raises:
+        UserError: It holds none that are known.
+    """
+    if os.path.isfile(os.path.join(source, FILE)):
+        task = Dataset.load(source).task
+        return f'{source} holds {task} data in the own form: pass a config that reads them'
+    title = FORMATS[recognise(source)[0]][0]
+    command = f'gcvit-mm convert-dataset {shlex.quote(str(source))}'
+    return f'{source} holds {title} labels, not a config: run {command}'
 
 
 @dataclass

@@ -13,7 +13,7 @@ from ..errors import UserError
 from .source import Skip, Source, split_of, stem
 from .write import Sample
 
-SIDE, ALIKE = 16, 0.98
+SIDE, ALIKE = 16, 0.95
 """Near-duplicates: the correlation of two images of 16 x 16 pixels is higher."""
 FEWEST_GROUPS, LARGEST_GROUP = 3, 0.6
 """Groups are kept on one side if there are enough of them, and none has most of the images."""
@@ -78,11 +78,12 @@ def hold_out(
     if len(samples) < 2:
         raise UserError(f'{source.root} has {len(samples)} labelled image: at least 2 are needed')
     names = sorted({name for sample in samples for name in sample.present})
+    columns = {name: number for number, name in enumerate(names)}
     counts = np.zeros((len(samples), len(names) + 1))
-    counts[:, -1] = 1
     for row, sample in zip(counts, samples, strict=True):
         for name in sample.present:
-            row[names.index(name)] += 1
+            row[columns[name]] += 1
+        row[-1] = not sample.present
     alike = near_duplicates(source, samples)
     keys: list[Callable[[Sample], str]] = [
         lambda sample: posixpath.dirname(sample.name),
@@ -100,23 +101,24 @@ def hold_out(
     else:
         groups = [[number] for number in range(len(samples))]
         sums = counts
-    wanted = share * sums.sum(0)
-    held = np.zeros_like(wanted)
-    order = np.random.default_rng(seed).permutation(len(groups))
-    rarity = [(sums[g] / sums.sum(0).clip(1)).max() / len(groups[g]) for g in order]
+    total = sums.sum(0)
+    wanted, held = share * total, np.zeros_like(total)
+    shares = sums / total.clip(1)
+    drawn = np.random.default_rng(seed).permutation(len(groups))
     chosen: list[int] = []
-    for group in order[np.argsort(rarity, kind='stable')[::-1]]:
-        before, after = (
-            np.square((h - wanted) / wanted.clip(1e-9)).sum() for h in (held, held + sums[group])
-        )
-        if after < before or (not chosen and group == order[-1]):
+    for group in drawn[np.argsort(-shares[drawn].max(1), kind='stable')]:  # rare classes first
+        states = ((held - wanted) / total.clip(1), (held + sums[group] - wanted) / total.clip(1))
+        before, after = (np.square(state).sum() for state in states)
+        if after < before:
             chosen.append(int(group))
             held += sums[group]
     if not chosen or len(chosen) == len(groups):
         chosen = [int(np.argmin([len(group) for group in groups]))]
     val = {number for group in chosen for number in groups[group]}
-    sides = ([r for i, r in enumerate(samples) if (i in val) == side] for side in (False, True))
-    train, held_out = sides
+    train, held_out = (
+        [own for number, own in enumerate(samples) if (number in val) == side]
+        for side in (False, True)
+    )
     return train, held_out
 
 
