@@ -255,9 +255,14 @@ def _read(
             what, first = 'second label file of an image', records[record.image].place
             source.report.add('warning', what, f'{record.place}: {record.image} is in {first}')
         records.setdefault(record.image, record)
+    known = {mask for own in (source.masks or {}).values() for mask in own}
+    known |= records.keys() | source.labelled
+    for image in source.images.values():
+        if image not in known and not maps.is_mask(image):
+            source.report.add('note', 'image without labels: not used', image)
     task = task or _task(source, records.values())
     if not any(HAS[task](record) for record in records.values()):
-        found = f'{title} labels in {root} have no {NEEDS[task]} that can be used'
+        found = f'{title} labels in {root} cannot be used for {task}, which needs {NEEDS[task]}'
         raise UserError(f'{found}{first_problem(source)}')
     names = {own.name for record in records.values() for own in record.objects}
     names |= {record.label for record in records.values() if task == 'classification'} - {''}

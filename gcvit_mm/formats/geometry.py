@@ -22,9 +22,9 @@ def run_lengths(mask: np.ndarray) -> dict:
 
 
 def rectangle(left: Any, top: Any, right: Any, bottom: Any) -> list[float]:
-    """A box x, y, width, height from two corners, in any order."""
-    x, right, y, bottom = float(left), float(right), float(top), float(bottom)
-    return [min(x, right), min(y, bottom), abs(right - x), abs(bottom - y)]
+    """A box x, y, width, height from its corners."""
+    x, y = float(left), float(top)
+    return [x, y, float(right) - x, float(bottom) - y]
 
 
 def polygon(points: Any) -> list[float]:

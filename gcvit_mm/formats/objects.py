@@ -308,8 +308,7 @@ def _labelme_object(size: tuple[int, int], shape: dict) -> tuple[Object, Any]:
     kind, group = shape.get('shape_type') or 'polygon', shape.get('group_id')
     group = None if group is None else str(group)
     if kind == 'rectangle':
-        (x, y), (right, bottom) = points[0], points[2 if len(points) == 4 else 1]
-        return Object(name, rectangle(x, y, right, bottom)), None
+        return Object(name, rectangle(*map(min, *points), *map(max, *points))), None
     if kind == 'circle':
         (x, y), edge = points
         radius = math.dist((x, y), edge)
@@ -401,7 +400,7 @@ def _supervisely_object(size: tuple[int, int], entry: dict) -> Object:
         return Object(name, mask=placed(pixels, bitmap['origin'], size))
     points = entry['points']['exterior'] if kind in ('rectangle', 'polygon') else []
     if kind == 'rectangle':
-        return Object(name, rectangle(*points[0], *points[1]))
+        return Object(name, rectangle(*map(min, *points), *map(max, *points)))
     if kind == 'polygon':
         outer = [polygon(points)]
         holes = [polygon(hole) for hole in entry['points'].get('interior') or []]

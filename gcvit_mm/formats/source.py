@@ -94,6 +94,7 @@ class Source:
         classes: Names of the classes in the order of the labels, as far as they are declared.
         palette: Declared colours of classes.
         listed: The splits of images that lists name.
+        labelled: The images that label files name.
         masks: The masks of each image, when they have been looked for.
         task: The task that the person chose, or ''.
         report: What is wrong in it.
@@ -107,6 +108,7 @@ class Source:
         self.palette: dict[str, tuple[int, int, int]] = {}
         self.listed: dict[str, str] = {}
         self.masks: dict[str, list[str]] | None = None
+        self.labelled: set[str] = set()
         self.report = Report('labels', str(root))
         self._parsed: dict[str, Any] = {}
         self._by_name: dict[str, list[str]] = defaultdict(list)
@@ -220,20 +222,24 @@ class Source:
         name = normal(name.strip().replace('\\', '/'))
         for path in (posixpath.join(posixpath.dirname(near), name), name):
             if (path := posixpath.normpath(path)) in self.images:
-                return self.images[path]
+                return self._claim(self.images[path])
         found = self.named(posixpath.basename(name))
         if len(found) > 1:
             hints = words(near) | words(posixpath.dirname(name))
             likeness = [len(words(posixpath.dirname(path)) & hints) for path in found]
             found = [p for p, like in zip(found, likeness, strict=True) if like == max(likeness)]
         if len(found) == 1:
-            return found[0]
+            return self._claim(found[0])
         if found:
             raise Skip('several images have this name', f'{name} is {found[0]} or {found[1]}')
         outside = posixpath.normpath(posixpath.join(posixpath.dirname(near), name))
         if outside.startswith('..') or name.startswith('/') or name[1:2] == ':':
             raise Skip('image is outside the folder', name)
         raise Skip('image is missing', name)
+
+    def _claim(self, image: str) -> str:
+        self.labelled.add(image)
+        return image
 
     def size(self, image: str) -> tuple[int, int]:
         """The width and height of an image as training loads it, turned by its EXIF orientation.
