@@ -260,10 +260,12 @@ def _read(
     for image in source.images.values():
         if image not in known and not maps.is_mask(image):
             source.report.add('note', 'image without labels: not used', image)
+    if not any(has(record) for has in HAS.values() for record in records.values()):
+        raise UserError(f'{title} labels in {root} cannot be used{source.first_problem()}')
     task = task or _task(source, records.values())
     if not any(HAS[task](record) for record in records.values()):
         found = f'{title} labels in {root} cannot be used for {task}, which needs {NEEDS[task]}'
-        raise UserError(f'{found}{first_problem(source)}')
+        raise UserError(f'{found}{source.first_problem()}')
     names = {own.name for record in records.values() for own in record.objects}
     names |= {record.label for record in records.values() if task == 'classification'} - {''}
     classes = [*dict.fromkeys(source.classes), *sorted(names - {*source.classes})]
@@ -275,7 +277,7 @@ def _read(
         with source.entry(record.place):
             samples.append(_sample(source, record, size, task, classes, folder))
     if not samples:
-        raise UserError(f'{title} labels in {root}: no image can be used{first_problem(source)}')
+        raise UserError(f'images in {root} cannot be used{source.first_problem()}')
     return _Read(source, format, task, classes, split(source, samples, val, seed))
 
 
@@ -333,14 +335,6 @@ def _task(source: Source, records: Iterable[Record]) -> str:
         what = 'objects without masks: --task instances skips them, --task detection is chosen'
         source.report.add('note', what, f'{len(bare)} of {len(objects)}')
     return 'detection' if bare else 'instances'
-
-
-def first_problem(source: Source) -> str:
-    """The end of a message: the first reason why nothing is left."""
-    for (severity, what), places in source.report.problems.items():
-        if severity != 'note':
-            return f': {what}, {places[0]}'
-    return ''
 
 
 @contextmanager

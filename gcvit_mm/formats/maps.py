@@ -21,7 +21,10 @@ from .source import SUFFIXES, Object, Record, Skip, Source, split_of, stem, suff
 IGNORED = 255
 VOID = ('void', 'unlabeled', 'unlabelled', 'ignore', 'ignored')
 """Classes whose pixels are ignored."""
-MASK_WORDS = r'masks?|labels?|label_?ids|annot(ation)?s?|seg(m|mentation)?|gt|ground_?truth|L'
+MASK_WORDS = (
+    r'masks?|labels?|label_?ids|annot(ation)?s?|seg(m|mentation)?|gt(_?fine)?|ground_?truth|L|'
+    'semantic|instances?'
+)
 SAMPLE = 40
 """Masks that are opened to recognise their kind."""
 COLUMNS = {
@@ -345,7 +348,10 @@ def read_csv(source: Source, files: Sequence[str]) -> Iterator[Record]:
 
 def find_folders(source: Source) -> list[str]:
     """Images in folders that are named after their classes."""
-    return list(source.images.values()) if len(set(_classes(source).values()) - {''}) > 1 else []
+    images = list(source.images.values())
+    masked = sum(map(is_mask, images))  # all of them if with mask and without mask are classes
+    classes = set(_classes(source).values()) - {''}
+    return images if len(classes) > 1 and masked in (0, len(images)) else []
 
 
 def read_folders(source: Source, images: Sequence[str]) -> Iterator[Record]:

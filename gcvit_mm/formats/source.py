@@ -203,6 +203,13 @@ class Source:
                     results.append(result)
         return results
 
+    def first_problem(self) -> str:
+        """The end of a message: the first reason why nothing is left."""
+        for (severity, what), places in self.report.problems.items():
+            if severity != 'note':
+                return f': {what}, {places[0]}'
+        return ''
+
     # Images.
 
     def named(self, name: str) -> list[str]:

@@ -76,7 +76,8 @@ def hold_out(
     leaves no fair choice.
     """
     if len(samples) < 2:
-        raise UserError(f'{source.root} has {len(samples)} labelled image: at least 2 are needed')
+        what = f'{source.root} has {len(samples)} image with labels that can be used: 2 are needed'
+        raise UserError(what + source.first_problem())
     names = sorted({name for sample in samples for name in sample.present})
     columns = {name: number for number, name in enumerate(names)}
     counts = np.zeros((len(samples), len(names) + 1))
@@ -101,19 +102,21 @@ def hold_out(
     else:
         groups = [[number] for number in range(len(samples))]
         sums = counts
-    total = sums.sum(0)
-    wanted, held = share * total, np.zeros_like(total)
-    shares = sums / total.clip(1)
+    total = sums.sum(0).clip(1)
+    shares = sums / total
+
+    def distance(held: np.ndarray) -> float:
+        return float(np.square(held - share).sum())
+
     drawn = np.random.default_rng(seed).permutation(len(groups))
     chosen: list[int] = []
+    held = np.zeros_like(total)
     for group in drawn[np.argsort(-shares[drawn].max(1), kind='stable')]:  # rare classes first
-        states = ((held - wanted) / total.clip(1), (held + sums[group] - wanted) / total.clip(1))
-        before, after = (np.square(state).sum() for state in states)
-        if after < before:
+        if distance(held + shares[group]) < distance(held):
             chosen.append(int(group))
-            held += sums[group]
+            held += shares[group]
     if not chosen or len(chosen) == len(groups):
-        chosen = [int(np.argmin([len(group) for group in groups]))]
+        chosen = [min(range(len(groups)), key=lambda group: distance(shares[group]))]
     val = {number for group in chosen for number in groups[group]}
     train, held_out = (
         [own for number, own in enumerate(samples) if (number in val) == side]
