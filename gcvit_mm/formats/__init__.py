@@ -4,7 +4,7 @@ import os
 import shlex
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,16 +26,14 @@ from .write import WRITERS, Sample, annotate, coco, paint, place, save_map, uniq
 
 __all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'describe', 'export', 'recognise']
 
-Find = Callable[[Source], list[str]]
-Read = Callable[[Source, Sequence[str]], Iterator[Record]]
-FORMATS: dict[str, tuple[str, Find, Read]] = {
-    'coco': ('COCO', objects.find_coco, objects.read_coco),
-    'panoptic': ('COCO panoptic', maps.find_panoptic, maps.read_panoptic),
-    'cvat': ('CVAT', objects.find_cvat, objects.read_cvat),
-    'labelme': ('LabelMe', objects.find_labelme, objects.read_labelme),
-    'via': ('VIA', objects.find_via, objects.read_via),
-    'supervisely': ('Supervisely', objects.find_supervisely, objects.read_supervisely),
-    'voc': ('Pascal VOC', objects.find_voc, objects.read_voc),
+FORMATS: dict[str, tuple[str, objects.Find, objects.Read]] = {
+    'coco': ('COCO', *objects.COCO),
+    'panoptic': ('COCO panoptic', *maps.PANOPTIC),
+    'cvat': ('CVAT', *objects.CVAT),
+    'labelme': ('LabelMe', *objects.LABELME),
+    'via': ('VIA', *objects.VIA),
+    'supervisely': ('Supervisely', *objects.SUPERVISELY),
+    'voc': ('Pascal VOC', *objects.VOC),
     'yolo': ('YOLO', objects.find_yolo, objects.read_yolo),
     'csv': ('CSV', maps.find_csv, maps.read_csv),
     'instance-masks': ('instance mask', maps.find_instance_masks, maps.read_instance_masks),
@@ -150,6 +148,8 @@ def export(
         UserError: As for ``bring_in``, or the labels are not boxes or masks of objects.
     """
     root, dest = Path(source), Path(dest)
+    if Path(os.path.abspath(dest)).is_relative_to(os.path.abspath(root)):
+        raise UserError(f'{dest} is in {root}, whose labels are read: choose a folder outside')
     with _folder(root, dest) as folder:
         read = _read(root, dest, folder, format, None, val, seed)
         if read.task not in ('detection', 'instances'):
@@ -255,10 +255,10 @@ def _read(
             what, first = 'second label file of an image', records[record.image].place
             source.report.add('warning', what, f'{record.place}: {record.image} is in {first}')
         records.setdefault(record.image, record)
-    known = {mask for own in (source.masks or {}).values() for mask in own}
-    known |= records.keys() | source.labelled
+    masks = {mask for own in (source.masks or {}).values() for mask in own}
+    labelled = masks | records.keys() | source.labelled
     for image in source.images.values():
-        if image not in known and not maps.is_mask(image):
+        if image not in labelled and not maps.is_mask(image):
             source.report.add('note', 'image without labels: not used', image)
     if not any(has(record) for has in HAS.values() for record in records.values()):
         raise UserError(f'{title} labels in {root} cannot be used{source.first_problem()}')

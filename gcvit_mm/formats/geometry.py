@@ -32,9 +32,9 @@ def polygon(points: Any) -> list[float]:
     return [float(value) for x, y in points for value in (x, y)]
 
 
-def ellipse(x: Any, y: Any, rx: Any, ry: Any, angle: Any = 0) -> list[float]:
+def ellipse(x: Any, y: Any, rx: Any, ry: Any, *, angle: float = 0) -> list[float]:
     """A polygon of 64 points; the angle is in radians."""
-    x, y, rx, ry, angle = map(float, (x, y, rx, ry, angle))
+    x, y, rx, ry = map(float, (x, y, rx, ry))
     cos, sin = math.cos(angle), math.sin(angle)
     turns = [(rx * math.cos(t), ry * math.sin(t)) for t in np.linspace(0, 2 * math.pi, 65)[:-1]]
     return polygon((x + cos * a - sin * b, y + sin * a + cos * b) for a, b in turns)
@@ -51,10 +51,11 @@ def placed(pixels: np.ndarray, corner: Sequence[Any], size: tuple[int, int]) -> 
     return run_lengths(whole)
 
 
-def png(text: str | bytes) -> np.ndarray:
-    """The opaque or bright pixels of a PNG in base64."""
-    with Image.open(io.BytesIO(text if isinstance(text, bytes) else base64.b64decode(text))) as i:
-        values = np.asarray(i)
+def decode_png(content: str | bytes) -> np.ndarray:
+    """The opaque or bright pixels of a PNG, which may be in base64."""
+    content = base64.b64decode(content) if isinstance(content, str) else content
+    with Image.open(io.BytesIO(content)) as image:
+        values = np.asarray(image)
     return values[..., -1] if values.ndim == 3 else values
 
 

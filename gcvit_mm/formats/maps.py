@@ -15,8 +15,8 @@ from PIL import Image
 from ..datasets.load_image import reason
 from ..errors import UserError
 from .geometry import rectangle, run_lengths
-from .objects import is_panoptic, json_files
-from .source import SUFFIXES, Object, Record, Skip, Source, split_of, stem, suffix, words
+from .objects import declare, documents, is_panoptic
+from .source import SUFFIXES, Object, Record, Skip, Source, split_of, stem, suffix
 
 IGNORED = 255
 VOID = ('void', 'unlabeled', 'unlabelled', 'ignore', 'ignored')
@@ -58,9 +58,7 @@ def pairs(source: Source) -> dict[str, list[str]]:
         found = by_stem.get(stem(mask).casefold()) or by_stem.get(plain)
         # Kaggle's nuclei have ID/images/ID.png and ID/masks/*.png.
         found = found or by_folder[posixpath.dirname(posixpath.dirname(mask)) or '-']
-        hints = words(posixpath.dirname(mask))
-        likeness = [len(words(posixpath.dirname(path)) & hints) for path in found]
-        found = [p for p, like in zip(found, likeness, strict=True) if like == max(likeness)]
+        found = source.nearest(found, posixpath.dirname(mask))
         by_image[found[0] if len(found) == 1 else ''].append(mask)
     return by_image
 
@@ -173,34 +171,25 @@ def read_instance_masks(source: Source, images: Sequence[str]) -> Iterator[Recor
             yield Record(image, masks[0], split_of(masks[0]), objects, told=size)
 
 
-def find_panoptic(source: Source) -> list[str]:
-    """COCO's panoptic files have ``segments_info``, and PNG files of ids beside them."""
-    return json_files(source, is_panoptic)
-
-
-def read_panoptic(source: Source, files: Sequence[str]) -> Iterator[Record]:
-    for file in files:
-        content = source.parse(file)
-        categories = {category['id']: category for category in content['categories']}
-        source.classes += [
-            name
-            for category in categories.values()
-            if (name := category['name']) not in source.classes
-            and (category.get('isthing', 1) or source.task == 'segmentation')
-        ]
-        names = {image['id']: image['file_name'] for image in content['images']}
-        for entry in content['annotations']:
-            with source.entry(f'{file}, image {entry.get("image_id")}'):
-                mask = source.image(entry['file_name'], posixpath.splitext(file)[0] + '/')
-                name = names[entry['image_id']]
-                others = [path for path in source.named(name) if path != mask]
-                image = others[0] if len(others) == 1 else source.image(name, file)
-                values = read_mask(source, mask).astype(np.int64)
-                ids = values if values.ndim == 2 else values @ np.array([1, 256, 65536])
-                segments = partial(_segment, source, categories, ids)
-                objects = source.each(segments, entry['segments_info'], f'{file}, {mask}')
-                size = ids.shape[1], ids.shape[0]
-                yield Record(image, file, split_of(file), objects, told=size)
+def read_panoptic(source: Source, file: str, content: dict) -> Iterator[Record]:
+    """Records of COCO's panoptic files, which have PNG files of ids beside them."""
+    categories = {category['id']: category for category in content['categories']}
+    for category in categories.values():
+        if category.get('isthing', 1) or source.task == 'segmentation':
+            declare(source, category['name'], None)
+    names = {image['id']: image['file_name'] for image in content['images']}
+    for entry in content['annotations']:
+        with source.entry(f'{file}, image {entry.get("image_id")}'):
+            mask = source.image(posixpath.splitext(file)[0] + '/', entry['file_name'])
+            name = names[entry['image_id']]
+            others = [path for path in source.named(name) if path != mask]
+            image = others[0] if len(others) == 1 else source.image(file, name)
+            values = read_mask(source, mask).astype(np.int64)
+            ids = values if values.ndim == 2 else values @ np.array([1, 256, 65536])
+            read = partial(_segment, source, categories, ids)
+            objects = source.each(read, entry['segments_info'], f'{file}, {mask}')
+            size = ids.shape[1], ids.shape[0]
+            yield Record(image, file, split_of(file), objects, told=size)
 
 
 def _segment(source: Source, categories: dict, ids: np.ndarray, segment: dict) -> Object | None:
@@ -211,6 +200,9 @@ def _segment(source: Source, categories: dict, ids: np.ndarray, segment: dict) -
         return None
     mask = run_lengths(ids == segment['id'])
     return Object(category['name'], None, mask, bool(segment.get('iscrowd')), segment.get('area'))
+
+
+PANOPTIC = documents('.json', is_panoptic, read_panoptic)
 
 
 def find_colours(source: Source) -> list[str]:
@@ -312,10 +304,10 @@ def _csv_rows(source: Source, path: str) -> list[tuple[str, dict[str, str]]]:
                 keys.setdefault(key, number)
     header = 'image' in keys and 'label' in keys
     if not header:
-        if not any(suffix(row[0]) in SUFFIXES for row in rows[:5]):
+        orders = {2: ('image', 'label'), 6: ('image', *BOX, 'label')}
+        keys = {key: number for number, key in enumerate(orders.get(len(rows[0]), ()))}
+        if not keys or suffix(rows[0][0]) not in SUFFIXES:
             return []
-        order = ('image', *BOX, 'label') if len(rows[0]) >= 6 else ('image', 'label')
-        keys = {key: number for number, key in enumerate(order)}
     return [
         (f'line {number}', {key: row[i].strip() for key, i in keys.items() if i < len(row)})
         for number, row in enumerate(rows, 1)
@@ -328,7 +320,7 @@ def read_csv(source: Source, files: Sequence[str]) -> Iterator[Record]:
         by_image: dict[str, Record] = {}
         for line, row in _csv_rows(source, file):
             with source.entry(f'{file}, {line}'):
-                image = source.image(row['image'], file)
+                image = source.image(file, row['image'])
                 record = Record(image, file, split_of(file))
                 record = by_image.setdefault(image, record)
                 if 'xmin' in row:

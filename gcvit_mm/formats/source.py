@@ -31,7 +31,7 @@ SUFFIXES = frozenset(
     ['.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.ppm', '.pgm']
 )
 SPLITS = {
-    **dict.fromkeys(('train', 'training'), 'train'),
+    **dict.fromkeys(('train', 'training', 'trainval'), 'train'),
     **dict.fromkeys(('val', 'valid', 'validation', 'dev'), 'val'),
     **dict.fromkeys(('test', 'testing'), 'test'),
 }
@@ -53,6 +53,7 @@ class Object:
         mask: Polygons (x, y, x, y, ...) or COCO's run lengths.
         crowd: Whether it is a group, which counts neither as an object nor as background.
         area: In pixels; it may be missing.
+        group: Polygons of one group and class are one object.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Object:
     mask: Any = None
     crowd: bool = False
     area: float | None = None
+    group: Any = None
 
 
 @dataclass
@@ -216,37 +218,50 @@ class Source:
         """The images of a name, with its suffix or without it, in any letters."""
         return self._by_name.get(normal(name).casefold(), [])
 
-    def image(self, name: str, near: str) -> str:
+    def image(self, near: str, *names: str | None) -> str:
         """Find the image that a label file names, wherever the image lay when it was labelled.
 
         Args:
-            name: A path, of Windows too, or a name without its suffix.
             near: The path of the label file.
+            names: What the file calls the image, in the order of trust: a path, of Windows too,
+                or a name without its suffix.
 
         Raises:
             Skip: There is no such image in the folder, or several are equally likely.
         """
+        problems = []
+        for name in names:
+            try:
+                image = self.locate(near, name or '')
+            except Skip as skip:
+                problems.append(skip)
+            else:
+                self.labelled.add(image)
+                return image
+        raise problems[0]
+
+    def locate(self, near: str, name: str) -> str:
+        """Find an image as ``image`` does, which need not have labels."""
         name = normal(name.strip().replace('\\', '/'))
-        for path in (posixpath.join(posixpath.dirname(near), name), name):
-            if (path := posixpath.normpath(path)) in self.images:
-                return self._claim(self.images[path])
-        found = self.named(posixpath.basename(name))
-        if len(found) > 1:
-            hints = words(near) | words(posixpath.dirname(name))
-            likeness = [len(words(posixpath.dirname(path)) & hints) for path in found]
-            found = [p for p, like in zip(found, likeness, strict=True) if like == max(likeness)]
+        beside = posixpath.normpath(posixpath.join(posixpath.dirname(near), name))
+        for path in (beside, posixpath.normpath(name)):
+            if path in self.images:
+                return self.images[path]
+        found = self.nearest(self.named(posixpath.basename(name)), f'{name}/../{near}')
         if len(found) == 1:
-            return self._claim(found[0])
+            return found[0]
         if found:
             raise Skip('several images have this name', f'{name} is {found[0]} or {found[1]}')
-        outside = posixpath.normpath(posixpath.join(posixpath.dirname(near), name))
-        if outside.startswith('..') or name.startswith('/') or name[1:2] == ':':
+        if beside.startswith('..') or name.startswith('/') or name[1:2] == ':':
             raise Skip('image is outside the folder', name)
         raise Skip('image is missing', name)
 
-    def _claim(self, image: str) -> str:
-        self.labelled.add(image)
-        return image
+    def nearest(self, images: list[str], near: str) -> list[str]:
+        """Of images of one name, those whose folders have most words in common with a path."""
+        hints = words(near)
+        likeness = [len(words(posixpath.dirname(path)) & hints) for path in images]
+        most = max(likeness, default=0)
+        return [path for path, like in zip(images, likeness, strict=True) if like == most]
 
     def size(self, image: str) -> tuple[int, int]:
         """The width and height of an image as training loads it, turned by its EXIF orientation.

@@ -21,14 +21,15 @@ FEWEST_GROUPS, LARGEST_GROUP = 3, 0.6
 
 def read_lists(source: Source) -> None:
     """Read the text files that name the images of a split, such as ImageSets/Main/train.txt."""
-    for path in source.find('.txt'):
+    # Images of trainval.txt are for training unless val.txt names them.
+    for path in sorted(source.find('.txt'), key=lambda path: 'trainval' in path):
         split = split_of(stem(path) + '/')
         lines = source.lines(path) if split else []
         images = []
         for line in lines:
             for name in (line, line.split()[0]):
                 try:
-                    images.append(source.image(name, path))
+                    images.append(source.locate(path, name))
                     break
                 except Skip:
                     continue
@@ -38,7 +39,7 @@ def read_lists(source: Source) -> None:
                 missing = f'{path}: {len(lines) - len(images)} of {len(lines)}'
                 source.report.add('warning', what, missing)
             for image in images:
-                if source.listed.setdefault(image, split) != split:
+                if source.listed.setdefault(image, split) != split and stem(path) != 'trainval':
                     source.report.add('warning', 'image is in two lists: the first counts', image)
 
 
