@@ -20,7 +20,7 @@ from ..errors import ArgumentError, UserError
 from ..fileio import atomic_text
 from . import maps, objects
 from .dataset import FILE, Dataset
-from .source import Record, Skip, Source, suffix
+from .source import Record, Skip, Source, is_mask, suffix
 from .splits import read_lists, split
 from .write import WRITERS, Sample, annotate, coco, paint, place, save_map, unique_names
 
@@ -183,7 +183,7 @@ def recognise(
     what = f'labels of the format {format}' if format else 'labels in a known format'
     raise UserError(
         f'{source} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in kinds)}: '
-        'docs/formats.md says by what formats are recognised'
+        f'docs/formats.md says by what formats are recognised{found.first_problem()}'
     )
 
 
@@ -258,7 +258,7 @@ def _read(
     masks = {mask for own in (source.masks or {}).values() for mask in own}
     labelled = masks | records.keys() | source.labelled
     for image in source.images.values():
-        if image not in labelled and not maps.is_mask(image):
+        if image not in labelled and not is_mask(image):
             source.report.add('note', 'image without labels: not used', image)
     if not any(has(record) for has in HAS.values() for record in records.values()):
         raise UserError(f'{title} labels in {root} cannot be used{source.first_problem()}')
@@ -331,7 +331,7 @@ def _task(source: Source, records: Iterable[Record]) -> str:
     if not objects:
         return 'segmentation' if any(own.label_map for own in records) else 'classification'
     bare = [own for own in objects if own.mask is None and not own.crowd]
-    if bare and len(bare) < len(objects):
+    if bare and any(own.mask for own in objects):
         what = 'objects without masks: --task instances skips them, --task detection is chosen'
         source.report.add('note', what, f'{len(bare)} of {len(objects)}')
     return 'detection' if bare else 'instances'

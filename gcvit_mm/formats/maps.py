@@ -5,7 +5,6 @@ import posixpath
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import partial
 
 import cv2
@@ -16,15 +15,22 @@ from ..datasets.load_image import reason
 from ..errors import UserError
 from .geometry import rectangle, run_lengths
 from .objects import declare, documents, is_panoptic
-from .source import SUFFIXES, Object, Record, Skip, Source, split_of, stem, suffix
+from .source import (
+    MASK_WORDS,
+    SUFFIXES,
+    Object,
+    Record,
+    Skip,
+    Source,
+    is_mask,
+    split_of,
+    stem,
+    suffix,
+)
 
 IGNORED = 255
 VOID = ('void', 'unlabeled', 'unlabelled', 'ignore', 'ignored')
 """Classes whose pixels are ignored."""
-MASK_WORDS = (
-    r'masks?|labels?|label_?ids|annot(ation)?s?|seg(m|mentation)?|gt(_?fine)?|ground_?truth|L|'
-    'semantic|instances?'
-)
 SAMPLE = 40
 """Masks that are opened to recognise their kind."""
 COLUMNS = {
@@ -63,16 +69,6 @@ def pairs(source: Source) -> dict[str, list[str]]:
     return by_image
 
 
-def is_mask(path: str) -> bool:
-    """Whether the path of an image says that it is a mask."""
-    folders = posixpath.dirname(path)
-    return bool(
-        re.search(rf'[-_. ]({MASK_WORDS})$', stem(path), re.I)
-        or re.search(rf'(?<![a-z])({MASK_WORDS})(?![a-z])', folders, re.I)
-        or re.search(r'(masks?|annot|segmentation(class|object))(?![a-z])', folders, re.I)
-    )
-
-
 def read_mask(source: Source, path: str) -> np.ndarray:
     """The values of a mask: (H, W) of integers, or (H, W, 3) of colours.
 
@@ -101,11 +97,14 @@ def kind_of_masks(source: Source) -> tuple[str, dict[str, list[str]]]:
     unpaired = source.masks.pop('', [])
     by_image = source.masks
     step = max(1, len(by_image) // SAMPLE)
-    samples = []
+    samples, problems = [], []
     for masks in [*by_image.values()][::step]:
-        with suppress(Skip):
+        try:
             samples.append(read_mask(source, masks[0]))
+        except Skip as skip:
+            problems.append(skip)
     if not samples:
+        source.report.add('warning', *problems[0].args) if problems else None
         return '', {}
     for mask in unpaired:
         source.report.add('warning', 'mask without an image of its name', mask)
@@ -235,8 +234,8 @@ def read_maps(source: Source, images: Sequence[str]) -> Iterator[Record]:
         source.palette |= {name: _colour(value) for value, name in names.items()}
     elif not names and source.names:
         names = dict(enumerate(source.names))
-    elif not names and present <= {0, IGNORED}:
-        names = {0: 'background', IGNORED: 'foreground'}
+    elif not names and 0 in present and len(present) == 2:
+        names = {0: 'background', max(present): 'foreground'}
     elif not names:
         names = {value: f'class_{value}' for value in sorted(present - {IGNORED})}
     source.classes += [name for name in names.values() if name.lower() not in VOID]

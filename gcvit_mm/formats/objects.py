@@ -175,11 +175,13 @@ def read_yolo(source: Source, files: Sequence[str]) -> Iterator[Record]:
     names = settings.get('names') or source.names
     if isinstance(names, dict):
         listed = {int(number): name for number, name in names.items() if str(number).isdecimal()}
-        names = [listed.get(number, f'class_{number}') for number in range(max(listed, default=-1) + 1)]
+        names = [
+            listed.get(number, f'class_{number}') for number in range(max(listed, default=-1) + 1)
+        ]
     source.classes += map(str, names)
     for key in SPLITS:
         given = settings.get(key) or []
-        for folder in [given] if isinstance(given, str) else given:
+        for folder in given if isinstance(given, list) else [given]:
             parts = [p for p in re.split(r'[\\/]', str(folder)) if p not in ('.', '..', '')]
             # Roboflow writes ../train/images for train/images, others the place on their disk.
             for start in range(len(parts)):

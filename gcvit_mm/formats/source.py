@@ -38,6 +38,11 @@ SPLITS = {
 JUNK = ('__MACOSX', 'Thumbs.db', 'desktop.ini', '@eaDir')
 NAME_FILES = r'(.*classes|labels|(class|label)_?names|obj)\.(txt|names|json)'
 
+MASK_WORDS = (
+    r'masks?|labels?|label_?ids|annot(ation)?s?|seg(m|mentation)?|gt(_?fine)?|ground_?truth|L|'
+    'semantic|instances?'
+)
+
 
 class Skip(Exception):
     """An entry that is not used: what is wrong, and the detail."""
@@ -247,7 +252,9 @@ class Source:
         for path in (beside, posixpath.normpath(name)):
             if path in self.images:
                 return self.images[path]
-        found = self.nearest(self.named(posixpath.basename(name)), f'{name}/../{near}')
+        found = self.named(posixpath.basename(name))
+        found = [path for path in found if not is_mask(path)] or found
+        found = self.nearest(found, f'{name}/../{near}')
         if len(found) == 1:
             return found[0]
         if found:
@@ -342,3 +349,13 @@ def split_of(path: str) -> str:
         if len(parts) == 1 and (word := parts.pop()) in SPLITS:
             return SPLITS[word]
     return ''
+
+
+def is_mask(path: str) -> bool:
+    """Whether the path of an image says that it is a mask."""
+    folders = posixpath.dirname(path)
+    return bool(
+        re.search(rf'[-_. ]({MASK_WORDS})$', stem(path), re.I)
+        or re.search(rf'(?<![a-z])({MASK_WORDS})(?![a-z])', folders, re.I)
+        or re.search(r'(masks?|annot|segmentation(class|object))(?![a-z])', folders, re.I)
+    )
