@@ -908,3 +908,209 @@ def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
     assert 'already' in error(bring_in(root).root)
     assert 'other files' in error(root, tmp_path / 'bare')
     assert 'share' in error(root, val=1.5)
+
+
+# Shapes that only some tools have.
+
+
+def disk(x, y, rx, ry, height=40, width=50):
+    rows, columns = np.mgrid[:height, :width] + 0.5
+    return ((columns - x) / rx) ** 2 + ((rows - y) / ry) ** 2 <= 1
+
+
+def block(left, top, right, bottom):
+    mask = np.zeros((40, 50), bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+NOTCH = block(10, 5, 30, 25) & ~block(10, 5, 14, 9)
+HOLE = block(10, 5, 30, 25) & ~block(15, 10, 20, 20)
+PNG = io.BytesIO()
+Image.fromarray(NOTCH[5:25, 10:30]).save(PNG, 'PNG')
+PNG_64 = base64.b64encode(PNG.getvalue()).decode()
+RUNS = np.flatnonzero(np.diff(NOTCH[5:25, 10:30].ravel(), prepend=~NOTCH[5, 10]))
+CVAT_RUNS = ', '.join(map(str, np.diff([*RUNS, 400])))
+
+
+def labelme(**shape):
+    content = {'imagePath': '0.png', 'shapes': [{'label': 'x', **shape}]}
+    return {f'{i}.json': {**content, 'imagePath': f'{i}.png'} for i in range(2)}
+
+
+def cvat(node):
+    images = ''.join(
+        f'<image id="{i}" name="{i}.png" width="50" height="40">{node}</image>' for i in (0, 1)
+    )
+    return {'a.xml': f'<annotations>{images}</annotations>'}
+
+
+def via(**shape):
+    region = {'shape_attributes': shape, 'region_attributes': {'kind': {'x': True}}}
+    return {'v.json': {f'{i}': {'filename': f'{i}.png', 'regions': {'0': region}} for i in (0, 1)}}
+
+
+def supervisely(**entry):
+    content = {'size': {'width': 50, 'height': 40}, 'objects': [{'classTitle': 'x', **entry}]}
+    return {f'{i}.png.json': content for i in range(2)}
+
+
+SHAPES = {
+    'labelme circle': (
+        labelme(shape_type='circle', points=[[20, 20], [20, 30]]),
+        disk(20, 20, 10, 10),
+    ),
+    'labelme mask': (
+        labelme(shape_type='mask', points=[[10, 5], [29, 24]], mask=PNG_64),
+        NOTCH,
+    ),
+    'labelme group': (
+        {
+            f'{i}.json': {
+                'imagePath': f'{i}.png',
+                'shapes': [
+                    {
+                        'label': 'x',
+                        'group_id': 0,
+                        'points': [[a, 5], [a + 9, 5], [a + 9, 9], [a, 9]],
+                    }
+                    for a in (3, 20)
+                ],
+            }
+            for i in range(2)
+        },
+        block(3, 5, 12, 9) | block(20, 5, 29, 9),
+    ),
+    'cvat ellipse': (
+        cvat('<ellipse label="x" cx="25" cy="20" rx="8" ry="16" rotation="90"></ellipse>'),
+        disk(25, 20, 16, 8),
+    ),
+    'cvat turned box': (
+        cvat('<box label="x" xtl="15" ytl="18" xbr="35" ybr="22" rotation="90.0"></box>'),
+        block(23, 10, 27, 30),
+    ),
+    'cvat mask': (
+        cvat(f'<mask label="x" rle="{CVAT_RUNS}" left="10" top="5" width="20" height="20"></mask>'),
+        NOTCH,
+    ),
+    'via circle': (via(name='circle', cx=20, cy=20, r=10), disk(20, 20, 10, 10)),
+    'via ellipse': (via(name='ellipse', cx=25, cy=20, rx=16, ry=8, theta=0), disk(25, 20, 16, 8)),
+    'supervisely hole': (
+        supervisely(
+            geometryType='polygon',
+            points={
+                'exterior': [[10, 5], [30, 5], [30, 25], [10, 25]],
+                'interior': [[[15, 10], [20, 10], [20, 20], [15, 20]]],
+            },
+        ),
+        HOLE,
+    ),
+    'supervisely bitmap': (
+        supervisely(
+            geometryType='bitmap',
+            bitmap={
+                'origin': [10, 5],
+                'data': base64.b64encode(zlib.compress(PNG.getvalue())).decode(),
+            },
+        ),
+        NOTCH,
+    ),
+}
+
+
+@pytest.mark.parametrize('case', SHAPES)
+def test_shapes_of_tools_become_masks(case, tmp_path):
+    label_files, truth = SHAPES[case]
+    for name, content in label_files.items():
+        write(tmp_path / name, content)
+    for i in (0, 1):
+        Image.new('RGB', (50, 40), (i, 0, 0)).save(tmp_path / f'{i}.png')
+    dataset = bring_in(tmp_path)
+    assert (dataset.format, dataset.classes) == (case.split()[0], ('x',))
+    ((name, _, mask, _),) = contents(dataset, 'val').popitem()[1]
+    ours = np.frombuffer(bytes.fromhex(mask), np.uint8).reshape(50, 40).T > 0
+    union = ours | truth
+    exact = 'mask' in case or 'bitmap' in case
+    assert (ours & truth).sum() >= (1 if exact else 0.93) * union.sum()
+
+
+# Other habits of tools.
+
+
+def test_the_parent_category_of_roboflow_is_no_class(tmp_path):
+    root = as_coco(tmp_path)
+    for path in root.rglob('*.json'):
+        content = json.loads(path.read_text())
+        for category in content['categories']:
+            category['supercategory'] = 'fruit and animals'
+        first = {'id': 0, 'name': 'fruit and animals', 'supercategory': 'none'}
+        content['categories'].insert(0, first)
+        write(path, content)
+    assert bring_in(root).classes == tuple(CLASSES)
+
+
+def test_yolo_files_beside_images_have_their_names_in_classes_txt(tmp_path):
+    as_yolo(tmp_path, layout='{name}')
+    (tmp_path / 'data.yaml').unlink()
+    write(tmp_path / 'classes.txt', '\n'.join(CLASSES))
+    dataset = bring_in(tmp_path)
+    assert dataset.classes == tuple(CLASSES)
+    assert sum(own['images'] for own in dataset.counts.values()) == 4
+
+
+def test_images_turned_by_exif_are_read_as_training_does(tmp_path):
+    root = as_voc(tmp_path / 's')
+    (path,) = root.rglob('straße.JPG')
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new('RGB', (96, 64)).save(path, exif=exif)  # 64 x 96 upright
+    dataset = bring_in(root)
+    (image,) = [
+        image
+        for image in json.loads(dataset.ann_file('train').read_text())['images']
+        if 'straße' in image['file_name']
+    ]
+    assert (image['width'], image['height']) == (64, 96)
+
+
+def test_objects_across_the_border_keep_the_part_inside(tmp_path):
+    truth = [
+        (f'{i}.png', 50, 40, s, [('zebra', (30, 20, 90, 70))])
+        for i, s in enumerate(('train', 'val'))
+    ]
+    for make in (as_coco, as_voc):
+        dataset = bring_in(make(tmp_path / make.__name__, truth))
+        (own,) = contents(dataset, 'val')['1.png']
+        assert own[1] == (30, 20, 20, 20)
+        assert 'crosses the image border' in str(problems(dataset))
+
+
+@pytest.mark.parametrize(
+    'folders', [('with_mask', 'without_mask'), ('train station', 'test tube'), ('gt', 'bmw')]
+)
+def test_names_of_classes_are_not_taken_for_splits_or_masks(folders, tmp_path):
+    for folder in folders:
+        scene(tmp_path, f'{folder}/{{name}}')
+    dataset = bring_in(tmp_path, format='folders')
+    assert dataset.classes == tuple(sorted(folders))
+    if 'gt' not in folders:
+        assert bring_in(tmp_path).classes == dataset.classes
+
+
+def test_objects_with_masks_become_label_maps(tmp_path):
+    dataset = bring_in(as_labelme(tmp_path), task='segmentation')
+    assert dataset.classes == ('background', *sorted(CLASSES))
+    values = maps_of(dataset)['c.d.jpeg']
+    assert (values[10:20, 10:20] == dataset.classes.index('zebra')).all()
+    assert (values[:5] == 0).all()
+
+
+def test_copies_make_the_data_independent_of_the_source(tmp_path):
+    bring_in(as_coco(tmp_path / 's'), tmp_path / 'out', copy=True)
+    shutil.rmtree(tmp_path / 's')
+    shutil.move(tmp_path / 'out', tmp_path / 'moved')
+    dataset = Dataset.load(tmp_path / 'moved')
+    assert contents(dataset, 'val').keys() == {'c.d.jpeg'}
+    (tmp_path / 'moved/dataset.json').write_text('{}')
+    with pytest.raises(UserError, match='convert-dataset'):
+        Dataset.load(tmp_path / 'moved')

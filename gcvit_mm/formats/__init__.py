@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from ..choices import TASKS
-from ..datasets.check.images import in_parallel
 from ..datasets.check.report import Report, write_reports
 from ..drawing.palette import color_of
 from ..errors import ArgumentError, UserError
@@ -36,9 +35,13 @@ FORMATS: dict[str, tuple[str, objects.Find, objects.Read]] = {
     'voc': ('Pascal VOC', *objects.VOC),
     'yolo': ('YOLO', objects.find_yolo, objects.read_yolo),
     'csv': ('CSV', maps.find_csv, maps.read_csv),
-    'instance-masks': ('instance mask', maps.find_instance_masks, maps.read_instance_masks),
-    'colour-masks': ('colour mask', maps.find_colours, maps.read_maps),
-    'label-maps': ('label map', maps.find_label_maps, maps.read_maps),
+    'instance-masks': (
+        'instance mask',
+        partial(maps.find_masks, kind='instances'),
+        maps.read_instance_masks,
+    ),
+    'colour-masks': ('colour mask', partial(maps.find_masks, kind='colours'), maps.read_maps),
+    'label-maps': ('label map', partial(maps.find_masks, kind='labels'), maps.read_maps),
     'folders': ('class folder', maps.find_folders, maps.read_folders),
 }
 """The formats in the order in which they are looked for: title, label files, records."""
@@ -133,12 +136,12 @@ def export(
     """Write boxes and masks in another tool's format, with links to the images.
 
     Args:
-        source: As for ``bring_in``.
-        dest: The folder to write.
+        source: The folder with images and labels.
+        dest: The folder to write, outside of the source.
         to: One of ``WRITERS``.
-        format: As for ``bring_in``.
-        val: As for ``bring_in``.
-        seed: As for ``bring_in``.
+        format: As the further arguments, for ``bring_in``.
+        val: The share of images for validation, if the source has no split.
+        seed: The seed of that split.
         copy: Copy the images instead of linking them.
 
     Returns:
@@ -255,7 +258,7 @@ def _read(
             what, first = 'second label file of an image', records[record.image].place
             source.report.add('warning', what, f'{record.place}: {record.image} is in {first}')
         records.setdefault(record.image, record)
-    masks = {mask for own in (source.masks or {}).values() for mask in own}
+    masks = {mask for own in source.masks.values() for mask in own}
     labelled = masks | records.keys() | source.labelled
     for image in source.images.values():
         if image not in labelled and not is_mask(image):
@@ -272,37 +275,21 @@ def _read(
     if task == 'segmentation' and names and 'background' not in classes:
         classes.insert(0, 'background')
     samples = []
-    sizes = in_parallel(partial(_size, source), list(records), 'sizes')
-    for record, size in zip(records.values(), sizes, strict=True):
+    for record in records.values():
         with source.entry(record.place):
-            samples.append(_sample(source, record, size, task, classes, folder))
+            samples.append(_sample(source, record, task, classes, folder))
     if not samples:
         raise UserError(f'images in {root} cannot be used{source.first_problem()}')
     return _Read(source, format, task, classes, split(source, samples, val, seed))
 
 
-def _size(source: Source, image: str) -> tuple[int, int] | Skip:
-    try:
-        return source.size(image)
-    except Skip as skip:
-        return skip
-
-
-def _sample(
-    source: Source,
-    record: Record,
-    size: tuple[int, int] | Skip,
-    task: str,
-    classes: list[str],
-    folder: Path,
-) -> Sample:
+def _sample(source: Source, record: Record, task: str, classes: list[str], folder: Path) -> Sample:
     """The labels of an image as a task needs them; a label map is written.
 
     Raises:
         Skip: The image cannot be used.
     """
-    if isinstance(size, Skip):
-        raise size
+    size = source.size(record.image)
     if all(record.told) and record.told != size:
         raise Skip('labels are for another size of the image', f'{record.told}, image {size}')
     name = record.image
@@ -347,19 +334,18 @@ def _folder(root: Path, dest: Path) -> Iterator[Path]:
         raise UserError(f'{root} is converted already: pass the folder of the original labels')
     if dest.exists() and not (dest / FILE).is_file() and (dest.is_file() or any(dest.iterdir())):
         raise UserError(f'{dest} has other files: choose a new folder to write to')
-    folder = dest.with_name(f'.{dest.name}.tmp')  # hidden, so it is never read as a source
+    # Hidden, so that it is never read as a source.
+    folder = dest.with_name(f'.{dest.name}.{os.getpid()}.tmp')
     try:
-        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         yield folder
         if dest.exists():
-            old = dest.with_name(f'.{dest.name}.old')
+            old = folder.with_suffix('.old')
             dest.rename(old)
             shutil.rmtree(old)
         folder.rename(dest)
     except OSError as error:
-        raise UserError(
-            f'{dest} cannot be written ({error.strerror or error}): choose another folder'
-        ) from error
+        what = f'{error.filename or dest} cannot be read or written: {error.strerror or error}'
+        raise UserError(what) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -89,30 +89,34 @@ def read_mask(source: Source, path: str) -> np.ndarray:
     return values.astype(np.uint8) if values.dtype == bool else values
 
 
-def kind_of_masks(source: Source) -> tuple[str, dict[str, list[str]]]:
-    """What masks hold, 'instances', 'colours', 'labels' or '' if there are none, and the masks."""
-    if source.masks is None:
+def find_masks(source: Source, kind: str) -> list[str]:
+    """The images with masks, if they hold a kind: 'instances', 'colours', or 'labels'."""
+    if source.kind is None:
         colours(source)
         source.masks = pairs(source)
-    unpaired = source.masks.pop('', [])
-    by_image = source.masks
-    step = max(1, len(by_image) // SAMPLE)
-    samples, problems = [], []
-    for masks in [*by_image.values()][::step]:
+        unpaired = source.masks.pop('', [])
+        source.kind = _kind_of_masks(source)
+        for mask in unpaired if source.kind else ():
+            source.report.add('warning', 'mask without an image of its name', mask)
+    return list(source.masks) if kind == source.kind else []
+
+
+def _kind_of_masks(source: Source) -> str:
+    masks = [*source.masks.values()]
+    samples: list[np.ndarray] = []
+    for own in masks[:: max(1, len(masks) // SAMPLE)]:
         try:
-            samples.append(read_mask(source, masks[0]))
+            samples.append(read_mask(source, own[0]))
         except Skip as skip:
-            problems.append(skip)
+            if not samples and own is masks[-1]:
+                source.report.add('warning', *skip.args)
     if not samples:
-        source.report.add('warning', *problems[0].args) if problems else None
-        return '', {}
-    for mask in unpaired:
-        source.report.add('warning', 'mask without an image of its name', mask)
-    if any(len(masks) > 1 for masks in by_image.values()):
-        return 'instances', by_image
+        return ''
+    if any(len(own) > 1 for own in masks):
+        return 'instances'
     if any(values.ndim == 3 for values in samples):
-        return 'colours', by_image
-    return 'instances' if not source.names and _are_instances(samples) else 'labels', by_image
+        return 'colours'
+    return 'instances' if not source.names and _are_instances(samples) else 'labels'
 
 
 def _are_instances(samples: Sequence[np.ndarray]) -> bool:
@@ -146,17 +150,10 @@ def colours(source: Source) -> None:
                 return
 
 
-def find_instance_masks(source: Source) -> list[str]:
-    """Masks whose values number the objects of an image, or several masks for an image."""
-    kind, by_image = kind_of_masks(source)
-    return list(by_image) if kind == 'instances' else []
-
-
 def read_instance_masks(source: Source, images: Sequence[str]) -> Iterator[Record]:
-    _, by_image = kind_of_masks(source)
     name = source.names[0] if len(source.names) == 1 else 'object'
     for image in images:
-        masks = by_image[image]
+        masks = source.masks[image]
         with source.entry(image):
             objects: list[Object] = []
             for mask in masks:
@@ -204,30 +201,19 @@ def _segment(source: Source, categories: dict, ids: np.ndarray, segment: dict) -
 PANOPTIC = documents('.json', is_panoptic, read_panoptic)
 
 
-def find_colours(source: Source) -> list[str]:
-    """Masks in colours, RGB or RGBA."""
-    kind, by_image = kind_of_masks(source)
-    return list(by_image) if kind == 'colours' else []
-
-
-def find_label_maps(source: Source) -> list[str]:
-    """Masks of one channel, whose values are the numbers of classes."""
-    kind, by_image = kind_of_masks(source)
-    return list(by_image) if kind == 'labels' else []
-
-
 def read_maps(source: Source, images: Sequence[str]) -> Iterator[Record]:
     """Records of label maps and colour masks; values without a name get one."""
-    _, by_image = kind_of_masks(source)
     present: set[int] = set()
     usable = []
     for image in images:
         with source.entry(image):
-            present |= set(np.unique(_codes(read_mask(source, by_image[image][0]))).tolist())
+            present |= set(np.unique(_codes(read_mask(source, source.masks[image][0]))).tolist())
             usable.append(image)
             if len(present) > 1000:
                 what = 'has more than 1000 colours, so masks are images, or compressed with loss'
-                raise UserError(f'{by_image[image][0]} in {source.root} {what}: export PNG masks')
+                raise UserError(
+                    f'{source.masks[image][0]} in {source.root} {what}: export PNG masks'
+                )
     names = {_code(colour): name for name, colour in source.palette.items()}
     if not names and max(present, default=0) > 1 << 24:
         names = {value: f'class_{number}' for number, value in enumerate(sorted(present))}
@@ -244,7 +230,7 @@ def read_maps(source: Source, images: Sequence[str]) -> Iterator[Record]:
     if len(numbers) > IGNORED:
         raise UserError(f'{source.root} has {len(numbers)} classes: label maps have at most 255')
     for image in usable:
-        mask = by_image[image][0]
+        mask = source.masks[image][0]
         yield Record(
             image, mask, split_of(mask), label_map=partial(_label_map, source, mask, table)
         )

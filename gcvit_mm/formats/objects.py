@@ -241,8 +241,8 @@ def _voc_object(size: Size, node: Element) -> Object:
 def read_cvat(source: Source, file: str, root: Element) -> Iterator[Record]:
     if root.find('track') is not None:
         raise UserError(f'{file} has tracks of a video: export it as "CVAT for images 1.1"')
-    for label in root.findall('.//label[name]'):
-        declare(source, named(label.findtext('name')), label.findtext('color'))
+    for entry in root.findall('.//label[name]'):
+        declare(source, named(entry.findtext('name')), entry.findtext('color'))
     for node in root.iter('image'):
         tags = [tag.get('label', '') for tag in node.findall('tag')]
         shapes = [shape for shape in node if shape.tag != 'tag']
@@ -261,9 +261,9 @@ def _cvat_object(size: Size, node: Element) -> Object:
             return Object(name, [x, y, w, h])
         middle = x + w / 2, y + h / 2
         reach, start = math.hypot(w, h) / 2, math.atan2(h, w)
-        angles = (math.radians(turn) + a for a in (start, math.pi - start, math.pi + start, -start))
-        corners = [(reach * math.cos(a), reach * math.sin(a)) for a in angles]
-        return Object(name, mask=[polygon((middle[0] + a, middle[1] + b) for a, b in corners)])
+        turned = (math.radians(turn) + a for a in (start, math.pi - start, math.pi + start, -start))
+        offsets = [(reach * math.cos(a), reach * math.sin(a)) for a in turned]
+        return Object(name, mask=[polygon((middle[0] + a, middle[1] + b) for a, b in offsets)])
     if kind == 'polygon':
         points = (point.split(',') for point in get['points'].split(';'))
         return Object(name, mask=[polygon(points)], group=group)
@@ -273,8 +273,8 @@ def _cvat_object(size: Size, node: Element) -> Object:
     if kind == 'mask':
         runs = [int(run) for run in get['rle'].split(',')]
         pixels = np.repeat(np.arange(len(runs)) % 2, runs)
-        pixels = pixels.reshape(int(get['height']), int(get['width']))
-        return Object(name, mask=placed(pixels, (get['left'], get['top']), size))
+        shape = int(get['height']), int(get['width'])
+        return Object(name, mask=placed(pixels.reshape(shape), (get['left'], get['top']), size))
     raise Skip('shape without an area', kind)
 
 
@@ -294,7 +294,7 @@ def _labelme_object(size: Size, shape: dict) -> Object:
         return Object(name, rectangle(*map(min, *points), *map(max, *points)))
     if kind == 'circle':
         radius = math.dist(*points)
-        return Object(name, mask=[ellipse(*points[0], radius, radius)])
+        return Object(name, mask=[ellipse(points[0][0], points[0][1], radius, radius)])
     if kind == 'mask':
         return Object(name, mask=placed(decode_png(shape['mask']), points[0], size))
     if kind == 'polygon':
@@ -328,9 +328,9 @@ def _via_object(size: Size, region: dict) -> Object:
         points = zip(shape['all_points_x'], shape['all_points_y'], strict=True)
         return Object(name, mask=[polygon(points)])
     if kind in ('circle', 'ellipse'):
-        radii = (shape['r'],) * 2 if kind == 'circle' else (shape['rx'], shape['ry'])
-        angle = shape.get('theta', 0)
-        return Object(name, mask=[ellipse(shape['cx'], shape['cy'], *radii, angle=angle)])
+        rx, ry = shape.get('rx', shape.get('r')), shape.get('ry', shape.get('r'))
+        angle = float(shape.get('theta', 0))
+        return Object(name, mask=[ellipse(shape['cx'], shape['cy'], rx, ry, angle=angle)])
     raise Skip('shape without an area', kind)
 
 

@@ -103,6 +103,7 @@ class Source:
         listed: The splits of images that lists name.
         labelled: The images that label files name.
         masks: The masks of each image, when they have been looked for.
+        kind: What the masks hold, '' if there are none, None if it is not known yet.
         task: The task that the person chose, or ''.
         report: What is wrong in it.
     """
@@ -114,7 +115,8 @@ class Source:
         self.classes: list[str] = []
         self.palette: dict[str, tuple[int, int, int]] = {}
         self.listed: dict[str, str] = {}
-        self.masks: dict[str, list[str]] | None = None
+        self.masks: dict[str, list[str]] = {}
+        self.kind: str | None = None
         self.labelled: set[str] = set()
         self.report = Report('labels', str(root))
         self._parsed: dict[str, Any] = {}
