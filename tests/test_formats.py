@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -1028,7 +1029,7 @@ def test_shapes_of_tools_become_masks(case, tmp_path):
     dataset = bring_in(tmp_path)
     assert (dataset.format, dataset.classes) == (case.split()[0], ('x',))
     ((name, _, mask, _),) = contents(dataset, 'val').popitem()[1]
-    ours = np.frombuffer(bytes.fromhex(mask), np.uint8).reshape(50, 40).T > 0
+    ours = np.frombuffer(bytes.fromhex(mask), np.uint8).reshape(40, 50) > 0
     union = ours | truth
     exact = 'mask' in case or 'bitmap' in case
     assert (ours & truth).sum() >= (1 if exact else 0.93) * union.sum()

@@ -165,28 +165,27 @@ def export(
     return read.reports()
 
 
-def recognise(
-    source: str | os.PathLike, format: str | None = None, *, within: Source | None = None
-) -> tuple[str, list[str]]:
+def recognise(source: Source) -> tuple[str, list[str]]:
     """Recognise the format of a folder.
 
     Returns:
         The key in ``FORMATS``, and its label files.
 
     Raises:
-        UserError: There are no labels in a known format.
+        UserError: There are no labels in a known format, or in the one that was chosen.
     """
-    found = within or Source(Path(source), Path(source) / 'gcvit_mm')
-    if not found.images:
-        raise UserError(f'{source} has no images: pass the folder that holds images and labels')
-    for name in [format] if format else FORMATS:
-        if files := FORMATS[name][1](found):
+    if not source.images:
+        raise UserError(
+            f'{source.root} has no images: pass the folder that holds images and labels'
+        )
+    for name in [source.format] if source.format else FORMATS:
+        if files := FORMATS[name][1](source):
             return name, files
-    kinds = Counter(suffix(path) or 'without a suffix' for path in found.files).most_common(4)
-    what = f'labels of the format {format}' if format else 'labels in a known format'
+    kinds = Counter(suffix(path) or 'without a suffix' for path in source.files).most_common(4)
+    what = f'labels of the format {source.format}' if source.format else 'labels in a known format'
     raise UserError(
-        f'{source} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in kinds)}: '
-        f'docs/formats.md says by what formats are recognised{found.first_problem()}'
+        f'{source.root} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in kinds)}: '
+        f'docs/formats.md says by what formats are recognised{source.first_problem()}'
     )
 
 
@@ -199,7 +198,7 @@ def describe(source: str | os.PathLike) -> str:
     if os.path.isfile(os.path.join(source, FILE)):
         task = Dataset.load(source).task
         return f'{source} holds {task} data in the own form: pass a config that reads them'
-    title = FORMATS[recognise(source)[0]][0]
+    title = FORMATS[recognise(Source(Path(source), Path(source) / 'gcvit_mm'))[0]][0]
     command = f'gcvit-mm convert-dataset {shlex.quote(str(source))}'
     return f'{source} holds {title} labels, not a config: run {command}'
 
@@ -247,8 +246,8 @@ def _read(
             raise ArgumentError(f'{key} {value}: choose {", ".join(known)}')
     if not 0 < val < 1:
         raise ArgumentError(f'val {val}: choose a share between 0 and 1, such as 0.2')
-    source = Source(root, dest, task or '')
-    format, files = recognise(root, format, within=source)
+    source = Source(root, dest, task or '', format or '')
+    format, files = recognise(source)
     title, _, read = FORMATS[format]
     source.report.source = f'{title} labels in {root}'
     read_lists(source)

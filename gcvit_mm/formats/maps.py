@@ -328,7 +328,8 @@ def find_folders(source: Source) -> list[str]:
     images = list(source.images.values())
     masked = sum(map(is_mask, images))  # all of them if with mask and without mask are classes
     classes = set(_classes(source).values()) - {''}
-    return images if len(classes) > 1 and masked in (0, len(images)) else []
+    plain = masked in (0, len(images)) or source.format == 'folders'
+    return images if len(classes) > 1 and plain else []
 
 
 def read_folders(source: Source, images: Sequence[str]) -> Iterator[Record]:

@@ -268,8 +268,8 @@ def _cvat_object(size: Size, node: Element) -> Object:
         points = (point.split(',') for point in get['points'].split(';'))
         return Object(name, mask=[polygon(points)], group=group)
     if kind == 'ellipse':
-        x, y, rx, ry = (get[key] for key in ('cx', 'cy', 'rx', 'ry'))
-        return Object(name, mask=[ellipse(x, y, rx, ry, angle=math.radians(turn))])
+        sizes = [get[key] for key in ('cx', 'cy', 'rx', 'ry')]
+        return Object(name, mask=[ellipse(*sizes, angle=math.radians(turn))])
     if kind == 'mask':
         runs = [int(run) for run in get['rle'].split(',')]
         pixels = np.repeat(np.arange(len(runs)) % 2, runs)
@@ -298,7 +298,7 @@ def _labelme_object(size: Size, shape: dict) -> Object:
     if kind == 'mask':
         return Object(name, mask=placed(decode_png(shape['mask']), points[0], size))
     if kind == 'polygon':
-        return Object(name, mask=[polygon(points)], group=group and str(group))
+        return Object(name, mask=[polygon(points)], group=None if group is None else str(group))
     raise Skip('shape without an area', kind)
 
 

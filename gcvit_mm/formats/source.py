@@ -105,11 +105,12 @@ class Source:
         masks: The masks of each image, when they have been looked for.
         kind: What the masks hold, '' if there are none, None if it is not known yet.
         task: The task that the person chose, or ''.
+        format: The format that the person chose, or ''.
         report: What is wrong in it.
     """
 
-    def __init__(self, root: Path, written: Path, task: str = '') -> None:
-        self.root, self.task = root, task
+    def __init__(self, root: Path, written: Path, task: str = '', format: str = '') -> None:
+        self.root, self.task, self.format = root, task, format
         self.files = sorted(self._walk(written))
         self.images = {normal(f): f for f in self.files if suffix(f) in SUFFIXES}
         self.classes: list[str] = []
