@@ -9,6 +9,7 @@ import re
 import shutil
 import zlib
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -1115,3 +1116,35 @@ def test_copies_make_the_data_independent_of_the_source(tmp_path):
     (tmp_path / 'moved/dataset.json').write_text('{}')
     with pytest.raises(UserError, match='convert-dataset'):
         Dataset.load(tmp_path / 'moved')
+
+
+def nodes(content, place=()):
+    entries = content.items() if isinstance(content, dict) else enumerate(content)
+    for key, value in entries:
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from nodes(value, (*place, key))
+
+
+@pytest.mark.parametrize('make', [as_coco, as_labelme, as_via, as_supervisely, as_panoptic])
+def test_any_value_anywhere_is_skipped_or_an_error_of_one_line(make, tmp_path):
+    random = Random(make.__name__)
+    root = make(tmp_path / 's')
+    files = [*root.rglob('*.json')]
+    for _ in range(12):
+        path = random.choice(files)
+        text = path.read_text()
+        content = json.loads(text)
+        *above, last = random.choice([*nodes(content)])
+        node = content
+        for key in above:
+            node = node[key]
+        node[last] = random.choice(
+            [None, '', -1, 1e308, float('nan'), [], {}, 'x', [[1]], '9' * 5000]
+        )
+        path.write_text(json.dumps(content))
+        try:
+            bring_in(root, tmp_path / 'out')
+        except UserError as error:
+            assert '\n' not in str(error)
+        path.write_text(text)

@@ -14,7 +14,7 @@ from PIL import Image
 from ..datasets.load_image import reason
 from ..errors import UserError
 from .geometry import rectangle, run_lengths
-from .objects import declare, documents, is_panoptic
+from .objects import declare, documents, is_panoptic, named
 from .source import (
     MASK_WORDS,
     SUFFIXES,
@@ -172,7 +172,7 @@ def read_panoptic(source: Source, file: str, content: dict) -> Iterator[Record]:
     categories = {category['id']: category for category in content['categories']}
     for category in categories.values():
         if category.get('isthing', 1) or source.task == 'segmentation':
-            declare(source, category['name'], None)
+            declare(source, named(category['name']), None)
     names = {image['id']: image['file_name'] for image in content['images']}
     for entry in content['annotations']:
         with source.entry(f'{file}, image {entry.get("image_id")}'):
@@ -190,12 +190,13 @@ def read_panoptic(source: Source, file: str, content: dict) -> Iterator[Record]:
 
 def _segment(source: Source, categories: dict, ids: np.ndarray, segment: dict) -> Object | None:
     category = categories[segment['category_id']]
-    if category['name'] not in source.classes:
+    name = named(category['name'])
+    if name not in source.classes:
         what = 'segment of stuff: only for --task segmentation'
-        source.report.add('note', what, category['name'])
+        source.report.add('note', what, name)
         return None
     mask = run_lengths(ids == segment['id'])
-    return Object(category['name'], None, mask, bool(segment.get('iscrowd')), segment.get('area'))
+    return Object(name, None, mask, bool(segment.get('iscrowd')), segment.get('area'))
 
 
 PANOPTIC = documents('.json', is_panoptic, read_panoptic)
