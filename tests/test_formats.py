@@ -14,13 +14,15 @@ from random import Random
 import numpy as np
 import pytest
 import yaml
-from command_line import fail, succeed
+from command_line import ROOT, fail, succeed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mmengine.config import Config
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from gcvit_mm import formats
+from gcvit_mm.datasets.check import check_datasets
 from gcvit_mm.errors import UserError
 from gcvit_mm.formats import Dataset, bring_in, export
 
@@ -1148,3 +1150,19 @@ def test_any_value_anywhere_is_skipped_or_an_error_of_one_line(make, tmp_path):
         except UserError as error:
             assert '\n' not in str(error)
         path.write_text(text)
+
+
+@pytest.mark.parametrize('make', [as_yolo, as_labelme])
+def test_what_is_written_passes_the_check_of_data(make, tmp_path):
+    dataset = bring_in(make(tmp_path / 's'))
+    masks = dataset.task == 'instances'
+    name = 'mask_rcnn_gcvit_nano_shapes' if masks else 'retinanet_gcvit_tiny_coco'
+    cfg = Config.fromfile(ROOT / 'configs' / f'{name}.py')
+    for split in ('train', 'val'):
+        cfg[f'{split}_dataloader'].dataset.update(dataset.settings(split))
+    cfg.val_evaluator.ann_file = str(dataset.ann_file('val'))
+    if not masks:
+        cfg.model.bbox_head.num_classes = len(CLASSES)
+    reports = check_datasets(cfg, ('train', 'val'))
+    assert not [what for report in reports for what in report.problems if what[0] == 'error']
+    assert [len(report.digests) for report in reports] == [3, 1]
