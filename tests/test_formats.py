@@ -714,7 +714,44 @@ def test_real_label_maps_keep_their_values(tmp_path):
         np.testing.assert_array_equal(names[values], np.array(Image.open(originals[stem(name)])))
 
 
+@needs_samples
+def test_real_masks_survive_as_png_files_of_instances_and_of_colours(tmp_path):
+    source = Path(SAMPLES) / 'nuclei256'
+    content = json.loads((source / 'instances_val_rle.json').read_text())
+    masks = {}
+    for image in content['images'][:12]:
+        name = Path(image['file_name']).name
+        own = [a for a in content['annotations'] if a['image_id'] == image['id']]
+        values = np.zeros((image['height'], image['width']), np.uint16)
+        for number, annotation in enumerate(own, 1):
+            mask = np.frombuffer(bytes.fromhex(pixels(annotation, image)), np.uint8)
+            values[mask.reshape(values.shape) > 0] = number
+        present = np.unique(values)[1:]
+        values = np.searchsorted(np.r_[0, present], values).astype(np.uint16)
+        masks[name] = sorted((values == v).tobytes().hex() for v in range(1, len(present) + 1))
+        save(tmp_path / 'masks' / f'{stem(name)}.png', values)
+        (tmp_path / 'images').mkdir(exist_ok=True)
+        (path,) = source.rglob(name)
+        shutil.copy(path, tmp_path / 'images' / name)
+    dataset = bring_in(tmp_path)
+    assert (dataset.format, dataset.task) == ('instance-masks', 'instances')
+    found = {name: own for s in ('train', 'val') for name, own in contents(dataset, s).items()}
+    kept = {name: sorted(mask for _, _, mask, _ in own) for name, own in found.items()}
+    assert kept == masks
+
+
 # What labelling tools and file managers leave behind, and what is broken.
+
+
+def test_trainval_of_pascal_voc_is_for_training_unless_val_names_it(tmp_path):
+    lists = as_voc(tmp_path) / 'VOCdevkit/VOC2012/ImageSets'
+    names = [stem(name) for name, *_ in TRUTH]
+    write(lists / 'Main/trainval.txt', '\n'.join(names))
+    write(lists / 'Layout/train.txt', '\n'.join(names))
+    assert contents(bring_in(tmp_path), 'val').keys() == {'c.d.jpeg'}
+    for split in ('train', 'val'):
+        (lists / f'Main/{split}.txt').unlink()
+    assert bring_in(tmp_path).counts['train']['images'] == 3
 
 
 @pytest.mark.parametrize('format', ['yolo', 'voc', 'labelme', 'coco', 'cvat', 'via', 'csv'])

@@ -93,7 +93,7 @@ class Record:
 
 
 class Source:
-    """A folder with images and labels, of which no file outside is ever read.
+    """A folder with images and labels. Names in label files mean files of this folder only.
 
     Attributes:
         root: The folder.
@@ -158,7 +158,7 @@ class Source:
                     raise UserError(
                         f'label file {self.root}/{problem}: export it again, or delete it'
                     ) from error
-                self.report.add('error', 'label file cannot be read', problem)
+                self.report.add('warning', 'label file cannot be read', problem)
                 self._parsed[path] = None
         return self._parsed[path]
 

@@ -15,14 +15,21 @@ from .write import Sample
 
 SIDE, ALIKE = 16, 0.95
 """Near-duplicates: the correlation of two images of 16 x 16 pixels is higher."""
+CHUNK = 256
+"""Images that are compared with all others at once."""
 FEWEST_GROUPS, LARGEST_GROUP = 3, 0.6
 """Groups are kept on one side if there are enough of them, and none has most of the images."""
 
 
 def read_lists(source: Source) -> None:
     """Read the text files that name the images of a split, such as ImageSets/Main/train.txt."""
-    # Images of trainval.txt are for training unless val.txt names them.
-    for path in sorted(source.find('.txt'), key=lambda path: 'trainval' in path):
+    own = 'Segmentation' if source.kind in ('colours', 'labels') else 'Main'  # of Pascal VOC
+
+    def rank(path: str) -> tuple[bool, bool]:
+        # Images of trainval.txt are for training unless val.txt names them.
+        return 'trainval' in path, f'/{own}/' not in path
+
+    for path in sorted(source.find('.txt'), key=rank):
         split = split_of(stem(path) + '/')
         lines = source.lines(path) if split else []
         images = []
@@ -160,8 +167,8 @@ def near_duplicates(source: Source, samples: Sequence[Sample]) -> list[int]:
     images = [sample.record.image for sample in samples]
     small = np.array(list(in_parallel(thumbnail, images, 'near-duplicates')))
     numbers: list[int] = []
-    for start in range(0, len(small), 1000):
-        first = (small[start : start + 1000] @ small.T > ALIKE).argmax(axis=1)
+    for start in range(0, len(small), CHUNK):
+        first = (small[start : start + CHUNK] @ small.T > ALIKE).argmax(axis=1)
         numbers += range(start, start + len(first))
         for number, earlier in enumerate(first.tolist(), start):
             numbers[number] = numbers[earlier] if earlier < number else number
