@@ -22,6 +22,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from gcvit_mm import formats
+from gcvit_mm.choices import LABEL_FORMATS, LABEL_WRITERS
 from gcvit_mm.datasets.check import check_datasets
 from gcvit_mm.errors import UserError
 from gcvit_mm.formats import Dataset, bring_in, export
@@ -928,6 +929,13 @@ def test_the_command_shows_what_was_read_and_where_it_is(tmp_path):
     assert 'Pascal VOC' in error
     assert f"gcvit-mm convert-dataset '{root}'" in error
     assert 'other files' in fail('convert_dataset.py', root, tmp_path, '--to', 'yolo')
+
+
+def test_the_options_of_the_command_are_the_formats():
+    assert tuple(formats.FORMATS) == LABEL_FORMATS
+    assert tuple(formats.WRITERS) == LABEL_WRITERS
+    page = (ROOT / 'docs/formats.md').read_text()
+    assert re.findall(r'^\| `([a-z][a-z-]*)` \|', page, re.M) == list(LABEL_FORMATS)
 
 
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path):
