@@ -427,6 +427,13 @@ def test_masks_of_instances_arrive_to_the_pixel(make, format, values, tmp_path):
         assert boxes[0] == pytest.approx(first)
 
 
+def test_a_chosen_format_says_what_values_mean(tmp_path):
+    as_pennfudan(tmp_path)
+    dataset = bring_in(tmp_path, format='label-maps')
+    assert dataset.classes == ('class_0', 'class_1', 'class_2', 'class_3')
+    assert bring_in(tmp_path).task == 'instances'
+
+
 def as_camvid(folder, alpha=False):
     colours = np.array([*COLORS.values()], np.uint8)
     for name in scene(folder, '701_StillsRaw_full/{name}'):
@@ -1101,7 +1108,7 @@ def test_the_parent_category_of_roboflow_is_no_class(tmp_path):
 def test_yolo_files_beside_images_have_their_names_in_classes_txt(tmp_path):
     as_yolo(tmp_path, layout='{name}')
     (tmp_path / 'data.yaml').unlink()
-    write(tmp_path / 'classes.txt', '\n'.join(CLASSES))
+    (tmp_path / 'classes.txt').write_bytes('\r\n'.join(CLASSES).encode('utf-16'))
     dataset = bring_in(tmp_path)
     assert dataset.classes == tuple(CLASSES)
     assert sum(own['images'] for own in dataset.counts.values()) == 4

@@ -98,7 +98,8 @@ def find_masks(source: Source, kind: str) -> list[str]:
         source.kind = _kind_of_masks(source)
         for mask in unpaired if source.kind else ():
             source.report.add('warning', 'mask without an image of its name', mask)
-    return list(source.masks) if kind == source.kind else []
+    chosen = source.kind and source.format  # by the person, who knows what the values mean
+    return list(source.masks) if chosen or kind == source.kind else []
 
 
 def _kind_of_masks(source: Source) -> str:
@@ -210,6 +211,8 @@ def read_maps(source: Source, images: Sequence[str]) -> Iterator[Record]:
         with source.entry(image):
             present |= set(np.unique(_codes(read_mask(source, source.masks[image][0]))).tolist())
             usable.append(image)
+            for second in source.masks[image][1:]:
+                source.report.add('warning', 'second label map of an image: not used', second)
             if len(present) > 1000:
                 what = 'has more than 1000 colours, so masks are images, or compressed with loss'
                 raise UserError(

@@ -165,8 +165,9 @@ class Source:
     def lines(self, path: str) -> list[str]:
         """The lines of a text file that are not blank."""
         content = (self.root / path).read_bytes()
+        wide = content[:2] in (b'\xff\xfe', b'\xfe\xff')  # as PowerShell writes
         try:
-            text = content.decode('utf-8-sig')
+            text = content.decode('utf-16' if wide else 'utf-8-sig')
         except ValueError:
             text = content.decode('latin-1')
         return [line.strip() for line in text.splitlines() if line.strip()]
