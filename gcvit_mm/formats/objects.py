@@ -57,17 +57,10 @@ def record(
     split: str = '',
     label: str = '',
 ) -> Iterator[Record]:
-    """The record of an image, unless it is missing.
+    """The record of an image, unless it is missing, or what it is called cannot be read.
 
-    Args:
-        source: The source.
-        file: The label file.
-        names: What the file calls the image, in the order of trust.
-        shapes: The labelled shapes.
-        convert: Makes an object of the size of the image and a shape.
-        told: Width and height according to the file; 0 or None if it does not say them.
-        split: The split according to the file.
-        label: The class of the whole image.
+    The ``names`` of the image are in the order of trust; ``convert`` makes objects of its shapes;
+    ``told`` is its width and height, or has a 0 or None if the file does not say them.
     """
     place = f'{file}, image {names[0]}'
     with source.entry(place):
