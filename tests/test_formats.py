@@ -1218,3 +1218,43 @@ def test_what_is_written_passes_the_check_of_data(make, tmp_path):
     reports = check_datasets(cfg, ('train', 'val'))
     assert not [what for report in reports for what in report.problems if what[0] == 'error']
     assert [len(report.digests) for report in reports] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    'label_files',
+    [
+        labelme(shape_type='rectangle', points=[[30, 5], [10, 25]]),
+        labelme(shape_type='rectangle', points=[[10, 5], [30, 5], [30, 25], [10, 25]]),
+        cvat('<box label="x" xtl="10" ytl="5" xbr="30" ybr="25"></box>'),
+        via(name='rect', x=10, y=5, width=20, height=20),
+        supervisely(geometryType='rectangle', points={'exterior': [[30, 25], [10, 5]]}),
+    ],
+    ids=['labelme', 'labelme 6', 'cvat', 'via', 'supervisely'],
+)
+def test_rectangles_are_boxes_from_whatever_corner(label_files, tmp_path):
+    for name, content in label_files.items():
+        write(tmp_path / name, content)
+    for i in (0, 1):
+        Image.new('RGB', (50, 40), (i, 0, 0)).save(tmp_path / f'{i}.png')
+    dataset = bring_in(tmp_path)
+    assert dataset.task == 'detection'
+    assert contents(dataset, 'val').popitem()[1] == [('x', (10, 5, 20, 20), '', 0)]
+
+
+@pytest.mark.parametrize('to', formats.WRITERS)
+def test_crowds_are_kept_or_listed(to, tmp_path):
+    root = as_coco(tmp_path / 's')
+    change(root / 'annotations/instances_val2017.json', '"iscrowd": 0', '"iscrowd": 1')
+    report, *_ = export(root, tmp_path / to, to)
+    found = contents(bring_in(tmp_path / to, tmp_path / 'out'), 'val')['c.d.jpeg']
+    assert [own[3] for own in found] == ([0] if to == 'yolo' else [1, 0])
+    assert ('c.d.jpeg' in str(report.problems)) == (to == 'yolo')
+
+
+def test_tags_of_cvat_are_classes_of_images(tmp_path):
+    files = cvat('<tag label="x" source="manual"></tag>')
+    write(tmp_path / 'a.xml', files['a.xml'].replace('x"', 'y"', 1))
+    for i in (0, 1):
+        Image.new('RGB', (50, 40), (i, 0, 0)).save(tmp_path / f'{i}.png')
+    dataset = bring_in(tmp_path)
+    assert (dataset.task, dataset.classes) == ('classification', ('x', 'y'))
