@@ -70,6 +70,7 @@ _FINDER = _Finder()
 
 def _prepare_mmengine() -> None:
     environment.let_mmengine_find_mmseg()
+    environment.let_mmengine_find_configs()
     registry = import_module('mmengine.registry').MODELS
     # For lookups before the import of mmengine.model, which takes seconds.
     if 'gcvit_mm.models' not in registry._locations:
