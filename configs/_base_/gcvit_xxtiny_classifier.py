@@ -3,8 +3,6 @@
 _base_ = './gcvit_tiny_classifier.py'
 
 model = dict(
-    backbone=dict(
-        arch='xxtiny', init_cfg=dict(type='Pretrained', checkpoint='gcvit://xxtiny')
-    ),
+    backbone=dict(arch='xxtiny', init_cfg=dict(type='Pretrained', checkpoint='gcvit://xxtiny')),
     train_cfg=None,
 )

@@ -5,9 +5,7 @@ Contains all but the model and your data.
 
 _base_ = ['./adamw.py', './epoch_loop.py', './classification_runtime.py']
 
-data_preprocessor = dict(
-    mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
-)
+data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 train_pipeline = [
     dict(type='LoadWholeImage'),
     dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.35, 1.0)),

@@ -1,0 +1,5 @@
+"""From a folder of labels to a trained, evaluated model: the ``gcvit-mm fit`` command."""
+
+from .run import fit
+
+__all__ = ['fit']
