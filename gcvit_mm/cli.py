@@ -68,6 +68,19 @@ FOREIGN = '|'.join(
     )
 )
 """Beginnings of messages that the OpenMMLab packages print at each start."""
+LOG_ONLY = '|'.join(
+    (
+        'paramwise_options',
+        r'\s*-+\s*System environment',
+        'Config:',
+        'Hooks will be executed',
+        r'\s*Name of parameter - Initialization',
+        'Distributed training is not used',
+        'After building model',
+        'load .*backbone in model from',
+    )
+)
+"""Beginnings of long messages of the OpenMMLab packages that belong into log files only."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -76,6 +89,7 @@ def run(main: Callable[[], None]) -> None:
     on_import.after('mmengine', _hide_foreign_lines)
     on_import.after('mmengine', _find_bases_at_once)
     logging.FileHandler.handleError = _raise_full_disk  # type: ignore
+    on_import.after('pycocotools.coco', _hide_loading)
     try:
         try:
             main()
@@ -199,7 +213,22 @@ def _hide_foreign_lines() -> None:
 
     logging.print_log = print_own
     logging.MMLogger.filter = log_own
+    logging.MMLogger.callHandlers = _call_handlers
     warnings.filterwarnings('ignore', FOREIGN)
+
+
+def _hide_loading() -> None:
+    """Let pycocotools load annotations without printing four lines for each file."""
+    vars(sys.modules['pycocotools.coco'])['print'] = lambda *_: None
+
+
+def _call_handlers(logger: Any, record: Any) -> None:
+    """Write a message to the log file, and unless it is one of ``LOG_ONLY`` to the terminal."""
+    file_only = re.match(LOG_ONLY, record.getMessage())
+    for handler in logger.handlers:
+        to_file = isinstance(handler, logging.FileHandler)
+        if record.levelno >= handler.level and (to_file or not file_only):
+            handler.handle(record)
 
 
 def _find_bases_at_once() -> None:

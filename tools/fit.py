@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = vars(parse_args())
-    from gcvit_mm.fitting import fit
+    from gcvit_mm.fitting.run import fit
 
     fit(args.pop('folder'), args.pop('work_dir'), **args)
 

@@ -30,6 +30,12 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=2, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
+# Test-time augmentation: three sizes around that of the test, each with and without a flip.
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(side, side), keep_ratio=True) for side in (384, 512, 640)
+]
+
 optim_wrapper = dict(clip_grad=dict(max_norm=5.0))
 default_hooks = dict(
     checkpoint=dict(by_epoch=True, interval=1), logger=dict(log_metric_by_epoch=True)

@@ -1,16 +1,20 @@
 """The config file that a fit writes: its decisions, each with its reason in a comment."""
 
 import math
-import pprint
-from textwrap import fill
+from collections.abc import Iterator
 from typing import Any
+
+from yapf.yapflib.yapf_api import FormatCode
 
 from ..formats import Dataset
 from .decisions import METRICS, Decisions
 from .facts import BASES, Facts
 
-ALL_FLIPS = {'prob': [0.25, 0.25, 0.25], 'direction': ['horizontal', 'vertical', 'diagonal']}
-WIDTH = 100
+FLIPS = "prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']"
+# mmengine formats configs with yapf too.
+STYLE = dict(based_on_style='pep8', column_limit=100, dedent_closing_brackets=True)
+SPLITS = {'train': 'to train on', 'val': 'to validate'}
+BOXES = ('detection', 'instances')
 
 
 def config_text(data: Dataset, facts: Facts, made: Decisions, command: str) -> str:
@@ -22,155 +26,113 @@ def config_text(data: Dataset, facts: Facts, made: Decisions, command: str) -> s
         made: All decisions.
         command: The command that wrote the config.
     """
-    parts = [
-        _head(data, facts, command),
-        _base(data, made),
-        _data(data, facts),
-        _pipelines(data, facts, made),
-        _loaders(data, made),
-        _model(data, made),
-        _schedule(data, facts, made),
-    ]
-    return '\n'.join(parts)
+    number = len(data.classes)
+    title = f'{data.task.capitalize()}, {number} class{"es" * (number != 1)}, written by'
+    advice = 'Edit this file freely, and train it by ``gcvit-mm train``.'
+    head = f'"""{title} ``{command}``.\n\n{advice}\n"""\n\n'
+    parts = (_base, _data, _pipelines, _loaders, _model, _schedule)
+    body = '\n'.join('\n'.join(part(data, facts, made)) + '\n' for part in parts)
+    return head + FormatCode(body, style_config=STYLE)[0]
 
 
-def _head(data: Dataset, facts: Facts, command: str) -> str:
-    count = len(data.classes)
-    title = f'{data.task.capitalize()} of {count} class{"es" * (count != 1)}: {data.root}.'
-    return (
-        f'"""{title}\n\nWritten by ``{command}``.\nEdit it freely, and train again with '
-        'gcvit-mm train and this file.\n"""\n'
-    )
-
-
-def _because(name: str, made: Decisions, what: Any = None) -> str:
-    """A comment that says what was decided, and why."""
-    decision = made[name]
-    value = decision.value if what is None else what
-    text = f'{name.replace("_", " ").capitalize()}: {value}; {decision.why}.'
-    return fill(text, WIDTH, initial_indent='# ', subsequent_indent='# ') + '\n'
-
-
-def _assign(name: str, value: Any) -> str:
-    """An assignment, with one entry of a long value on a line."""
-    line = f'{name} = {_code(value)}\n'
-    if len(line) <= WIDTH or not isinstance(value, dict):
-        long = pprint.pformat(value, width=WIDTH - 4, compact=True, sort_dicts=False)
-        return line if len(line) <= WIDTH else f'{name} = {long}\n'
-    rows = ''.join(f'    {key}={_code(item)},\n' for key, item in value.items())
-    return f'{name} = dict(\n{rows})\n'
+def _why(name: str, made: Decisions, title: str = '') -> str:
+    """A comment with a decision and its reason."""
+    return f'# {title or name.capitalize()} {made[name].value}: {made[name].why}.'
 
 
 class Code(str):
     """Python code in a value."""
 
+    __repr__ = str.__str__
+
 
 def _code(value: Any) -> str:
-    if isinstance(value, Code):
-        return str(value)
+    """A value as code, with dictionaries as calls; the key ** is for unpacking."""
     if isinstance(value, dict):
-        inner = ', '.join(
-            str(item) if key == '**' else f'{key}={_code(item)}' for key, item in value.items()
-        )
-        return f'dict({inner})'
+        items = (f'**{v}' if k == '**' else f'{k}={_code(v)}' for k, v in value.items())
+        return f'dict({", ".join(items)})'
     if isinstance(value, list):
         return f'[{", ".join(map(_code, value))}]'
     return repr(value)
 
 
-def _base(data: Dataset, made: Decisions) -> str:
+Lines = Iterator[str]
+
+
+def _base(data: Dataset, facts: Facts, made: Decisions) -> Lines:
     model, head = made['model'].value, made['head'].value
+    for name in ('model', 'head', 'weights'):
+        yield _why(name, made)
     base = f'gcvit_{model}_classifier' if head == 'classifier' else f'{head}_gcvit_{model}'
-    bases = [f'gcvit_mm::_base_/{name}.py' for name in (base, BASES[data.task])]
-    return (_because('model', made) + _because('weights', made) + _because('head', made)) + _assign(
-        '_base_', bases
-    )
+    names = [f'gcvit_mm::_base_/{name}.py' for name in (base, BASES[data.task])]
+    yield f'_base_ = {names}'
 
 
-def _data(data: Dataset, facts: Facts) -> str:
-    counts = ', '.join(
-        f'{count} images'
+def _data(data: Dataset, facts: Facts, made: Decisions) -> Lines:
+    counts = [
+        f'{facts.images[split]} images'
         + (f' with {facts.objects[split]} objects' if split in facts.objects else '')
-        + f' to {"train" if split == "train" else "validate"}'
-        for split, count in facts.images.items()
-    )
-    lines = [f'# Data: {counts}.\n', _assign('metainfo', _metainfo(data))]
-    for split in ('train', 'val'):
-        settings = {k: v for k, v in data.settings(split).items() if v != ''}
-        lines.append(_assign(split, {**settings, 'metainfo': Code('metainfo')}))
-    return ''.join(lines)
+        + f' {purpose}'
+        for split, purpose in SPLITS.items()
+    ]
+    yield f'# Data: {", ".join(counts)}.'
+    yield f'metainfo = {_code(data.settings("train")["metainfo"])}'
+    yield "num_classes = len(metainfo['classes'])"
+    for split in SPLITS:
+        settings = {key: value for key, value in data.settings(split).items() if value != ''}
+        yield f'{split} = {_code({**settings, "metainfo": Code("metainfo")})}'
 
 
-def _metainfo(data: Dataset) -> dict:
-    return dict(data.settings('train')['metainfo'])
-
-
-def _pipelines(data: Dataset, facts: Facts, made: Decisions) -> str:
-    size, flips = made['size'].value, made['flips'].value
-    lines = [_because('size', made), _because('flips', made)]
-    lines += ['train_pipeline = _base_.train_pipeline\n', 'test_pipeline = _base_.test_pipeline\n']
+def _pipelines(data: Dataset, facts: Facts, made: Decisions) -> Lines:
+    size = made['size'].value
+    square = size, size
+    yield _why('size', made, 'Images of')
+    yield _why('flips', made)
+    yield 'train_pipeline = _base_.train_pipeline'
+    yield 'test_pipeline = _base_.test_pipeline'
     if data.task == 'classification':
-        lines.append(f'train_pipeline[1].scale = test_pipeline[2].crop_size = {size}\n')
-        lines.append(f'test_pipeline[1].scale = {size * 8 // 7}\n')
-        return ''.join(lines)
-    square = f'({size}, {size})'
-    flip = 4 if data.task == 'segmentation' else 3
-    lines.append(f'train_pipeline[2].scale = test_pipeline[1].scale = {square}\n')
-    if data.task == 'segmentation':
-        crop = _crop(size)
-        lines.append(f'crop = train_pipeline[3].crop_size = ({crop}, {crop})\n')
-    if flips == 'all':
-        given = ', '.join(f'{key}={value!r}' for key, value in ALL_FLIPS.items())
-        lines.append(f'train_pipeline[{flip}].update({given})\n')
-    if facts.grey:
-        lines.append('# Grey images have no colours to change.\n')
-        lines.append(f'del train_pipeline[{flip + 1}]\n')
-    lines.append('tta_pipeline = _base_.tta_pipeline\n')
-    if data.task == 'segmentation':
-        lines.append(
-            'tta_pipeline[1].transforms[0] = [\n'
-            "    dict(type='Resize', scale=(side, side), keep_ratio=True)\n"
-            f'    for side in {tuple(int(size * ratio) for ratio in (0.75, 1.0, 1.25))}\n]\n'
-        )
+        yield f'train_pipeline[1].scale = test_pipeline[2].crop_size = {size}'
+        yield f'test_pipeline[1].scale = {size * 8 // 7}'
+        flip = 2
     else:
-        lines.append(f'tta_pipeline[1].transforms[0][0].scale = {square}\n')
-    return ''.join(lines)
+        yield f'train_pipeline[2].scale = test_pipeline[1].scale = {square}'
+        yield 'tta_pipeline = _base_.tta_pipeline'
+        flip = 3
+    if data.task in BOXES:
+        yield f'tta_pipeline[1].transforms[0][0].scale = {square}'
+    if data.task == 'segmentation':
+        crop = min(512, size // 64 * 32) if size > 128 else size
+        yield f'crop = train_pipeline[3].crop_size = {crop, crop}'
+        sides = [int(size * ratio) for ratio in (0.75, 1.0, 1.25)]
+        yield f'for step, side in zip(tta_pipeline[1].transforms[0], {sides}):'
+        yield '    step.scale = side, side'
+        flip = 4
+    if made['flips'].value == 'all':
+        yield f'train_pipeline[{flip}].update({FLIPS})'
+    if facts.grey:
+        yield f'del train_pipeline[{flip + 1}]  # changes colours, but the images are grey'
 
 
-def _crop(size: int) -> int:
-    return min(512, max(64, size // 2 // 32 * 32)) if size > 128 else size
-
-
-def _loaders(data: Dataset, made: Decisions) -> str:
-    train: dict[str, Any] = {'**': '**train', 'pipeline': Code('train_pipeline')}
-    lines = [_because('batch', made)]
+def _loaders(data: Dataset, facts: Facts, made: Decisions) -> Lines:
+    train: dict[str, Any] = {'**': 'train', 'pipeline': Code('train_pipeline')}
+    yield _why('batch', made, 'Batches of')
     if made['rare'].value:
-        kind = 'CocoDataset' if data.task != 'classification' else 'CustomDataset'
-        train = {
-            '_delete_': True,
-            'type': 'ClassBalancedDataset',
-            'oversample_thr': made['rare'].value,
-            'dataset': {'type': kind, **train},
-        }
-        lines.append(_because('rare', made, 'repeated'))
-    batch = made['batch'].value
-    lines.append(_assign('train_dataloader', {'batch_size': batch, 'dataset': train}))
-    lines.append('val_dataloader = dict(dataset=dict(**val, pipeline=test_pipeline))\n')
-    lines.append('test_dataloader = val_dataloader\n')
-    if data.task in ('detection', 'instances'):
-        lines.append(_assign('val_evaluator', {'ann_file': Code("val['ann_file']")}))
-        lines.append('test_evaluator = val_evaluator\n')
-    return ''.join(lines)
+        yield f'# Images of rare classes are repeated: {made["rare"].why}.'
+        train['type'] = 'CocoDataset' if data.task in BOXES else 'CustomDataset'
+        train = {'dataset': train, 'oversample_thr': made['rare'].value}
+        train = {'_delete_': True, 'type': 'ClassBalancedDataset', **train}
+    yield f'train_dataloader = {_code({"batch_size": made["batch"].value, "dataset": train})}'
+    yield 'val_dataloader = test_dataloader = dict(dataset=dict(**val, pipeline=test_pipeline))'
+    if data.task in BOXES:
+        yield "val_evaluator = test_evaluator = dict(ann_file=val['ann_file'])"
 
 
-def _model(data: Dataset, made: Decisions) -> str:
-    number = {'num_classes': Code("len(metainfo['classes'])")}
-    head, weights, lines = made['head'].value, made['weights'].value, []
-    model: dict[str, Any] = {}
-    if weights == 'scratch':
-        model['backbone'] = {'init_cfg': None}
+def _model(data: Dataset, facts: Facts, made: Decisions) -> Lines:
+    number = {'num_classes': Code('num_classes')}
+    head, weights = made['head'].value, made['weights'].value
+    model: dict[str, Any] = {'backbone': {'init_cfg': None}} if weights == 'scratch' else {}
     if head in ('mask_rcnn', 'faster_rcnn'):
-        lines.append(_because('anchors', made, f'from {made["anchors"].value} pixels'))
+        yield _why('anchors', made, 'Anchors from')
         scale = made['anchors'].value // 4
         model['rpn_head'] = {'anchor_generator': {'scales': [scale]}}
         # An object as large as the second smallest anchor goes to the second feature map.
@@ -178,50 +140,36 @@ def _model(data: Dataset, made: Decisions) -> str:
         model['roi_head'] = {'bbox_roi_extractor': finest, 'bbox_head': number}
         if head == 'mask_rcnn':
             model['roi_head'] |= {'mask_roi_extractor': finest, 'mask_head': number}
-    elif head == 'retinanet':
-        model['bbox_head'] = number
     elif head == 'upernet':
-        model |= {'data_preprocessor': {'size': Code('crop')}}
+        model['data_preprocessor'] = {'size': Code('crop')}
         model |= {'decode_head': number, 'auxiliary_head': number}
     else:
-        model['head'] = number
-    lines.append(_assign('model', model))
+        model['bbox_head' if head == 'retinanet' else 'head'] = number
+    yield f'model = {_code(model)}'
     if weights not in ('scratch', 'imagenet'):
-        lines.append(_assign('load_from', weights))
+        yield f'load_from = {weights!r}'
     if head == 'classifier':
-        lines.append(_assign('data_preprocessor', number))
-    return ''.join(lines)
+        yield f'data_preprocessor = {_code(number)}'
 
 
-def _schedule(data: Dataset, facts: Facts, made: Decisions) -> str:
-    epochs, warmup = made['epochs'].value, made['warmup'].value
-    metric = METRICS[data.task]
+def _schedule(data: Dataset, facts: Facts, made: Decisions) -> Lines:
+    epochs, rate, metric = made['epochs'].value, made['lr'].value, METRICS[data.task]
     interval = math.ceil(epochs / 15)
-    cosine = {'type': 'CosineAnnealingLR', 'eta_min': made['lr'].value / 100, 'T_max': epochs}
-    linear = {'type': 'LinearLR', 'start_factor': 0.01, 'by_epoch': False, 'end': warmup}
-    hooks = [
-        {'type': 'EMAHook', 'momentum': made['ema'].value},
-        {'type': 'EarlyStoppingHook', 'monitor': metric, 'patience': made['patience'].value},
-    ]
-    return ''.join(
-        [
-            _because('lr', made).replace('# Lr', '# Learning rate'),
-            _assign('optim_wrapper', {'optimizer': {'lr': made['lr'].value}}),
-            _because('epochs', made),
-            _assign('train_cfg', {'max_epochs': epochs, 'val_interval': interval}),
-            'param_scheduler = [\n',
-            f'    {_code(linear)},\n',
-            f'    {_code({**cosine, "convert_to_iter_based": True})},\n]\n',
-            _because('ema', made).replace('# Ema', '# Moving average of the weights'),
-            _because('patience', made),
-            f'custom_hooks = [\n    {_code(hooks[0])},\n    {_code(hooks[1])},\n]\n',
-            _assign(
-                'default_hooks',
-                {
-                    'checkpoint': {'interval': interval, 'save_best': metric},
-                    'logger': {'interval': made['log'].value},
-                },
-            ),
-            _assign('auto_scale_lr', {'base_batch_size': made['batch'].value * max(facts.gpus, 1)}),
-        ]
+    linear = dict(type='LinearLR', start_factor=0.01, by_epoch=False, end=made['warmup'].value)
+    cosine = dict(type='CosineAnnealingLR', eta_min=rate / 100, T_max=epochs)
+    ema = dict(type='EMAHook', momentum=made['ema'].value)
+    stop = dict(type='EarlyStoppingHook', monitor=metric, patience=made['patience'].value)
+    yield _why('lr', made, 'Learning rate')
+    yield f'optim_wrapper = dict(optimizer=dict(lr={rate}))'
+    yield f'auto_scale_lr = dict(base_batch_size={made["batch"].value * max(facts.gpus, 1)})'
+    yield _why('epochs', made)
+    yield f'train_cfg = dict(max_epochs={epochs}, val_interval={interval})'
+    yield f'param_scheduler = {_code([linear, dict(cosine, convert_to_iter_based=True)])}'
+    yield _why('ema', made, 'Moving average of the weights with')
+    yield _why('patience', made)
+    yield f'custom_hooks = {_code([ema, stop])}'
+    hooks = dict(
+        checkpoint=dict(interval=interval, save_best=metric),
+        logger=dict(interval=made['log'].value),
     )
+    yield f'default_hooks = {_code(hooks)}'

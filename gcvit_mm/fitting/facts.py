@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ..config import read_config
-from ..datasets.check import Report, check_datasets
+from ..datasets.check import Report, check_datasets, print_reports
 from ..errors import UserError
 from ..formats import Dataset
 from ..zoo import CONFIGS
@@ -60,8 +60,6 @@ def check(data: Dataset) -> list[Report]:
     Raises:
         UserError: They have an error, which is printed with the others before.
     """
-    from ..datasets.check import print_reports
-
     cfg = read_config(CONFIGS / '_base_' / f'{BASES[data.task]}.py')
     cfg.model = {}
     for split in ('train', 'val'):
@@ -69,6 +67,9 @@ def check(data: Dataset) -> list[Report]:
     if data.task in ('detection', 'instances'):
         cfg.val_evaluator.ann_file = str(data.ann_file('val'))
     reports = check_datasets(cfg, ('train', 'val'))
+    for report in reports:
+        # Notes are for ``gcvit-mm check-dataset``.
+        report.problems = {key: value for key, value in report.problems.items() if key[0] != 'note'}
     if any(report.problems for report in reports):
         print_reports(reports)
     errors = sum(report.count('error') for report in reports)
