@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..choices import LABEL_FORMATS
 from ..errors import UserError
 
 SIZES = ('nano', 'xxtiny', 'tiny')
@@ -29,7 +30,7 @@ class Options:
 
     minutes: float | None = _option(None, 'time for the training', type=float)
     task: str | None = _option(None, 'default: what the labels are for', choices=tuple(HEADS))
-    format: str | None = _option(None, 'format of the labels; default: it is recognised')
+    format: str | None = _option(None, 'default: it is recognised', choices=LABEL_FORMATS)
     model: str | None = _option(None, 'size of the model', choices=SIZES)
     head: str | None = _option(
         None, 'head of the model', choices=tuple(head for heads in HEADS.values() for head in heads)

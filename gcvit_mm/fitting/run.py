@@ -1,15 +1,22 @@
 """From a folder of labels to a trained, evaluated model."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..fileio import atomic_text
 from ..zoo import TOOLS
 from .decisions import Decision, Decisions, batch_sizes, decide, epochs_for, rate_for
 from .options import Options
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 SHOWN = ('model', 'weights', 'head', 'size', 'flips', 'anchors', 'rare', 'batch', 'lr', 'epochs')
 
@@ -161,6 +168,32 @@ def _run(config: Path, work: Path, gpus: int) -> None:
     best = best_checkpoint(cfg)
     _call('test.py', config, best, '--work-dir', work, '--out', work / 'validation')
     _call('report.py', work, '--predictions', work / 'validation')
+    print(*_summary(cfg, work, best), sep='\n')
+
+
+def _summary(cfg: Config, work: Path, best: str) -> Iterator[str]:
+    """What came out, and what to do with it."""
+    from ..config import evaluators_of
+    from ..work_dir import read_metrics
+
+    metric = cfg.default_hooks.checkpoint.save_best
+    value = read_metrics(str(work / 'validation')).get(metric, float('nan'))
+    epoch = re.search(r'epoch_(\d+)', best)
+    yield f'\nbest: {metric} {value:.3f}{f" after epoch {epoch[1]}" if epoch else ""}, {best}'
+    options = ''
+    if metric.startswith('coco/'):
+        from ..report.thresholds import best_threshold
+
+        kind = 'segm' if 'segm' in metric else 'bbox'
+        truth = Path(evaluators_of(cfg, 'test')[0].ann_file)
+        score, f1 = best_threshold(truth, work / f'validation.{kind}.json')
+        yield f'score from which to use predictions: {score:.2f} (F1 {f1:.3f} on validation images)'
+        options = f' --score {score:.2f}'
+    yield f'report: {work / "report.html"}, inputs of the training: {work / "browse/index.html"}'
+    yield f'predict: gcvit-mm infer {shlex.quote(str(work))} IMAGES --out FOLDER{options}'
+    yield f'in the browser: gcvit-mm app {shlex.quote(str(work))}'
+    if metric == 'mIoU' or metric.startswith('accuracy'):
+        yield f'for other runtimes: gcvit-mm export {shlex.quote(str(work))} --out model.onnx'
 
 
 def _call(tool: str, *arguments: object) -> None:
