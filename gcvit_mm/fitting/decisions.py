@@ -186,7 +186,7 @@ def epochs_for(
     if options.epochs:
         return Decision(options.epochs, 'as given')
     if minutes is None:
-        count = max(round(STEPS['gpu' if facts.gpus else 'cpu'] / steps), 10)
+        count = min(max(round(STEPS['gpu' if facts.gpus else 'cpu'] / steps), 10), 300)
         total = (count * epoch + min(count, 15) * validation) / 60
         return Decision(count, f'about {count * steps} steps, {total:.0f} minutes (--minutes)')
     budget = 60 * minutes

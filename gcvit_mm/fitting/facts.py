@@ -54,7 +54,7 @@ class Facts:
     gpus: int = 0
 
 
-def check(data: Dataset) -> list[Report]:
+def read_reports(data: Dataset) -> list[Report]:
     """Check the data by the rules of ``tools/check_dataset.py``.
 
     Raises:

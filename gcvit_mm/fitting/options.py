@@ -63,10 +63,13 @@ class Options:
                 continue
             if choices and value not in choices:
                 raise UserError(f'{flag} {value}: choose one of {", ".join(choices)}')
-            if each.metadata.get('type') and each.name not in ('seed', 'gpus'):
-                most = 1 if each.name == 'val' else 1e9
-                if not isinstance(value, int | float) or not 0 < value < most:
-                    raise UserError(f'{flag} {value}: pass a number above 0')
+            kind = each.metadata.get('type')
+            least = 0 if each.name in ('seed', 'gpus') else 1e-9
+            most = 1 if each.name == 'val' else 2**31
+            # An integer is a number, too.
+            kinds = (int,) if kind is int else (int, float)
+            if kind and not (isinstance(value, kinds) and least <= value < most):
+                raise UserError(f'{flag} {value}: pass a number above 0')
         if self.minutes and self.epochs:
             raise UserError('--minutes and --epochs both set the length: pass one of them')
         if self.weights and self.weights not in WEIGHTS:

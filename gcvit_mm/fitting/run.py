@@ -7,16 +7,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from mmengine.config import Config
 
 from ..errors import UserError
 from ..fileio import atomic_text
 from ..zoo import TOOLS
 from .decisions import Decision, Decisions, batch_sizes, decide, epochs_for, rate_for
 from .options import Options
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 SHOWN = ('model', 'weights', 'head', 'size', 'flips', 'anchors', 'rare', 'batch', 'lr', 'epochs')
 
@@ -89,7 +87,7 @@ def _write_config(folder: Path, work: Path, config: Path, command: str, options:
     from ..config import read_config
     from ..formats import bring_in
     from .config_text import config_text
-    from .facts import check, find_facts
+    from .facts import find_facts, read_reports
     from .trial import DoesNotFitError, try_steps
 
     gpus = _gpus(options)
@@ -101,7 +99,7 @@ def _write_config(folder: Path, work: Path, config: Path, command: str, options:
         val=options.val,
         seed=options.seed,
     )
-    facts = find_facts(data, check(data), gpus)
+    facts = find_facts(data, read_reports(data), gpus)
     made = decide(facts, options)
     _get_weights(made)
     trial = work / 'trial.py'
