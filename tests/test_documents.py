@@ -48,7 +48,7 @@ REPLACED = {
         rf'\1 --train {TRAIN_IMAGES} --val {VAL_IMAGES} --size 64'
     ),
     r'^(python tools/benchmark\.py .*)': r'\1 --size 64x64 --batch 1 --repeat 1 --warmup 1',
-    r'^(gcvit-mm fit .*) --minutes \d+': r'\1 --epochs 1',
+    r'^(python tools/fit\.py .*) --minutes \d+': r'\1 --epochs 1',
     # Servers run until they are stopped.
     r'^(python tools/app\.py .*)': r'serve \1 --port 0',
     # What installs, or needs another environment, has been tried by hand.
