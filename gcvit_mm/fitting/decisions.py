@@ -84,10 +84,10 @@ def _weights(facts: Facts, made: Decisions) -> Decision:
 def _size(facts: Facts, made: Decisions) -> Decision:
     native = float(np.percentile(facts.long_sides, 95))
     if facts.task == 'classification':
-        side = min(224, max(64, _multiple(native)))
-        return Decision(side, f'images of {native:.0f} pixels')
+        crop = min(224, max(64, _multiple(native)))
+        return Decision(crop, f'images of {native:.0f} pixels')
     most = SIDES['gpu' if facts.gpus else 'cpu']
-    side = min(most, native)
+    side = float(min(most, native))
     if facts.box_sides and side < native:
         quarter = float(np.percentile(facts.box_sides, 25))
         if quarter * side < SMALLEST:

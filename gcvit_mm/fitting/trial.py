@@ -51,7 +51,7 @@ def try_steps(cfg: Config, seed: int = 0) -> tuple[int, float, float]:
 
 def _train(model: torch.nn.Module, optimizer: object, feed: Feed, device: torch.device) -> float:
     model.train()
-    seconds = []
+    seconds: list[float] = []
     begin = time.perf_counter()
     for inputs, samples in islice(feed, STEPS):
         losses = model(inputs, samples, mode='loss')
