@@ -7,8 +7,7 @@ Result: box AP50 0.92, mask AP50 0.91 on the 120 validation images (``docs/resul
 """
 
 _base_ = [
-    './_base_/mask_rcnn_gcvit_tiny.py',
-    './_base_/nano_arch.py',
+    './_base_/mask_rcnn_gcvit_nano.py',
     './_base_/small_instance.py',
     './_base_/adamw.py',
     './_base_/schedule_1x.py',
@@ -22,25 +21,15 @@ metainfo = dict(
 )
 
 model = dict(
-    backbone=dict(_delete_=True, type='GCViT', arch=_base_.nano_arch, window_size=8),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4),
-    rpn_head=dict(
-        in_channels=64,
-        feat_channels=64,
-        anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32]),
-    ),
+    neck=dict(num_outs=4),
+    rpn_head=dict(anchor_generator=dict(scales=[4], strides=[4, 8, 16, 32])),
     roi_head=dict(
         # Spreads objects of 8 to 64 pixels over the levels.
-        bbox_roi_extractor=dict(out_channels=64, finest_scale=14),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=3),
-        mask_roi_extractor=dict(out_channels=64, finest_scale=14),
-        mask_head=dict(in_channels=64, conv_out_channels=64, num_classes=3),
+        bbox_roi_extractor=dict(finest_scale=14),
+        bbox_head=dict(num_classes=3),
+        mask_roi_extractor=dict(finest_scale=14),
+        mask_head=dict(num_classes=3),
     ),
-    train_cfg=dict(
-        rpn_proposal=dict(nms_pre=300, max_per_img=150),
-        rcnn=dict(sampler=dict(num=64)),
-    ),
-    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
 )
 
 train_dataloader = dict(

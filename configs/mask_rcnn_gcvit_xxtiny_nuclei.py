@@ -9,7 +9,7 @@ Result: from scratch, box AP 0.49, mask AP 0.50 on the validation images (``docs
 """
 
 _base_ = [
-    './_base_/mask_rcnn_gcvit_tiny.py',
+    './_base_/mask_rcnn_gcvit_xxtiny.py',
     './_base_/small_instance.py',
     './_base_/adamw.py',
     './_base_/schedule_1x.py',
@@ -20,27 +20,11 @@ _base_ = [
 data_root = '{{$NUCLEI_ROOT:data/nuclei256}}'
 metainfo = dict(classes=('nucleus',))
 
-# Both heads need the number of your classes. Windows that divide the feature maps (of 64, 32, 16
-# and 8 tokens) need no padding. Nuclei are small and many: anchors of 8 pixels and up, light heads.
+# Both heads need the number of your classes. Nuclei are small: anchors of 8 pixels and up.
 model = dict(
-    backbone=dict(
-        arch='xxtiny',
-        window_size=(8, 8, 16, 8),
-        init_cfg=dict(checkpoint='gcvit://xxtiny'),
-    ),
-    neck=dict(out_channels=128, num_outs=4),
-    rpn_head=dict(
-        in_channels=128,
-        feat_channels=128,
-        anchor_generator=dict(scales=[2], strides=[4, 8, 16, 32]),
-    ),
-    roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=128),
-        bbox_head=dict(in_channels=128, fc_out_channels=512, num_classes=1),
-        mask_roi_extractor=dict(out_channels=128),
-        mask_head=dict(in_channels=128, conv_out_channels=128, num_classes=1),
-    ),
-    train_cfg=dict(rcnn=dict(sampler=dict(num=128))),
+    neck=dict(num_outs=4),
+    rpn_head=dict(anchor_generator=dict(scales=[2], strides=[4, 8, 16, 32])),
+    roi_head=dict(bbox_head=dict(num_classes=1), mask_head=dict(num_classes=1)),
 )
 
 train_dataloader = dict(

@@ -7,8 +7,7 @@ Result: mIoU 81.5 on the 120 validation images (``docs/results.md``).
 """
 
 _base_ = [
-    './_base_/upernet_gcvit_tiny.py',
-    './_base_/nano_arch.py',
+    './_base_/upernet_gcvit_nano.py',
     './_base_/small_semantic.py',
     './_base_/adamw.py',
     './_base_/schedule_160k.py',
@@ -22,20 +21,14 @@ dataset = dict(
         palette=[[60, 60, 60], [0, 230, 255], [255, 40, 220], [255, 220, 0]],
     ),
 )
-norm = dict(type='BN')
 # 89 % of the pixels are background. At full weight they teach the backbone to separate objects from
 # background, and to lose the features that separate the classes.
 loss = dict(class_weight=[0.3, 1.0, 1.0, 1.0])
 
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
-    backbone=dict(_delete_=True, type='GCViT', arch=_base_.nano_arch, window_size=8),
-    decode_head=dict(
-        in_channels=[32, 64, 128, 256], channels=64, num_classes=4, norm_cfg=norm, loss_decode=loss
-    ),
-    auxiliary_head=dict(
-        in_channels=128, channels=64, num_classes=4, norm_cfg=norm, loss_decode=loss
-    ),
+    decode_head=dict(num_classes=4, loss_decode=loss),
+    auxiliary_head=dict(num_classes=4, loss_decode=loss),
 )
 
 train_pipeline = [

@@ -8,7 +8,7 @@ Needs: the ImageNet weights, or from scratch with ``--cfg-options model.backbone
 """
 
 _base_ = [
-    './_base_/upernet_gcvit_tiny.py',
+    './_base_/upernet_gcvit_xxtiny.py',
     './_base_/small_semantic.py',
     './_base_/adamw.py',
     './_base_/schedule_160k.py',
@@ -31,20 +31,12 @@ dataset = dict(
     reduce_zero_label=True,
 )  # fmt: skip
 
-# Both heads need the number of your classes. Windows that divide the feature maps of the crop (64,
-# 32, 16 and 8 tokens) need no padding.
-norm = dict(type='BN')
+# Both heads need the number of your classes.
 crop = (256, 256)
 model = dict(
     data_preprocessor=dict(size=crop),
-    backbone=dict(
-        arch='xxtiny',
-        window_size=(8, 8, 16, 8),
-        drop_path_rate=0.1,
-        init_cfg=dict(checkpoint='gcvit://xxtiny'),
-    ),
-    decode_head=dict(channels=128, num_classes=11, norm_cfg=norm),
-    auxiliary_head=dict(channels=64, num_classes=11, norm_cfg=norm),
+    decode_head=dict(num_classes=11),
+    auxiliary_head=dict(num_classes=11),
 )
 
 train_pipeline = [

@@ -11,12 +11,13 @@ from .compat import environment, mmcv_extension, on_import
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .fitting.run import fit
     from .inference import Predictor
     from .models import ARCHS, GCViT
 
-__all__ = ['ARCHS', 'GCViT', 'Predictor', '__version__']
+__all__ = ['ARCHS', 'GCViT', 'Predictor', '__version__', 'fit']
 
-_MODULES = {'ARCHS': 'models', 'GCViT': 'models', 'Predictor': 'inference'}
+_MODULES = {'ARCHS': 'models', 'GCViT': 'models', 'Predictor': 'inference', 'fit': 'fitting.run'}
 
 mmcv_extension.install()  # before anything imports mmcv.ops
 on_import.install()

@@ -1,29 +1,39 @@
 """Arguments that several commands share, and errors in one line."""
 
 import argparse
+import errno
+import logging
 import os
 import re
 import shlex
+import socket
 import sys
+import time
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 # --help and errors in arguments must be fast and work in any environment, so this module imports
 # only the standard library at the top.
 from .compat import environment, on_import
-from .errors import UserError, printable
+from .errors import UserError, printable_lines
 from .weights.hub import check_path
 from .zoo import TOOLS, config_file
+
+fcntl: Any = None
+with suppress(ImportError):  # Windows has no fcntl
+    fcntl = import_module('fcntl')
 
 VENV = Path(__file__).parents[1] / '.venv'
 """The environment that ``make setup`` creates in a checkout."""
 BAD_IMAGES, MOST_BAD_IMAGES = 'bad_images.txt', 100
+LOCK = '.lock'
+"""The file that a process locks in the folder to which it writes."""
 LESS_MEMORY = (
     'reduce train_dataloader.batch_size or the size of the images, or recompute activations '
     '(model.backbone.with_cp=True); on a GPU also use --amp'
@@ -58,6 +68,19 @@ FOREIGN = '|'.join(
     )
 )
 """Beginnings of messages that the OpenMMLab packages print at each start."""
+LOG_ONLY = '|'.join(
+    (
+        'paramwise_options',
+        r'\s*-+\s*System environment',
+        'Config:',
+        'Hooks will be executed',
+        r'\s*Name of parameter - Initialization',
+        'Distributed training is not used',
+        'After building model',
+        'load .*backbone in model from',
+    )
+)
+"""Beginnings of long messages of the OpenMMLab packages that belong into log files only."""
 
 
 def run(main: Callable[[], None]) -> None:
@@ -65,6 +88,8 @@ def run(main: Callable[[], None]) -> None:
     _share_cores()
     on_import.after('mmengine', _hide_foreign_lines)
     on_import.after('mmengine', _find_bases_at_once)
+    logging.FileHandler.handleError = _raise_full_disk  # type: ignore
+    on_import.after('pycocotools.coco', _hide_loading)
     try:
         try:
             main()
@@ -72,16 +97,90 @@ def run(main: Callable[[], None]) -> None:
             if 'tqdm' in sys.modules:
                 for bar in list(sys.modules['tqdm'].tqdm._instances):
                     bar.close()  # messages must not share the line of a progress bar
-    except (UserError, RuntimeError, ImportError) as error:
+    except (UserError, RuntimeError, ImportError, OSError) as error:
         message = _explain(error)
         if message is None:
             raise
-        lines = map(printable, message.split('\n'))
-        print('error:', '\n'.join(lines), file=sys.stderr, flush=True)
+        print('error:', printable_lines(message), file=sys.stderr, flush=True)
         sys.exit(1)
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def locked(*folders: str | os.PathLike, wait: float = 5) -> Iterator[None]:
+    """Keep other processes from writing to folders, which are created, within a ``with`` block.
+
+    The system releases the locks when the process ends, even if it is killed. Of the processes of a
+    distributed run, the first one holds them.
+
+    Args:
+        folders: The folders.
+        wait: Seconds to wait for another process, which may be ending.
+
+    Raises:
+        UserError: Another process writes to a folder, or a folder cannot be written.
+    """
+    ranks = map(os.environ.get, ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
+    files: dict[str, IO] = {}
+    try:
+        if fcntl and next(filter(None, ranks), '0') == '0':
+            for folder in dict.fromkeys(map(os.path.realpath, folders)):
+                files[folder] = _lock(folder, wait)
+        yield
+    finally:
+        for folder, file in files.items():
+            Path(folder, LOCK).unlink(missing_ok=True)
+            file.close()
+
+
+def _lock(folder: str, wait: float) -> IO:
+    path, end = os.path.join(folder, LOCK), time.monotonic() + wait
+    while True:
+        try:
+            os.makedirs(folder, exist_ok=True)
+            # A link in a folder from elsewhere would let another file be overwritten.
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+            file = os.fdopen(number, 'a+', encoding='utf-8', errors='replace')
+        except OSError as error:
+            raise UserError(f'folder {folder} cannot be written: {error.strerror}') from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process that held the lock removes the file.
+            if not os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                raise FileNotFoundError
+            # Workers that are forked would keep the lock of a process that was killed.
+            os.register_at_fork(after_in_child=file.close)
+            file.truncate(0)
+            command = shlex.join(sys.argv)[:200]
+            file.write(f'process {os.getpid()} on {socket.gethostname()} ({command})')
+            file.flush()
+        except (BlockingIOError, FileNotFoundError):
+            file.seek(0)
+            holder = file.read(1000)
+            file.close()
+            if time.monotonic() > end:
+                raise UserError(
+                    f'another process writes to {folder}: {holder}: wait for its end, or choose '
+                    'another folder'
+                ) from None
+            time.sleep(0.1)
+            continue
+        except OSError as error:
+            print(
+                f'warning: {folder} cannot be locked ({error.strerror}): start no second process '
+                'that writes to it',
+                file=sys.stderr,
+            )
+        return file
+
+
+def _raise_full_disk(handler: logging.FileHandler, record: logging.LogRecord) -> None:
+    """Let a log that cannot be written end a command; logging prints a traceback for each line."""
+    if isinstance(sys.exception(), OSError):
+        raise
+    logging.Handler.handleError(handler, record)
 
 
 def _share_cores() -> None:
@@ -105,11 +204,31 @@ def _hide_foreign_lines() -> None:
     @wraps(print_log)
     def print_own(msg: object, *args: Any, **kwargs: Any) -> None:
         if not re.match(FOREIGN, str(msg)):
-            print_log(msg, *args, **kwargs)
+            print_log(printable_lines(str(msg)), *args, **kwargs)
+
+    def log_own(_: Any, record: Any) -> bool:
+        # Names in files of others must not control the terminal.
+        record.msg, record.args = printable_lines(record.getMessage()), ()
+        return not re.match(FOREIGN, record.msg)
 
     logging.print_log = print_own
-    logging.MMLogger.filter = lambda _, record: not re.match(FOREIGN, record.getMessage())
+    logging.MMLogger.filter = log_own
+    logging.MMLogger.callHandlers = _call_handlers
     warnings.filterwarnings('ignore', FOREIGN)
+
+
+def _hide_loading() -> None:
+    """Let pycocotools load annotations without printing four lines for each file."""
+    vars(sys.modules['pycocotools.coco'])['print'] = lambda *_: None
+
+
+def _call_handlers(logger: Any, record: Any) -> None:
+    """Write a message to the log file, and unless it is one of ``LOG_ONLY`` to the terminal."""
+    file_only = re.match(LOG_ONLY, record.getMessage())
+    for handler in logger.handlers:
+        to_file = isinstance(handler, logging.FileHandler)
+        if record.levelno >= handler.level and (to_file or not file_only):
+            handler.handle(record)
 
 
 def _find_bases_at_once() -> None:
@@ -137,6 +256,10 @@ def _explain(error: Exception) -> str | None:
         return ' '.join(message.split())
     if isinstance(error, ImportError):
         return _explain_import(error)
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        what = f'{error.filename or "a file"} cannot be written ({error.strerror})'
+        return f'{what}: free disk space, or choose another folder' if full else None
     for pattern, advice in FAILURES.items():
         if match := re.search(pattern, message):
             return f'{match[0]}: {advice}'

@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
 from typing import TYPE_CHECKING, Any
@@ -42,11 +42,7 @@ def read_config(config: str | os.PathLike, *, import_modules: bool = True) -> Co
 
 
 def import_custom_modules(cfg: Config) -> None:
-    """Import the ``custom_imports`` of a config, which register their classes.
-
-    Raises:
-        UserError: A module cannot be imported.
-    """
+    """Import the ``custom_imports`` of a config, which register their classes."""
     try:
         import_modules_from_strings(**cfg.get('custom_imports') or {'imports': None})
     except Exception as error:  # the modules may raise any error
@@ -56,11 +52,7 @@ def import_custom_modules(cfg: Config) -> None:
 
 
 def package_of(cfg: Config) -> Package:
-    """The package of the model of a config.
-
-    Raises:
-        UserError: The package is not in ``PACKAGES``.
-    """
+    """The package of the model of a config."""
     scope = cfg.get('default_scope')
     if scope not in PACKAGES or 'model' not in cfg:
         raise UserError(
@@ -71,11 +63,7 @@ def package_of(cfg: Config) -> Package:
 
 
 def task_of(cfg: Config) -> str:
-    """The task of the model of a config: 'detection', 'segmentation' or 'classification'.
-
-    Raises:
-        UserError: The package of the model is not in ``PACKAGES``.
-    """
+    """The task of the model of a config: 'detection', 'segmentation' or 'classification'."""
     return package_of(cfg).task
 
 
@@ -90,15 +78,7 @@ def default_scope(cfg: Config) -> Iterator[None]:
 
 
 def find_class(registry: Registry, kind: Any) -> Any:
-    """The class of a ``type`` in a config; to be called within ``default_scope``.
-
-    Args:
-        registry: The registry of the class.
-        kind: Name of the class, or the class itself.
-
-    Returns:
-        The class; None if the name is not registered.
-    """
+    """The class of a ``type`` in a config, or None; to be called within ``default_scope``."""
     if not isinstance(kind, str):
         return kind
     with registry.switch_scope_and_registry(None) as own:
@@ -114,15 +94,7 @@ def model_config(cfg: Config) -> ConfigDict:
 
 
 def build_model(cfg: Config, *, meta: bool = False) -> 'nn.Module':
-    """Build the model of a config, which stays as it is.
-
-    Args:
-        cfg: The config.
-        meta: Give a model without values, on PyTorch's meta device.
-
-    Raises:
-        UserError: The model cannot be built.
-    """
+    """Build the model of a config, which stays as it is; for ``meta`` on PyTorch's meta device."""
     with default_scope(cfg):
         try:
             return _build_on_meta(cfg) if meta else MODELS.build(model_config(cfg))
@@ -147,11 +119,7 @@ def _build_on_meta(cfg: Config) -> 'nn.Module':
 
 
 def test_dataset(cfg: Config) -> ConfigDict:
-    """The config of the test data set of a model, whose pipeline prepares images for inference.
-
-    Raises:
-        UserError: The config has no data set with a pipeline.
-    """
+    """The config of the test data set of a model, whose pipeline prepares images for inference."""
     for name in ('test_dataloader', 'val_dataloader'):
         for dataset in datasets_of(cfg.get(name)):
             if dataset.get('pipeline'):
@@ -191,9 +159,14 @@ def evaluators_of(cfg: Config, split: str) -> list[ConfigDict]:
 
 def transforms_of(pipeline: Any, name: str) -> list[ConfigDict]:
     """The transforms of a type in a pipeline, at any depth."""
-    if isinstance(pipeline, Sequence) and not isinstance(pipeline, str):
-        return [step for item in pipeline for step in transforms_of(item, name)]
-    if isinstance(pipeline, dict):
-        own = [pipeline] if pipeline.get('type') == name else []
-        return own + transforms_of(pipeline.get('transforms', []), name)
-    return []
+    return [step for _, step in dicts_of(pipeline) if step.get('type') == name]
+
+
+def dicts_of(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
+    """The dictionaries in a setting, at any depth, by keys such as 'model.roi_head.bbox_head.0'."""
+    if isinstance(value, dict):
+        yield key, value
+    elif not isinstance(value, list | tuple):
+        return
+    for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from dicts_of(item, f'{key}.{name}' if key else str(name))

@@ -42,10 +42,13 @@ PARTS = {module: [f'{module}.models', f'{module}.datasets'] for module in PACKAG
 PARTS |= {'pycocotools': ['pycocotools.mask']}
 MODELS = ('torch', 'gcvit_mm.models')
 COLLECT_ENV = ('torch', 'torch.utils.collect_env')
-OPERATIONS = (*MODELS, 'mmcv.ops', 'torchvision')
+OPERATIONS = (*MODELS, 'mmcv.ops')
+REGISTERED = (*MODELS, 'cv2', 'mmengine', 'mmcv', 'safetensors', 'tqdm')
 MORE_SHM = """docker run --shm-size=8g ...
 or, in each training: --cfg-options train_dataloader.num_workers=0 \
     train_dataloader.persistent_workers=False"""
+
+
 Check = tuple[str, tuple[str, ...], Callable]
 """A title, the modules that the check needs, and a function that takes them."""
 
@@ -65,43 +68,37 @@ class Skipped(Exception):
 
 
 def need(*modules: str) -> list[Any]:
-    imported = []
     for module in modules:
-        if module in problems():
-            raise Skipped(module)
         try:
-            imported.append(importlib.import_module(module))
+            if module in problems():
+                raise ImportError
+            importlib.import_module(module)
         except (Exception, SystemExit):  # the module's own check reports it
             raise Skipped(module) from None
-    return imported
-
-
-def one_line(error: BaseException) -> str:
-    return textwrap.shorten(f'{type(error).__name__}: {error}', 300, placeholder=' ...')
+    return [sys.modules[module] for module in modules]
 
 
 def pins_of(module: str) -> list[str]:
     return installed(DISTRIBUTIONS.get(module, (module,)))
 
 
+def one_line(error: BaseException) -> str:
+    return textwrap.shorten(f'{type(error).__name__}: {error}', 300, placeholder=' ...')
+
+
 def version_of(name: str) -> str:
     return ''.join(pin.partition('==')[2] for pin in installed((name,)))
 
 
-def processor() -> str:
-    model = re.search(r'model name\s*: (.*)', read('/proc/cpuinfo'))
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return f'{usable} cores, {model[1] if model else platform.machine()}'
+def gib(size: float) -> str:
+    return f'{size / GIB:.1f} GiB'
 
 
-def memory() -> Finding:
-    sizes = dict(re.findall(r'(\w+): +(\d+) kB', read('/proc/meminfo')))
-    if not sizes:
-        return Finding('unknown', ABSENT)
-    total, free = (gib(int(sizes[key]) * 1024) for key in ('MemTotal', 'MemAvailable'))
-    limit = read('/sys/fs/cgroup/memory.max').strip()
-    limited = f', limited to {gib(int(limit))}' if limit.isdigit() else ''
-    return Finding(f'{total}, {free} free{limited}')
+def memory() -> str:
+    limit = Path('/sys/fs/cgroup/memory.max')  # of a container
+    text = limit.read_text().strip() if limit.is_file() else ''
+    total = gib(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
+    return f'{total}, limited to {gib(int(text))}' if text.isdigit() else total
 
 
 def space(path: str, minimum: int, purpose: str, fix: str) -> Finding:
@@ -111,14 +108,6 @@ def space(path: str, minimum: int, purpose: str, fix: str) -> Finding:
     free = f'{gib(size)} free in {os.path.abspath(path)}'
     problem = f'There are only {free}, which may be too little for {purpose}.'
     return Finding(free) if size >= minimum else Finding(free, WARNING, problem, fix)
-
-
-def read(path: str) -> str:
-    return Path(path).read_text() if os.path.isfile(path) else ''
-
-
-def gib(size: float) -> str:
-    return f'{size / GIB:.1f} GiB'
 
 
 def torch_itself() -> Finding:
@@ -133,9 +122,9 @@ def torch_itself() -> Finding:
 
 
 def driver(_: Any, env: Any) -> Finding:
-    gpus = '; '.join((env.get_gpu_info(env.run) or '').splitlines())
-    if gpus:
-        return Finding(f'{gpus}, driver {env.get_nvidia_driver_version(env.run)}')
+    if gpus := env.get_gpu_info(env.run):
+        found = '; '.join(gpus.splitlines())
+        return Finding(f'{found}, driver {env.get_nvidia_driver_version(env.run)}')
     if shutil.which('nvidia-smi') is None:
         return Finding('none', ABSENT)
     problem = f'The NVIDIA driver does not respond: {" ".join(env.run("nvidia-smi")[1:])}'
@@ -149,7 +138,7 @@ def arrays(torch: Any) -> str:
 
 def gpus(torch: Any, env: Any) -> Iterator[Finding]:
     for device, (gpu, failure) in (known := accelerators(torch)).items():
-        broken = ('(broken)', ERROR, f'{gpu} does not work: {failure}')
+        broken = (gpu, ERROR, f'{gpu} does not work: {failure}')
         name = device.replace('cuda:', 'GPU ').replace('mps', 'GPU')
         yield Finding(*(broken if failure else (gpu,)))._replace(name=name)
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
@@ -162,8 +151,7 @@ def gpus(torch: Any, env: Any) -> Iterator[Finding]:
 
 def accelerators(torch: Any) -> dict[str, tuple[str, str]]:
     """Describe the GPUs that torch finds, by device, each with its failure or ''."""
-    mps = torch.backends.mps.is_available()
-    known = {'mps': f'{platform.machine()}, Metal (MPS)'} if mps else {}
+    known = {'mps': 'Metal (MPS)'} if torch.backends.mps.is_available() else {}
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         capability = f'capability {gpu.major}.{gpu.minor}'
@@ -206,19 +194,17 @@ def fused_adamw(torch: Any) -> Finding:
 
 def sdpa_kernels(torch: Any, attention: Any) -> str:
     """List PyTorch's attention kernels that support a bias, which attn_impl='sdpa' needs."""
-    results = []
+    kernels = []
     for device in (name for name in devices(torch) if name != 'mps'):  # MPS has only one kernel
         dtype = torch.float16 if device == 'cuda' else torch.float32
         q, bias = (torch.randn(1, 2, 16, n, device=device, dtype=dtype) for n in (32, 16))
-        kernels = []
         for name in ('FLASH_ATTENTION', 'EFFICIENT_ATTENTION', 'CUDNN_ATTENTION', 'MATH'):
             # Kernels that this torch or device lacks raise an error.
             with contextlib.suppress(RuntimeError, AssertionError):
                 with attention.sdpa_kernel(getattr(attention.SDPBackend, name, None)):
                     torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=bias)
-                kernels.append(name.lower().partition('_')[0])
-        results.append(f'{", ".join(kernels)} on {device}')
-    return f'with a bias: {"; ".join(results)}'
+                kernels.append(f'{name.lower().partition("_")[0]} on {device}')
+    return f'with a bias: {", ".join(kernels)}'
 
 
 def families() -> Finding:
@@ -229,25 +215,10 @@ def families() -> Finding:
     return Finding(names or 'none', ERROR, *problem) if problem else Finding(names)
 
 
-def opencv() -> Finding:
-    finding = library('cv2')
-    if finding.state == OK:
-        cv2, numpy = need('cv2', 'numpy')
-        cv2.resize(numpy.zeros((4, 4, 3), 'uint8'), (2, 2))
-        kind = 'headless' if getattr(cv2.version, 'headless', False) else 'with GUI'
-        return Finding(f'{cv2.__version__}, {kind}, from {", ".join(pins_of("cv2"))}')
-    return finding
-
-
-def coco_evaluation(module: str, *distributions: str) -> Finding:
-    """Check the COCO API of mmdet: faster_coco_eval for onedl, pycocotools for OpenMMLab."""
-    if not installed(distributions):
-        raise Skipped(distributions[0])
-    return library(module)
-
-
-def library(module: str, *needed: str) -> Finding:
-    """Check that a package is installed and can be imported."""
+def library(module: str, *needed: str, users: tuple[str, ...] = ()) -> Finding:
+    """Check that a package can be imported, if one of the distributions that use it is there."""
+    if users and not installed(users):
+        raise Skipped(users[0])
     exists = find_spec(module) is not None
     if not exists and module in OPTIONAL:
         return Finding(f'not installed, optional for {OPTIONAL[module]}', ABSENT)
@@ -275,6 +246,21 @@ def framework(module: str, *needed: str) -> Finding:
     return library(module, *needed)
 
 
+def installation() -> Finding:
+    if INSTALLED:
+        return Finding(f'{version_of("gcvit_mm")}, {PACKAGE}')
+    extra = '' if installed(OPENMMLAB + ONEDL) else '[mm]'
+    fix = f"pip install -e '{ROOT}{extra}'"
+    return Finding(f'only in {PACKAGE}', ERROR, 'gcvit_mm is not installed for this Python.', fix)
+
+
+def registration(*_: Any) -> str:
+    """Import what a config may name and what a training needs."""
+    for part in ('engine.setup', 'register'):
+        importlib.import_module(f'gcvit_mm.{part}')
+    return 'imports of a training'
+
+
 def extras() -> Iterator[Finding]:
     """Check the package's optional dependencies, which its metadata lists."""
     if not INSTALLED:
@@ -290,63 +276,36 @@ def extras() -> Iterator[Finding]:
         yield absent if missing else Finding(' '.join(pins), name=extra)
 
 
-def package() -> Iterator[Finding]:
-    if not INSTALLED:
-        extra = '' if installed(OPENMMLAB + ONEDL) else '[mm]'
-        problem = 'gcvit_mm is not installed for this Python.'
-        yield Finding(f'only in {PACKAGE}', ERROR, problem, f"pip install -e '{ROOT}{extra}'")
-    if problems():
-        raise Skipped('torch and one family of mm packages')
-    need('torch', 'cv2', 'mmengine', 'mmcv', 'safetensors', 'tqdm')
-    for part in ('engine.setup', 'register'):
-        importlib.import_module(f'gcvit_mm.{part}')
-    if INSTALLED:
-        yield Finding(f'{version_of("gcvit_mm")}, {PACKAGE}')
+def replacements(_: Any, __: Any, ___: Any, ops: Any) -> str:
+    return ops.implementation().partition(': ')[2].partition(';')[0]
 
 
-def operations(*modules: Any) -> str:
-    importlib.import_module('mmcv.ops')
-    return modules[-1].implementation().partition(': ')[2].partition(';')[0]
+def operation(run: Callable[[Any, Any, str], bool], torch: Any, _: Any, ops: Any, *__: Any) -> str:
+    """Check the result of an operation on all devices."""
+    for device in devices(torch):
+        if not run(torch, ops, device):
+            raise RuntimeError(f'its result is wrong on {device}')
+    return f'runs on {", ".join(devices(torch))}'
 
 
-def on_each_device(run: Callable[[Any, Any, str], bool]) -> Callable:
-    """Turn a test of the result on a device into a check of all devices."""
-
-    def check(torch: Any, _: Any, ops: Any, *__: Any) -> str:
-        for device in devices(torch):
-            if not run(torch, ops, device):
-                raise RuntimeError(f'its result is wrong on {device}')
-        return f'runs on {", ".join(devices(torch))}'
-
-    return check
-
-
-@on_each_device
 def nms(torch: Any, ops: Any, device: str) -> bool:
     boxes = torch.tensor([[0.0, 0, 8, 8], [0, 0, 8, 7], [20, 20, 28, 28]], device=device)
-    _, kept = ops.nms(boxes, torch.tensor([0.5, 0.9, 0.7], device=device), 0.5)
-    return kept.tolist() == [1, 2]
+    return ops.nms(boxes, torch.tensor([0.5, 0.9, 0.7]).to(device), 0.5)[1].tolist() == [1, 2]
 
 
-@on_each_device
 def roi_align(torch: Any, ops: Any, device: str) -> bool:
     features = torch.ones(1, 2, 8, 8, device=device, requires_grad=True)
     box = torch.tensor([[0.0, 1, 1, 5, 5]], device=device)
-    out = ops.roi_align(features, box, (2, 2), 1.0, 0, 'avg', True)
-    out.sum().backward()
-    return out.shape == (1, 2, 2, 2) and abs(features.grad.sum().item() - 8) < 1e-4
+    ops.roi_align(features, box, (2, 2), 1.0, 0, 'avg', True).sum().backward()
+    return abs(features.grad.sum().item() - 8) < 1e-4
 
 
-@on_each_device
 def deformable_attention(torch: Any, ops: Any, device: str) -> bool:
     layer = ops.MultiScaleDeformableAttention(32, num_heads=2, num_levels=1, num_points=2)
     tokens = torch.ones(16, 1, 32, device=device, requires_grad=True)
-    out = layer.to(device)(
-        tokens,
-        reference_points=torch.full((1, 16, 1, 2), 0.5, device=device),
-        spatial_shapes=torch.tensor([[4, 4]], device=device),
-        level_start_index=torch.tensor([0], device=device),
-    )
+    shapes, start = torch.tensor([[4, 4]], device=device), torch.tensor([0], device=device)
+    points = dict(reference_points=torch.full((1, 16, 1, 2), 0.5, device=device))
+    out = layer.to(device)(tokens, spatial_shapes=shapes, level_start_index=start, **points)
     out.sum().backward()
     return out.shape == tokens.shape and bool(tokens.grad.isfinite().all())
 
@@ -372,12 +331,9 @@ def attention(impl: str, torch: Any, models: Any) -> Finding:
     return Finding(f'runs on {", ".join(ran)}') if ran else Finding('needs a CUDA GPU', ABSENT)
 
 
-def zoo() -> Finding:
-    configs = [*PACKAGE.glob('.mim/configs/*.py'), *ROOT.glob('configs/*.py')]
-    if configs:
-        return Finding(f'{len(configs)} configs in {configs[0].parent}')
-    problem = f'The package in {ROOT} has no configs.'
-    return Finding('none', ERROR, problem, 'pip install --force-reinstall --no-deps gcvit_mm')
+def zoo() -> str:
+    ready = importlib.import_module('gcvit_mm.zoo')
+    return f'{len(ready.names())} configs in {ready.CONFIGS}'
 
 
 def checkpoints(_: Any, hub: Any) -> str:
@@ -403,7 +359,7 @@ SECTIONS: dict[str, list[Check]] = {
     'Machine': [
         ('Python', (), lambda: f'{platform.python_version()}, {sys.executable}'),
         ('system', (), platform.platform),
-        ('CPU', (), processor),
+        ('CPU', (), lambda: f'{os.cpu_count()} cores, {platform.machine()}'),
         ('memory', (), memory),
         ('shared memory', (), partial(space, '/dev/shm', GIB, 'data loader workers', MORE_SHM)),
     ],
@@ -418,23 +374,21 @@ SECTIONS: dict[str, list[Check]] = {
     ],
     'Packages': [
         ('mm packages', (), families),
-        ('cv2', (), opencv),
-        *libraries('PIL', 'safetensors', 'tqdm', 'rich', 'matplotlib'),
-        ('pycocotools', (), partial(coco_evaluation, 'pycocotools', *DISTRIBUTIONS['mmdet'])),
-        ('faster_coco_eval', (), partial(coco_evaluation, 'faster_coco_eval', 'onedl-mmdetection')),
+        *libraries('cv2', 'PIL', 'safetensors', 'tqdm', 'rich', 'matplotlib'),
+        ('pycocotools', (), partial(library, 'pycocotools', users=DISTRIBUTIONS['mmdet'])),
+        ('faster_coco_eval', (), partial(library, 'faster_coco_eval', users=ONEDL)),
         *libraries('triton', 'huggingface_hub'),
     ],
     'Models': [
         ('mmengine', (), partial(framework, 'mmengine', 'torch')),
         ('mmcv', (), partial(framework, 'mmcv', 'torch', 'cv2', 'mmengine')),
-        ('gcvit_mm', (), package),
-        ('mmcv.ops', (*MODELS, 'mmcv', 'gcvit_mm.compat.mmcv_ops'), operations),
-        ('nms', OPERATIONS, nms),
-        ('roi_align', OPERATIONS, roi_align),
-        ('deformable attention', OPERATIONS[:-1], deformable_attention),
-        ('attention: eager', MODELS, partial(attention, 'eager')),
-        ('attention: sdpa', MODELS, partial(attention, 'sdpa')),
-        ('attention: triton', MODELS, partial(attention, 'triton')),
+        ('gcvit_mm', (), installation),
+        ('registration', REGISTERED, registration),
+        ('mmcv.ops', (*MODELS, 'mmcv', 'gcvit_mm.compat.mmcv_ops'), replacements),
+        ('nms', OPERATIONS, partial(operation, nms)),
+        ('roi_align', OPERATIONS, partial(operation, roi_align)),
+        ('deformable attention', OPERATIONS, partial(operation, deformable_attention)),
+        *((f'attention: {x}', MODELS, partial(attention, x)) for x in ('eager', 'sdpa', 'triton')),
         ('mmdet', (), partial(framework, 'mmdet', *MODELS, 'mmcv.ops', 'pycocotools')),
         ('mmseg', (), partial(framework, 'mmseg', *MODELS, 'mmcv.ops')),
         ('mmpretrain', (), partial(framework, 'mmpretrain', *MODELS, 'mmcv', 'torchvision')),

@@ -22,6 +22,11 @@ def printable(text: str) -> str:
     return ''.join(c if c.isprintable() or c in JOINERS else escaped(c) for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """Escape the control characters of a text except the ends of its lines."""
+    return '\n'.join(map(printable, text.split('\n')))
+
+
 def escaped(text: str) -> str:
     """Write a text in ASCII, with Python's escape sequences."""
     return text.encode('unicode_escape').decode()

@@ -45,11 +45,7 @@ def atomic_write(path: str | os.PathLike, durable: bool = True) -> Iterator[Bina
 
 
 def atomic_text(path: str | os.PathLike, text: str) -> None:
-    """Write a text file in UTF-8, and create its folder if necessary.
-
-    Raises:
-        UserError: Writing failed.
-    """
+    """Write a text file in UTF-8, and create its folder if necessary."""
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

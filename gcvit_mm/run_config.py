@@ -12,34 +12,12 @@ from .config import datasets_of, evaluators_of, import_custom_modules, read_conf
 from .errors import UserError
 
 RUNNER_SECTIONS = frozenset(
-    [
-        'model',
-        'work_dir',
-        'train_dataloader',
-        'val_dataloader',
-        'test_dataloader',
-        'train_cfg',
-        'val_cfg',
-        'test_cfg',
-        'auto_scale_lr',
-        'optim_wrapper',
-        'param_scheduler',
-        'val_evaluator',
-        'test_evaluator',
-        'default_hooks',
-        'custom_hooks',
-        'data_preprocessor',
-        'load_from',
-        'resume',
-        'launcher',
-        'env_cfg',
-        'log_processor',
-        'log_level',
-        'visualizer',
-        'default_scope',
-        'randomness',
-        'experiment_name',
-    ]
+    """
+    model work_dir train_dataloader val_dataloader test_dataloader train_cfg val_cfg test_cfg
+    auto_scale_lr optim_wrapper param_scheduler val_evaluator test_evaluator default_hooks
+    custom_hooks data_preprocessor load_from resume launcher env_cfg log_processor log_level
+    visualizer default_scope randomness experiment_name
+    """.split()  # noqa: SIM905 - a list literal would have 26 lines
 )
 """Arguments of mmengine's runner, which options may set even if the config does not."""
 
@@ -50,9 +28,6 @@ def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Confi
     Args:
         args: Arguments of ``add_config_arguments`` and ``add_run_arguments`` of ``gcvit_mm.cli``.
         loaders: Keys of the data loaders that the run uses, such as 'train_dataloader'.
-
-    Raises:
-        UserError: The config cannot be read, an option has an unknown section, or data are missing.
     """
     cfg = load_config(args, loaders)
     cfg.launcher = args.launcher
@@ -63,16 +38,7 @@ def load_run_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Confi
 def load_config(
     args: argparse.Namespace, loaders: tuple[str, ...] = (), *, import_modules: bool = True
 ) -> Config:
-    """Load a config with the options of the command line.
-
-    Args:
-        args: Arguments of ``gcvit_mm.cli.add_config_arguments``.
-        loaders: Keys of data loaders whose files must exist, such as 'train_dataloader'.
-        import_modules: Import the ``custom_imports`` of the config, which takes seconds.
-
-    Raises:
-        UserError: The config cannot be read, an option has an unknown section, or data are missing.
-    """
+    """Load a config with the options of the command line, and check files of data loaders."""
     cfg = read_config(args.config, import_modules=False)
     _check_options(cfg, args.cfg_options)
     try:
@@ -81,7 +47,7 @@ def load_config(
         raise UserError(f'--cfg-options does not fit the config: {error}') from error
     if loaders:
         check_places(cfg, loaders)
-    if import_modules:
+    if import_modules:  # takes seconds
         import_custom_modules(cfg)
     return cfg
 
@@ -97,15 +63,7 @@ def _check_options(cfg: Config, options: dict) -> None:
 
 
 def check_places(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the folders and files of some data loaders exist, without importing data sets.
-
-    Args:
-        cfg: The config.
-        loaders: Keys of data loaders, such as 'train_dataloader'; missing ones are skipped.
-
-    Raises:
-        UserError: A folder or file is missing.
-    """
+    """Check that folders and files of data loaders exist, without importing data sets."""
     for loader, dataset in local_datasets(cfg, loaders):
         check_paths(loader, dataset)
     for loader in loaders:

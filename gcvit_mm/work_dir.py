@@ -137,31 +137,28 @@ def find_resumable(
     Returns:
         The file or None, and a line for each skipped checkpoint.
     """
-    from .weights.files import read_checkpoint, verify_checkpoint
+    from .training_state import check_training_state  # imports torch, which takes seconds
+    from .weights.files import read_checkpoint
 
     named = _last_checkpoint(Path(folder))
     candidates, skipped = [], []
     for path in Path(folder).glob('*.pth'):
         try:
             content = read_checkpoint(path, lazy=True)
+            if not isinstance(content, dict) or not {'optimizer', 'message_hub'} <= content.keys():
+                continue  # weights only
+            check_training_state(content)
         except UserError as error:
-            skipped.append(str(error))
+            skipped.append(_about(path, error))
             continue
-        if not isinstance(content, dict) or not {'optimizer', 'message_hub'} <= content.keys():
-            continue  # weights only
-        meta: Any = content.get('meta')
-        meta = meta if isinstance(meta, dict) else {}
-        counts: list[Any] = [meta.get('iter'), meta.get('epoch')]
-        if [type(count) for count in counts] != [int, int] or min(counts) < 0:
-            skipped.append(f'{path} does not say how many epochs and iterations were trained')
-        elif (time := str(meta.get('time', ''))) >= since:
-            candidates.append((path.name == named, counts[0], time, path))
+        meta = content['meta']
+        if (time := str(meta.get('time', ''))) >= since:
+            candidates.append((path.name == named, meta['iter'], time, path))
     if named and not Path(folder, named).exists():
         skipped.append(f'{folder}/last_checkpoint names {named}, which does not exist')
     for *_, path in sorted(candidates, reverse=True):
         try:
-            verify_checkpoint(path)
-            _check_weights(path, cfg)
+            check_resumable(path, cfg)
         except UserError as error:
             skipped.append(str(error))
         else:
@@ -177,25 +174,42 @@ def _last_checkpoint(folder: Path) -> str:
         return ''
 
 
-def _check_weights(path: Path, cfg: Config | None) -> None:
-    """Raise a ``UserError`` if a checkpoint is damaged, has NaN or Inf, or is of another model."""
-    from .weights.files import read_checkpoint, state_dict_of
+def check_resumable(path: str | os.PathLike, cfg: Config | None = None) -> None:
+    """Check that a training can resume from a checkpoint, before anything is loaded.
+
+    Args:
+        path: The file.
+        cfg: The config of the training, to compare the weights with its model.
+
+    Raises:
+        UserError: The file is missing or damaged, its state cannot be used (see
+            ``check_training_state``), or it is of another model.
+    """
+    from .training_state import check_training_state
+    from .weights.files import read_checkpoint
 
     try:
-        weights = state_dict_of(read_checkpoint(path))
+        content = read_checkpoint(path)
+        check_training_state(content)
+        if cfg is not None:
+            _check_model(cfg, content['state_dict'])
     except UserError as error:
-        raise UserError(f'{path}: {error}') from error
-    for name, tensor in weights.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise UserError(f'{path}: {name} has NaN or Inf')
-    if cfg is not None:
-        own = build_model(cfg, meta=True).state_dict()
-        for name in sorted(own.keys() ^ weights.keys()):
-            raise UserError(f'{path} is of another model: {name} is in one of the two only')
-        for name, tensor in own.items():
-            if tensor.shape != weights[name].shape:
-                shapes = f'{list(weights[name].shape)}, not {list(tensor.shape)}'
-                raise UserError(f'{path} is of another model: {name} is {shapes}')
+        raise UserError(_about(path, error)) from error
+
+
+def _about(path: str | os.PathLike, error: UserError) -> str:
+    message = str(error)
+    return message if str(path) in message else f'checkpoint {path}: {message}'
+
+
+def _check_model(cfg: Config, weights: dict) -> None:
+    own = build_model(cfg, meta=True).state_dict()
+    for name in sorted(own.keys() ^ weights.keys(), key=str):
+        raise UserError(f'it is of another model: {name} is in one of the two only')
+    for name, tensor in own.items():
+        shape = list(getattr(weights[name], 'shape', ()))
+        if shape != list(tensor.shape):
+            raise UserError(f'it is of another model: {name} is {shape}, not {list(tensor.shape)}')
 
 
 # --- Log and predictions ----------------------------------------------------------------------

@@ -18,14 +18,7 @@ def names() -> list[str]:
 
 
 def config_file(config: str | os.PathLike) -> str:
-    """The path of a config file.
-
-    Args:
-        config: A path, which is returned unchanged, or a name such as ``gcvit_tiny_imagenet``.
-
-    Raises:
-        UserError: There is no such file or config.
-    """
+    """The path of a config file, which is returned unchanged, or of a config of this package."""
     config = os.fspath(config)
     if os.path.isfile(config):
         return config

@@ -1,5 +1,6 @@
 """Faults for tests to train with: a config imports this module, and names one."""
 
+import contextlib
 import os
 import signal
 import time
@@ -88,6 +89,37 @@ class KillOnce(Hook):
         if last and runner.iter == self.iteration and not done.exists():
             done.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class Hang(Hook):
+    """The first process hangs in an iteration, so that the others wait for it."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.rank == 0 and runner.iter == self.iteration:
+            print('hangs', flush=True)
+            time.sleep(1000)
+
+
+@HOOKS.register_module()
+class FillDisk(Hook):
+    """Fills the file system of the work directory in an iteration, and logs more than a page."""
+
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter == self.iteration:
+            with contextlib.suppress(OSError), open(f'{runner.work_dir}/fill', 'wb', 0) as file:
+                for size in (2**16, 1):
+                    with contextlib.suppress(OSError):
+                        while True:
+                            file.write(bytes(size))
+            runner.visualizer.add_scalars({'x' * 5000: 1.0})
+            runner.logger.info('x' * 5000)
 
 
 @HOOKS.register_module()

@@ -40,7 +40,7 @@ class Programs:
         }  # fmt: skip
         if depth < 5:
             nested = {self.tuple: 13, self.list: 5, self.dict: 6, self.call: 16, self.build: 6}
-            kinds |= {**nested, self.kept: 2}
+            kinds |= {**nested, self.kept: 2, self.doubled: 2}
         (make,) = self.rng.choices(list(kinds), list(kinds.values()))
         return make(depth + 1)
 
@@ -77,6 +77,11 @@ class Programs:
 
     def kept(self, depth: int) -> bytes:
         return self.value(depth) + b'q' + bytes([self.rng.randint(0, 5)])
+
+    def doubled(self, depth: int) -> bytes:
+        """A list or tuple of two, each of which is the same list or tuple of two, 40 times."""
+        begin, end = self.rng.choice([(b'](', b'e'), (b'(', b't')])
+        return 40 * begin + b'Nq\x07' + 40 * (b'h\x07' + end + b'q\x07')
 
     def recalled(self, depth: int) -> bytes:
         return b'h' + bytes([self.rng.randint(0, 5)])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 from collections import Counter
@@ -207,6 +208,31 @@ def test_a_killed_process_is_started_again_and_the_result_is_the_same(
     expected = read_checkpoint(by_two.checkpoint)['state_dict']
     found = read_checkpoint(run.checkpoint)['state_dict']
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_to_torchrun_alone_saves_amid_a_long_step(number, status, tmp_path, tiny_shapes):
+    config, arguments = arguments_for(tmp_path, tiny_shapes, 2)
+    config.write_text(config.read_text().replace("dict(type='KillOnce'", "dict(type='Hang'"))
+    config.write_text(config.read_text().replace('iteration=-1', 'iteration=3'))
+    agent = subprocess.Popen(
+        ['tools/dist_train.sh', config, '2', *map(str, arguments)],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output = ''
+    while 'hangs' not in output:
+        output += agent.stdout.readline() or pytest.fail(output)
+    agent.send_signal(number)  # docker stop and Kubernetes signal the first process only
+    output += agent.communicate(timeout=200)[0]
+    assert agent.returncode == status, output
+    assert 'training ends after iteration 3, saved' in output
+    assert 'Traceback' not in output
+    assert (tmp_path / 'work/last_checkpoint').read_text() == 'iter_3.pth'
 
 
 @pytest.mark.slow

@@ -48,6 +48,7 @@ REPLACED = {
         rf'\1 --train {TRAIN_IMAGES} --val {VAL_IMAGES} --size 64'
     ),
     r'^(python tools/benchmark\.py .*)': r'\1 --size 64x64 --batch 1 --repeat 1 --warmup 1',
+    r'^(python tools/fit\.py .*) --minutes \d+': r'\1 --epochs 1',
     # Servers run until they are stopped.
     r'^(python tools/app\.py .*)': r'serve \1 --port 0',
     # What installs, or needs another environment, has been tried by hand.
@@ -189,6 +190,13 @@ def test_files_of_the_repository_that_are_named_exist(page):
     folders = 'tools|configs|gcvit_mm|tests|docs'
     for name in re.findall(rf'`((?:{folders})/[\w/.-]+\.\w+)`', (ROOT / page).read_text()):
         assert name in written or (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_tests_that_are_named_exist(page):
+    code = ''.join(path.read_text() for path in (ROOT / 'tests').glob('test_*.py'))
+    for name in re.findall(r'`(test_\w+_\w+_\w+)`', (ROOT / page).read_text()):
+        assert f'def {name}(' in code, name
 
 
 @pytest.fixture(scope='session')

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import NANO, ROOT, fail, on, succeed
+from test_preemption import AVERAGE, Normed, train
 
 from gcvit_mm.engine import GuardedOptimWrapper
 from gcvit_mm.weights.files import read_checkpoint
@@ -63,6 +64,28 @@ def test_statistics_of_batch_normalisation_survive_a_nan(accumulated, tiny_shape
     output = succeed('train.py', faulty, '--work-dir', work, '--cfg-options', *options)
     assert 'the step is skipped' in output
     assert_finite(work / 'iter_3.pth')
+
+
+@pytest.mark.parametrize('accumulated', [1, 2])
+def test_an_average_of_statistics_keeps_no_nan_of_a_skipped_step(accumulated, tmp_path):
+    """The average is updated after each batch, also when no step is complete."""
+    optim = dict(type='GuardedOptimWrapper', optimizer=dict(type='SGD', lr=0.1))
+    data = [1.0, float('nan'), 2.0, 3.0]
+    for at in range(len(data)):  # first and second in a step
+        (tmp_path / str(at)).mkdir()
+        order = dict(type='DefaultSampler', shuffle=False)
+        loader = dict(dataset=data[-at:] + data[:-at], sampler=order, batch_size=1)
+        train(
+            tmp_path / str(at),
+            Normed(),
+            AVERAGE,
+            train_dataloader=loader,
+            optim_wrapper=dict(**optim, accumulative_counts=accumulated),
+        )
+        content = torch.load(tmp_path / str(at) / 'epoch_2.pth', weights_only=False)
+        for part in ('state_dict', 'ema_state_dict'):
+            for name, tensor in content[part].items():
+                assert tensor.isfinite().all(), (at, part, name)
 
 
 def test_a_step_with_an_infinite_gradient_is_skipped(tiny_shapes, tmp_path):

@@ -15,6 +15,8 @@ import threading
 import time
 import zipfile
 from collections import Counter, OrderedDict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,19 @@ from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
+from pickle_programs import name_of, push
+from safetensors.torch import save_file
 
+from gcvit_mm.datasets.check.coco_file import read_coco
 from gcvit_mm.datasets.preflight import check_data
 from gcvit_mm.engine import SeededDataset
 from gcvit_mm.errors import UserError
 from gcvit_mm.fileio import atomic_text
+from gcvit_mm.inference.results import Results
+from gcvit_mm.weights import files as checkpoints
 from gcvit_mm.weights.files import read_checkpoint, state_dict_of
-from gcvit_mm.weights.mm_loaders import register_loaders, safe_loaders
-from gcvit_mm.work_dir import find_resumable
+from gcvit_mm.weights.mm_loaders import load_from_http, register_loaders, safe_loaders
+from gcvit_mm.work_dir import find_resumable, read_json
 
 MEMORY = 3 * 2**30
 
@@ -152,6 +159,8 @@ def hostile_files(folder: Path) -> dict[str, Path]:
         'a log with another mean': log_of(mean=1),
         'a log of text': log_of(_log_history='abc', _count_history='abc'),
         'a log of a matrix': log_of(_log_history=np.zeros((2, 2)), _count_history=np.zeros(2)),
+        'metadata that are a number': Call(OrderedDict, state={'_metadata': 1}),
+        'a version that is a text': Call(OrderedDict, state={'_metadata': {'': {'version': 'x'}}}),
         'a state dict without its methods': Call(OrderedDict, state={'items': 1}),
         '2 GB of zeros': Call(bytearray, 2**31),
         'a tensor by its type': Call(torch.FloatTensor, 2**40),
@@ -185,6 +194,12 @@ def hostile_files(folder: Path) -> dict[str, Path]:
     with tarfile.open(files['a tar archive that leaves its folder'], 'w') as tar:
         for name in ('../ran', 'storages', 'tensors', 'pickle'):
             tar.addfile(tarfile.TarInfo(name), io.BytesIO())
+    files['many large tensors of one number'] = folder / 'expanded.pth'
+    many = {f'w{i}': torch.zeros(1).expand(2**20) for i in range(100)}
+    torch.save(many, files['many large tensors of one number'])
+    files['two records of one name'] = archive(
+        folder / 'twice.pth', storage(4), {'archive/data/0': bytes(16), 'other/data/0': bytes(16)}
+    )
     files['an archive in an archive'] = archive(
         folder / 'outer.pth', files['os.system'].read_bytes(), {'archive/data.pkl.zip': b'PK\3\4'}
     )
@@ -196,6 +211,40 @@ def hostile_files(folder: Path) -> dict[str, Path]:
         files[name] = folder / f'{len(files)}.safetensors'
         files[name].write_bytes(header + bytes(16))
     return files
+
+
+def slow_files(folder: Path) -> dict[str, Path]:
+    """Small files that take minutes or all memory unless values are bounded."""
+    twice = 40 * b'](' + b'Nq\x07' + 40 * b'h\x07eq\x07'  # a list of two lists of two lists ...
+    pairs = 40 * b'(' + b'Nq\x07' + 40 * b'h\x07tq\x07'
+    text = push('a' * 10**5) + b'q\x07](' + 10**5 * b'h\x07' + b'e'
+    numbers = b''.join(push(i * (2**61 - 1)) for i in range(1, 10**5 + 1))  # all of one hash
+    contents = {
+        'a call of a nested list': twice + b')R',
+        'an object of a nested list': twice + b')\x81',
+        'a dtype of a nested list': name_of('numpy.dtype') + twice + b'\x85R',
+        'getattr of nested lists': name_of('builtins.getattr') + twice + b'h\x07\x86R',
+        'a nested list': twice,
+        'nested tuples': pairs,
+        'a nested key': b'}' + pairs + b'Ns',
+        'a nested item of a set': name_of('builtins.set') + b']' + pairs + b'a\x85R',
+        'a nested pair': name_of('collections.OrderedDict') + b'](](' + pairs + b'Nee\x85R',
+        'a long text, repeated': text,
+        'keys of one hash': b'}(' + numbers + b'u',
+        'items of one hash': name_of('builtins.set') + b'](' + numbers + b'e\x85R',
+        'a long shape': name_of('torch.Size')
+        + push(2**60)
+        + b'q\x07('
+        + 10**6 * b'h\x07'
+        + b't\x85R',
+        'deep lists': 10**5 * b']' + 10**5 * b'a',
+        'a list in itself': b']q\x07h\x07a',
+        'a name of a million letters': b'c' + 10**6 * b'a' + b'\n' + 10**6 * b'b' + b'\n',
+    }
+    return {
+        name: archive(folder / f'{i}.pth', b'\x80\x02' + content + b'.')
+        for i, (name, content) in enumerate(contents.items())
+    }
 
 
 def _safetensors(tensors: dict) -> bytes:
@@ -231,6 +280,47 @@ def test_hostile_files_are_refused_by_name_and_run_and_write_nothing(lazy, hosti
             read_checkpoint(file, lazy=lazy)
         assert str(file) in str(refusal.value), name
         assert sorted(folder.parent.rglob('*')) == before, name
+
+
+def test_small_files_do_not_become_large_or_slow_and_messages_stay_short(tmp_path):
+    """In a process of its own, which would otherwise not end."""
+    script = """
+import resource, sys
+from pathlib import Path
+from gcvit_mm.errors import UserError
+from gcvit_mm.weights.files import read_checkpoint
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for file in sys.argv[1:]:
+    try:
+        read_checkpoint(file)
+        print('read', file)
+    except UserError as error:
+        print(len(str(error)) < 500 and file in str(error))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024 < 200)
+"""
+    files = slow_files(tmp_path)
+    shown = subprocess.run(
+        [sys.executable, '-c', script, *files.values()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    lines = dict(zip([*files, 'memory'], shown.stdout.splitlines(), strict=False))
+    assert lines == dict.fromkeys([*files, 'memory'], 'True'), shown.stderr
+
+
+def test_what_was_checked_cannot_be_changed_by_the_rest_of_a_file(tmp_path):
+    ordered = name_of('collections.OrderedDict') + b')R'
+    metadata = ordered + b'}' + push('_metadata') + b'}q\x07sbh\x07' + push('a') + b'Ns\x86'
+    log = name_of('mmengine.logging.history_buffer.HistoryBuffer') + b')\x81}'
+    log += push('_statistics_methods') + b'}q\x07sbh\x07' + push('mean') + b'Ns\x86'
+    for number, (content, attribute) in enumerate(
+        {metadata: '_metadata', log: '_statistics_methods'}.items()
+    ):
+        file = archive(tmp_path / f'{number}.pth', b'\x80\x02' + content + b'.')
+        checked, changed = read_checkpoint(file)
+        assert len(changed) == 1 and not vars(checked)[attribute]
 
 
 def test_a_file_that_names_an_address_does_not_change_the_memory_there(tmp_path):
@@ -341,31 +431,160 @@ def test_names_in_an_archive_lead_nowhere(tmp_path):
     assert [path.name for path in tmp_path.rglob('*')] == ['a', 'b', 'x.pth']
 
 
+def command(way: str, file: Path, trained: Any, folder: Path) -> tuple[object, ...]:
+    """A command that reads a checkpoint in one of the ways in which a person can name it."""
+    work, data = ('--work-dir', folder / 'work'), on(trained.data)
+    initial = f'model.backbone.init_cfg={{type: Pretrained, checkpoint: {file}}}'
+    image = trained.data / 'images/validation/000000.jpg'
+    return {
+        'load_from': ('train.py', NANO, *work, *data, f'load_from={file}'),
+        '--resume': ('train.py', NANO, *work, '--resume', file, *data),
+        'Pretrained': ('train.py', NANO, *work, *data, initial),
+        'test': ('test.py', NANO, file, *work, *data),
+        'infer': ('infer.py', NANO, image, '--checkpoint', file, '--out', folder / 'x'),
+        'export': ('export.py', NANO, '--checkpoint', file, '--out', folder / 'x.pt2'),
+        'convert': ('convert_checkpoint.py', file, folder / 'x.pth', '--task=dense'),
+        'publish': ('publish_checkpoint.py', file, folder / 'x.pth'),
+    }[way]
+
+
 @pytest.mark.parametrize(
     'way', ['load_from', '--resume', 'Pretrained', 'test', 'convert', 'publish']
 )
 def test_every_way_that_a_file_comes_in_refuses_to_run_it(way, hostile, trained, tmp_path):
-    file, work = hostile['os.system'], ('--work-dir', tmp_path / 'work')
-    arguments = {
-        'load_from': ('train.py', NANO, *work, *on(trained.data, f'load_from={file}')),
-        '--resume': ('train.py', NANO, *work, '--resume', file, *on(trained.data)),
-        'Pretrained': (
-            'train.py', NANO, *work,
-            *on(
-                trained.data,
-                'model.backbone.init_cfg.type=Pretrained',
-                f'model.backbone.init_cfg.checkpoint={file}',
-            ),
-        ),
-        'test': ('test.py', NANO, file, *work, *on(trained.data)),
-        'convert': ('convert_checkpoint.py', file, tmp_path / 'x.pth', '--task=dense'),
-        'publish': ('publish_checkpoint.py', file, tmp_path / 'x.pth'),
-    }[way]  # fmt: skip
-    error = fail(*arguments)
+    file = hostile['os.system']
+    error = fail(*command(way, file, trained, tmp_path))
     assert f'checkpoint {file} is refused: it names posix.system, which could run code' in error
     assert '--trust-checkpoint' in error
     assert not (file.parent / 'ran').exists()
-    assert not (tmp_path / 'x.pth').exists()
+    assert not list(tmp_path.glob('x*'))
+
+
+WAYS = {
+    '--resume': 'zeros', 'test': 'bits', 'infer': 'zeros', 'export': 'cut', 'convert': 'bits',
+    'publish': 'zeros', 'load_from': None, 'Pretrained': None,
+}  # fmt: skip
+"""Ways in which a person names a file, and the damage that is always tried; others are slow."""
+
+
+@pytest.mark.parametrize(
+    ('way', 'damage'),
+    [
+        pytest.param(way, damage, marks=[] if damage == quick else [pytest.mark.slow])
+        for way, quick in WAYS.items()
+        for damage in ('zeros', 'bits', 'cut')
+    ],
+)
+def test_damage_is_noticed_wherever_a_person_names_a_file(way, damage, trained, tmp_path):
+    file = damaged(trained.checkpoint, damage, tmp_path / 'epoch_1.pth')
+    error = fail(*command(way, file, trained, tmp_path))
+    assert f'checkpoint {file} cannot be read' in error and 'damaged' in error
+    assert not list(tmp_path.glob('x*')) and not list(tmp_path.glob('work/*.pth'))
+
+
+def damaged(source: Path, damage: str, target: Path) -> Path:
+    """Copy a checkpoint; damage its largest tensor, or cut it off at nine tenths."""
+    content = bytearray(source.read_bytes())
+    with zipfile.ZipFile(source) as records:
+        largest = max(records.infolist(), key=lambda record: record.file_size)
+    middle = largest.header_offset + largest.file_size // 2
+    if damage == 'zeros':
+        content[middle : middle + 4000] = bytes(4000)
+    elif damage == 'bits':
+        content[middle] ^= 1
+        content[middle + 9] ^= 128
+    else:
+        del content[len(content) * 9 // 10 :]
+    target.write_bytes(content)
+    return target
+
+
+@pytest.mark.parametrize('damage', ['zeros', 'bits'])
+def test_damage_is_noticed_in_files_that_the_user_trusts(damage, trained, tmp_path, monkeypatch):
+    file = damaged(trained.checkpoint, damage, tmp_path / 'x.pth')
+    monkeypatch.setattr(checkpoints, '_trusted', True)
+    with pytest.raises(UserError, match=rf'{file} is damaged: the checksum'):
+        read_checkpoint(file)
+
+
+ODD_META = {
+    'a list': [],
+    'a number as data': {'dataset_meta': 5},
+    'a number as classes': {'dataset_meta': {'classes': 5}},
+    'numbers as names': {'dataset_meta': {'classes': [1, 2]}},
+    'a number as config': {'cfg': 5},
+}
+
+
+@pytest.mark.parametrize('odd', ODD_META)
+def test_metadata_of_other_types_are_refused(odd, trained):
+    content = {'meta': ODD_META[odd], 'state_dict': {}}
+    with pytest.raises(UserError, match=r'meta\.cfg .* meta\.dataset_meta\.classes'):
+        checkpoints.meta_of(content)
+
+
+NESTED = '[' * 10**5 + ']' * 10**5
+
+
+def test_json_of_great_depth_is_refused_by_name(tmp_path):
+    file = tmp_path / 'x.json'
+    file.write_text(NESTED)
+    for read in (
+        lambda: read_json(file),
+        lambda: read_coco(str(file), need_annotations=True),
+        lambda: Results(tmp_path, {}),
+    ):
+        (tmp_path / 'run.json').write_text(NESTED)
+        with pytest.raises(UserError, match=rf'{tmp_path}/(x|run)\.json'):
+            read()
+    weights = tmp_path / 'x.safetensors'
+    save_file({'a': torch.zeros(1)}, weights, metadata={'gcvit_mm': NESTED})
+    with pytest.raises(UserError, match=str(weights)):
+        read_checkpoint(weights)
+    weights.write_bytes(struct.pack('<Q', len(NESTED)) + NESTED.encode())
+    with pytest.raises(UserError, match=str(weights)):
+        read_checkpoint(weights)
+
+
+def test_files_of_one_name_at_two_addresses_are_not_exchanged(tmp_path, monkeypatch):
+    for number, folder in enumerate(('a', 'b')):
+        (tmp_path / folder).mkdir()
+        torch.save({'state_dict': {'x': torch.tensor([number])}}, tmp_path / folder / 'model.pth')
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        for _ in range(2):  # from the cache, too
+            for number, folder in enumerate(('a', 'b', 'b')):
+                content = load_from_http(f'{address}/{folder}/model.pth')
+                assert content['state_dict']['x'].item() == min(number, 1)
+        server.shutdown()
+
+
+def test_logs_have_names_of_others_as_text():
+    script = r"""
+from gcvit_mm.cli import run
+name = '\x1b]0;owned\x07\x9b31m'
+def main():
+    from mmengine.logging import MMLogger, print_log
+    logger = MMLogger.get_instance('run')
+    logger.info('bad image %s', name)
+    logger.warning(f'first\n{name}')
+    print_log(f'bad image {name}', logger='current')
+    print_log(f'bad image {name}')
+run(main)
+"""
+    shown = subprocess.run(
+        [sys.executable, '-c', script],
+        capture_output=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
+    output = (shown.stdout + shown.stderr).decode()
+    assert output.count(r'\x1b]0;owned\x07\x9b31m') == 4
+    assert 'first\n' in output
+    assert not {'\x07', '\x9b'} & set(output) and '\x1b]' not in output
 
 
 def test_a_config_in_a_checkpoint_is_not_executed(trained, tmp_path):
@@ -436,6 +655,7 @@ def test_programs_of_allowed_names_and_opcodes_neither_crash_nor_take_memory(cou
         capture_output=True,
         text=True,
         env={**os.environ, 'PYTHONPATH': str(ROOT)},
+        timeout=30 + count / 10,  # many times of what it takes
     )
     assert run.returncode == 0, run.stderr
     outcomes = json.loads(run.stdout)

@@ -1,6 +1,8 @@
 """Pixel values, orientation and sizes mean the same to training, checks, inference and the page."""
 
 import json
+import os
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from PIL import Image
 from gcvit_mm.app.photo import read_photo
 from gcvit_mm.datasets.check.images import ReadImage, read_image
 from gcvit_mm.datasets.load_image import LoadWholeImage
+from gcvit_mm.datasets.load_label_map import decode_map
 from gcvit_mm.errors import UserError
 from gcvit_mm.inference.images import Pipeline
 
@@ -111,6 +114,49 @@ def test_values_without_a_scale_are_refused_by_every_reader(kind, tmp_path):
             pipeline.read(image)
     with pytest.raises(UserError, match=said):
         read_photo(path)
+
+
+def progressive(extra: int) -> bytes:
+    """A progressive JPEG, with its last scan once more for each of ``extra``."""
+    file = BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = '\xff\xda' * 200  # no scans, but the description of the image
+    Image.fromarray(GREY).save(file, 'JPEG', progressive=True, exif=exif)
+    content = file.getvalue()
+    return content[:-2] + extra * content[content.rindex(b'\xff\xda') : -2] + content[-2:]
+
+
+def eps() -> bytes:
+    file = BytesIO()
+    Image.fromarray(GREY).save(file, 'EPS')
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ('make', 'said'), [(lambda: progressive(5000), 'scans'), (eps, 'EPS')], ids=['scans', 'EPS']
+)
+def test_files_that_take_minutes_or_run_programs_are_refused_by_every_reader(make, said, tmp_path):
+    path = tmp_path / 'image.jpg'
+    path.write_bytes(make())
+    with pytest.raises(UserError, match=rf'{path}.*{said}'):
+        load(path)
+    assert said in read_image(str(path))
+    pipeline = Pipeline([ConfigDict(type='LoadWholeImage')])
+    for image in (path, Image.open(path)):
+        with pytest.raises(UserError, match=said):
+            pipeline.read(image)
+    with pytest.raises(UserError, match=r'image\.jpg'):
+        read_photo(path)
+    with pytest.raises(ValueError, match=said):
+        decode_map(path.read_bytes())
+
+
+def test_progressive_jpegs_of_cameras_are_read(tmp_path):
+    path = tmp_path / 'image.jpg'
+    path.write_bytes(progressive(20) + os.urandom(10**7) + b'\xff\xda' * 200)  # with a video
+    assert isinstance(read_image(str(path)), ReadImage)
+    assert load(path).shape == (40, 60, 3)
+    assert read_photo(path).size == (60, 40)
 
 
 def test_colors_of_16_bits_keep_their_upper_byte(tmp_path):

@@ -1,6 +1,7 @@
 """Who hears the signals that end a training, who does not, and for how long."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -10,11 +11,19 @@ import pytest
 import torch
 from command_line import ENVIRONMENT, NANO, ROOT, on
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch.utils.data import get_worker_info
 
-from gcvit_mm.engine import ExactEpochBasedTrainLoop, PreemptionHook, SafeCheckpointHook
+from gcvit_mm.engine import (
+    ExactEpochBasedTrainLoop,
+    NonFiniteHook,
+    PreemptionHook,
+    SafeCheckpointHook,
+)
 from gcvit_mm.engine.setup import prepare
 
 POOLS = """
@@ -112,32 +121,212 @@ class Interrupt(Hook):
                 signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize(('times', 'saved'), [(1, ['iter_2.pth', 'last_checkpoint']), (2, [])])
-def test_ctrl_c_saves_a_checkpoint_and_twice_ends_at_once(times, saved, tmp_path, capfd):
-    before = signal.getsignal(signal.SIGINT)
-    runner = Runner(
-        model=Line(ValueError),
-        work_dir=str(tmp_path),
-        train_dataloader=dict(dataset=[0] * 4, sampler=dict(type='DefaultSampler'), batch_size=1),
-        train_cfg=dict(type=ExactEpochBasedTrainLoop, max_epochs=1),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-        default_hooks=dict(checkpoint=dict(type=SafeCheckpointHook, interval=1)),
-        custom_hooks=[dict(type=PreemptionHook), Interrupt(times)],
-        experiment_name=tmp_path.name,
-    )
-    try:
-        with pytest.raises(SystemExit if times == 1 else KeyboardInterrupt) as ended:
-            runner.train()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert times == 2 or ended.value.code == 130
-    assert 'Ctrl-C again ends it without saving' in capfd.readouterr().err
+@pytest.mark.parametrize(
+    ('times', 'saved'),
+    [(1, ['iter_2.pth', 'last_checkpoint']), (2, ['iter_1.pth', 'last_checkpoint'])],
+)
+def test_ctrl_c_saves_the_step_and_twice_the_one_before(times, saved, tmp_path, capfd):
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, Line(ValueError), Interrupt(times))
+    assert ended.value.code == 130
+    assert 'Ctrl-C again interrupts the step' in capfd.readouterr().err
     assert (
         sorted(
             path.name for path in tmp_path.glob('*t*') if path.suffix != '.py' and path.is_file()
         )
         == saved
     )
+
+
+def train(folder, model, *hooks, data=(0.0, 1.0, 2.0, 3.0), resume=None, **settings):
+    """Train for two epochs, whose batches are one sample each."""
+    before = {number: signal.getsignal(number) for number in (1, 2, 10, 15)}
+    workers = settings.pop('workers', 0)
+    defaults = dict(
+        train_dataloader=dict(
+            dataset=data,
+            sampler=dict(type='DefaultSampler'),
+            batch_size=1,
+            num_workers=workers,
+        ),
+        train_cfg=dict(type=ExactEpochBasedTrainLoop, max_epochs=2),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        default_hooks=dict(checkpoint=dict(type=SafeCheckpointHook, interval=1)),
+    )
+    runner = Runner(
+        model,
+        str(folder),
+        custom_hooks=[dict(type=PreemptionHook), dict(type=NonFiniteHook), *hooks],
+        randomness=dict(seed=0),
+        resume=bool(resume),
+        load_from=resume and str(resume),
+        experiment_name=f'{folder.name}-{id(model)}',
+        **{**defaults, **settings},
+    )
+    try:
+        runner.train()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return runner
+
+
+def insist() -> None:
+    """Signal twice."""
+    signal.raise_signal(signal.SIGTERM)
+    time.sleep(1.1)
+    signal.raise_signal(signal.SIGTERM)
+
+
+class Normed(BaseModel):
+    """A model with statistics, interrupted in the forward pass of a step, or of an evaluation."""
+
+    def __init__(self, step: int = -1, mode: str = 'loss') -> None:
+        super().__init__()
+        self.norm, self.layer = torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1)
+        for parameter in self.layer.parameters():
+            torch.nn.init.constant_(parameter, 0.5)
+        self.step, self.mode, self.calls = step, mode, 0
+
+    def forward(self, value: float, mode: str) -> object:
+        noise = torch.randn(4, 3) + value
+        loss = self.layer(self.norm(noise)).square().mean()
+        self.calls += mode == self.mode
+        if mode == self.mode and self.calls == self.step:
+            insist()  # after the statistics have changed
+        return dict(loss=loss) if mode == 'loss' else [BaseDataElement()]
+
+
+class Slow(torch.optim.SGD):
+    """An optimizer that is interrupted when it has changed some of the parameters."""
+
+    def step(self, closure: object = None) -> None:
+        super().step(closure)
+        if not self.param_groups[0].get('done'):
+            self.param_groups[0]['done'] = True
+            insist()
+            with torch.no_grad():
+                for group in self.param_groups:
+                    group['params'][0] += 1
+
+
+class Length(BaseMetric):
+    def process(self, data_batch: object, data_samples: object) -> None:
+        self.results.append(0)
+
+    def compute_metrics(self, results: list) -> dict:
+        return dict(length=len(results))
+
+
+EVALUATION = dict(
+    val_cfg={},
+    val_dataloader=dict(
+        dataset=[0.0, 1.0], sampler=dict(type='DefaultSampler', shuffle=False), batch_size=1
+    ),
+    val_evaluator=[dict(type=Length)],
+)
+AVERAGE = dict(type='EMAHook', momentum=0.3, update_buffers=True)
+
+
+@pytest.mark.parametrize(
+    ('step', 'mode', 'accumulated', 'saved'),
+    [
+        (1, 'loss', 1, 'iter_0.pth'),
+        (3, 'loss', 1, 'iter_2.pth'),
+        (5, 'loss', 1, 'iter_4.pth'),  # the first step of an epoch
+        (3, 'loss', 2, 'iter_2.pth'),
+        (1, 'predict', 1, 'iter_4.pth'),
+    ],
+)
+def test_a_second_signal_saves_what_trains_on_to_the_same_weights(
+    step, mode, accumulated, saved, tmp_path
+):
+    settings = dict(EVALUATION)
+    optimizer = dict(type='SGD', lr=0.1, momentum=0.9)
+    settings['optim_wrapper'] = dict(optimizer=optimizer, accumulative_counts=accumulated)
+    folders = [tmp_path / name for name in ('whole', 'work')]
+    whole = train(folders[0], Normed(), AVERAGE, **settings)
+    broken = Normed(step, mode)
+    # Checkpoints come at the end, and so not before the evaluation.
+    hooks = dict(checkpoint=dict(type=SafeCheckpointHook, interval=9))
+    with pytest.raises(SystemExit) as ended:
+        train(folders[1], broken, AVERAGE, **{**settings, 'default_hooks': hooks})
+    assert ended.value.code == 0
+    assert [path.name for path in folders[1].glob('*.pth')] == [saved]
+    resumed = train(folders[1], Normed(), AVERAGE, resume=folders[1] / saved, **settings)
+    assert resumed.iter == whole.iter == 8
+    first, second = (torch.load(folder / 'epoch_2.pth', weights_only=False) for folder in folders)
+    for part in ('state_dict', 'ema_state_dict'):
+        for name, tensor in first[part].items():
+            assert torch.equal(tensor, second[part][name]), f'{part}: {name}'
+
+
+def test_early_stopping_counts_on_after_a_resumption(tmp_path):
+    stop = dict(type='EarlyStoppingHook', monitor='length', rule='greater', patience=3)
+    loop = dict(type=ExactEpochBasedTrainLoop, max_epochs=9)
+    hooks = stop, dict(type='EvaluatorHook')
+    (tmp_path / 'whole').mkdir()
+    assert train(tmp_path / 'whole', Normed(), *hooks, train_cfg=loop, **EVALUATION).epoch == 4
+    with pytest.raises(SystemExit):  # in the third epoch
+        train(tmp_path, Normed(11), *hooks, train_cfg=loop, **EVALUATION)
+    resume = tmp_path / 'iter_10.pth'
+    runner = train(tmp_path, Normed(), *hooks, train_cfg=loop, resume=resume, **EVALUATION)
+    assert runner.epoch == 4
+
+
+def test_an_optimizer_is_never_interrupted(tmp_path):
+    with pytest.raises(SystemExit):
+        train(tmp_path, Normed(), optim_wrapper=dict(optimizer=dict(type=Slow, lr=0.1)))
+    (saved,) = tmp_path.glob('*.pth')
+    assert saved.name == 'iter_1.pth'
+    weights = torch.load(saved, weights_only=False)['state_dict']
+    assert weights['norm.weight'].min() > 1.5
+
+
+class Hanging:
+    """A data set whose file system stops answering."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> float:
+        if get_worker_info().id == 1:
+            os.kill(os.getppid(), signal.SIGTERM)
+            time.sleep(1000)
+        return 0.0
+
+
+def test_workers_that_hang_do_not_delay_a_signal(tmp_path):
+    start = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        train(tmp_path, Normed(), data=Hanging(), workers=2)
+    assert ended.value.code == 0
+    assert [path.name for path in tmp_path.glob('*.pth')] == ['iter_1.pth']
+    assert time.monotonic() - start < 100  # not the 1000 seconds of the workers
+
+
+def test_a_closed_terminal_saves_and_nohup_trains_on(tiny_shapes, tmp_path):
+    options = on(tiny_shapes, 'train_cfg.max_epochs=8', 'val_cfg=None', 'val_dataloader=None')
+    options += ['val_evaluator=None', 'default_hooks.logger.interval=1']
+    command = ['tools/train.py', NANO, '--work-dir', str(tmp_path / 'work'), *options]
+    child, terminal = pty.fork()
+    if not child:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, *command], ENVIRONMENT)
+    shown = b''
+    while b'[1][2/2]' not in shown:
+        try:
+            shown += os.read(terminal, 4096)
+        except OSError:
+            raise AssertionError(shown.decode()[-999:]) from None
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert (tmp_path / 'work/last_checkpoint').read_text().startswith('iter_')
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in PreemptionHook().signals
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_system_without_posix_signals_trains_and_saves(tiny_shapes, tmp_path):

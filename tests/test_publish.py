@@ -127,7 +127,7 @@ def test_a_published_file_is_no_training_to_resume(trained, publish, tmp_path):
         'train.py', NANO, '--work-dir', tmp_path, '--resume', tmp_path / 'detector.pth',
         *on(trained.data),
     )  # fmt: skip
-    assert 'detector.pth has weights only' in error and 'load_from=FILE' in error
+    assert 'detector.pth: it has weights only' in error and 'load_from=FILE' in error
     assert 'load_from=' in error
 
 

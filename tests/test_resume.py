@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, call, on, succeed
+from command_line import ENVIRONMENT, NANO, ROOT, TRAIN_IMAGES, call, fail, on, succeed
 from mmengine.config import Config
 
 from gcvit_mm.datasets.shapes import make_shapes
@@ -161,7 +161,12 @@ def test_signals_while_workers_start_end_the_training_after_a_step(method, tiny_
     output = process.stdout.read()
     assert process.wait(60) == 0, output
     assert 'Traceback' not in output
-    assert find_resumable(tmp_path / 'work')[0] == str(tmp_path / 'work/iter_2.pth')
+    # Later signals interrupt the first steps.
+    assert Path(find_resumable(tmp_path / 'work')[0]).name in (
+        'iter_0.pth',
+        'iter_1.pth',
+        'iter_2.pth',
+    )
 
 
 @pytest.mark.slow
@@ -455,6 +460,37 @@ def test_a_disk_that_fills_up_leaves_the_earlier_checkpoint(
         assert 'epoch_3.pth cannot be written' in output
     assert [path.name for path in small_disk.glob('*.pth*')] == ['epoch_1.pth']
     assert find_resumable(small_disk) == (str(small_disk / 'epoch_1.pth'), [])
+
+
+@pytest.mark.parametrize('on_failure', ['stop', 'continue'])
+def test_a_disk_without_room_for_the_log_is_one_line(on_failure, small_disk, trained, tmp_path):
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f"_base_ = '{ROOT}/{NANO}'\n"
+        "custom_imports = dict(imports=['faults', 'gcvit_mm.register'])\n"
+        "custom_hooks = [dict(type='FillDisk', iteration=1)]\n"
+        f"default_hooks = dict(checkpoint=dict(on_failure='{on_failure}'))\n"
+    )
+    each = ['train_cfg.max_epochs=2', 'default_hooks.logger.interval=1', *NO_EVALUATION]
+    run = call('train.py', config, '--work-dir', small_disk / 'work', *on(trained.data, *each))
+    output = run.stdout + run.stderr
+    assert 'Traceback' not in output
+    assert 'No space left on device' in output
+    if on_failure == 'stop':
+        assert run.returncode == 1
+        assert run.stderr.splitlines()[-1].startswith('error: ')
+        assert run.stderr.count('error: ') == 1
+    else:
+        assert run.returncode == 0, output
+        assert '[2][2/2]' in run.stdout  # the terminal gets what the file does not
+        assert run.stderr.count('the log cannot be written') == 1
+        assert 'epoch_1.pth cannot be written' in output
+
+
+def test_a_read_only_disk_is_one_line_before_the_first_step(small_disk, trained):
+    subprocess.run(['mount', '-o', 'remount,ro', small_disk], check=True)
+    error = fail('train.py', NANO, '--work-dir', small_disk / 'work', *on(trained.data))
+    assert f'{small_disk}/work cannot be written: Read-only file system' in error
 
 
 def test_a_work_directory_of_an_older_version_resumes_with_the_same_losses(tmp_path):

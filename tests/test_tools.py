@@ -27,7 +27,7 @@ import gcvit_mm
 from gcvit_mm.cli import parse_value
 from gcvit_mm.engine.distributed import check_gpus
 from gcvit_mm.engine.lr_scaling import scale_learning_rate
-from gcvit_mm.engine.setup import prepare, wrong_settings
+from gcvit_mm.engine.setup import prepare, unsaved_states, wrong_settings
 from gcvit_mm.errors import UserError
 from gcvit_mm.work_dir import check_untrained
 
@@ -309,9 +309,20 @@ def train_here(tiny_shapes, tmp_path, monkeypatch):
         ('log_level=LOUD', 'log_level=LOUD: choose one of'),
         ('optim_wrapper.optimizer.type=AdamX', 'optim_wrapper.optimizer.type=AdamX is not'),
         ('train_cfg=None', 'train_cfg'),
-        ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0: pass 1 or more'),
+        ('train_cfg.max_epochs=0', 'train_cfg.max_epochs=0: pass an integer from 1'),
         ('train_cfg.max_epochs=1.5', 'max_epochs'),
-        ('train_cfg.val_interval=0', 'train_cfg.val_interval=0: pass 1 or more'),
+        ('train_cfg.val_interval=0', 'train_cfg.val_interval=0: pass an integer from 1'),
+        ('train_cfg.max_epochs=-1', 'train_cfg.max_epochs=-1: pass an integer from 1'),
+        ('train_cfg.max_epochs=x', 'train_cfg.max_epochs=x: pass an integer from 1'),
+        ('randomness.seed=-1', 'randomness.seed=-1: pass an integer'),
+        (f'randomness.seed={2**40}', f'randomness.seed={2**40}: pass an integer'),
+        ('train_dataloader.batch_size=0', 'train_dataloader.batch_size=0'),
+        ('train_dataloader.num_workers=-1', 'train_dataloader.num_workers=-1'),
+        ('default_hooks.checkpoint.on_failure=go', "on_failure=go: pass 'stop' or 'continue'"),
+        ('default_hooks.non_finite.at_limit=go', 'at_limit=go'),
+        ('model.test_cfg.rcnn.nms=5', 'model.test_cfg: nms=5: pass a dictionary'),
+        ('model.test_cfg.rpn.nms_pre=x', "model.test_cfg: nms_pre='x': pass a number"),
+        ('model.train_cfg.rcnn.sampler.num=x', "model.train_cfg: num='x': pass a number"),
         ('default_hooks.checkpoint.intervall=2', 'intervall'),
         ('default_hooks.checkpoint.max_keep_ckpts=few', 'max_keep_ckpts=few: pass an integer'),
         ('train_dataloader.dataset=None', 'as its dataset'),
@@ -329,6 +340,19 @@ def test_a_setting_with_a_wrong_value_is_one_line_before_the_first_step(option, 
     with pytest.raises(UserError) as error:
         train_here(option)
     assert fact in str(error.value)
+
+
+def test_a_type_whose_state_is_not_saved_is_named_before_the_first_step(train_here, tmp_path):
+    size = "dict(type='BatchSyncRandomResize', random_size_range=(64, 64))"
+    train_here(
+        f'model.data_preprocessor.batch_augments=[{size}]', 'default_hooks.logger.interval=1'
+    )
+    before, _ = log_of(tmp_path / 'work').split('Epoch(train) [1][1/2]')
+    assert 'WARNING - BatchSyncRandomResize: checkpoints do not have' in before
+    pipeline = [dict(type='CachedMosaic'), dict(type='mmdet.CachedMixUp'), dict(type='Resize')]
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    (warning,) = unsaved_states(cfg)
+    assert warning.startswith('CachedMixUp, CachedMosaic: ')
 
 
 def test_errors_of_a_step_keep_their_traceback():

@@ -10,6 +10,7 @@ from command_line import NANO, fail, succeed
 from gcvit_mm import GCViT
 from gcvit_mm.drawing import attention
 from gcvit_mm.drawing.attention import attention_maps, attention_probabilities
+from gcvit_mm.drawing.attention_figure import draw_attention
 from gcvit_mm.errors import ArgumentError
 from gcvit_mm.models.attention import WindowAttention
 from gcvit_mm.models.windows import partition, relative_position_index, unpartition
@@ -143,6 +144,19 @@ def test_a_stage_of_one_block_has_no_global_attention():
 def test_a_point_beside_the_image_is_refused():
     with pytest.raises(ArgumentError, match=r'point 64, 3 .* 64 x 32 pixels'):
         attention_maps(windows_of(7), torch.randn(1, 3, 32, 64), (64, 3))
+
+
+@pytest.mark.parametrize('title', ['cost_$5_$10.jpg', r'$\frac{$', '\x1b[31m$_^{$.jpg'])
+def test_names_with_signs_of_formulas_are_drawn_as_they_are(title):
+    maps = attention_maps(windows_of(7), torch.randn(1, 3, 32, 32))
+    figure = draw_attention(np.zeros((32, 32, 3), np.uint8), maps, title)
+    figure.canvas.draw()
+    drawn = figure.get_suptitle()
+    assert drawn == title.replace('\x1b', r'\x1b')
+    plain = draw_attention(np.zeros((32, 32, 3), np.uint8), maps, drawn.replace('$', 'S'))
+    plain.canvas.draw()
+    widths = [f._suptitle.get_window_extent().width for f in (figure, plain)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.05)  # no sign is missing
 
 
 def test_a_work_folder_is_enough_for_pictures_of_photos(trained, tmp_path):

@@ -1,14 +1,26 @@
 """Starts a tool in several processes by torchrun, for ``dist_train`` and ``dist_test``."""
 
+from __future__ import annotations
+
 import argparse
 import os
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import _package  # noqa: F401
 
 from gcvit_mm.cli import run
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing import PContext
+
+
+SAVING = 3600
+"""Seconds that processes have for saving after a signal; clusters kill them earlier."""
 
 
 def start(script: str, description: str, *files: str) -> None:
@@ -37,13 +49,37 @@ def start(script: str, description: str, *files: str) -> None:
     os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     tool = [str(Path(__file__).with_name(script)), *(vars(args)[name] for name in files)]
 
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing import PContext, SignalException
     from torch.distributed.run import main as torchrun
 
+    ended: list[int] = []
+    close = PContext.close
+
+    def close_and_note(context: PContext, death_sig: Any = None, timeout: int = 30) -> None:
+        if isinstance(sys.exception(), SignalException):
+            pass_on_signals(context)
+            timeout = SAVING
+        close(context, death_sig, timeout)
+        ended[:] = [handler.proc.returncode for handler in context.subprocess_handlers.values()]
+
+    PContext.close = close_and_note
     try:
         torchrun([*options(args.gpus), *tool, *args.arguments, '--launcher', 'pytorch'])
-    except SignalException as error:  # after the processes have ended, with a checkpoint
-        sys.exit(128 + error.sigval)
+    except SignalException:
+        # Processes that have saved a checkpoint end with status 0, and 130 after Ctrl-C.
+        sys.exit(next((code if code > 0 else 128 - code for code in ended if code), 0))
+
+
+def pass_on_signals(context: PContext) -> None:
+    """Pass further signals on to processes that are ending, instead of leaving them behind."""
+
+    def pass_on(number: int, _: Any) -> None:
+        for process in context.pids().values():
+            with suppress(ProcessLookupError):
+                os.killpg(process, number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, pass_on)
 
 
 def check(processes: int) -> None:

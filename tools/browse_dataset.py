@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import _package  # noqa: F401
 
 from gcvit_mm.choices import SPLITS
-from gcvit_mm.cli import add_config_arguments, run
+from gcvit_mm.cli import add_config_arguments, locked, run
 from gcvit_mm.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,29 +89,29 @@ def main() -> None:
     folder = Path(args.out or f'work_dirs/browse/{name}_{args.split}')
     with redirect_stdout(sys.stderr):  # the mm packages print while they read annotations
         feed = Feed(cfg, args.split, seed, args.epoch)
-    folder.mkdir(parents=True, exist_ok=True)
     classes, figures = class_names(feed.metainfo), []
     palette = class_colors(cfg, datasets_of(cfg[loader])[0], classes)
     shown = islice(samples(feed), args.count)
-    for number, (picture, sample) in enumerate(
-        tqdm(shown, total=args.count, unit='picture', disable=None)
-    ):
-        file = f'{number:03d}_{Path(path_of(sample)).stem}.png'
-        drawn = draw_truth(picture, sample, classes, palette, in_input=feed.trains)
-        cv2.imwrite(str(folder / file), drawn[..., ::-1])
-        facts = '<br>'.join(map(html.escape, describe(sample, picture, classes)))
-        figures.append(
-            FIGURE.format(
-                picture=html.escape(file, quote=True),
-                name=html.escape(path_of(sample), quote=True),
-                facts=facts,
+    with locked(folder):
+        for number, (picture, sample) in enumerate(
+            tqdm(shown, total=args.count, unit='picture', disable=None)
+        ):
+            file = f'{number:03d}_{Path(path_of(sample)).stem}.png'
+            drawn = draw_truth(picture, sample, classes, palette, in_input=feed.trains)
+            cv2.imwrite(str(folder / file), drawn[..., ::-1])
+            facts = '<br>'.join(map(html.escape, describe(sample, picture, classes)))
+            figures.append(
+                FIGURE.format(
+                    picture=html.escape(file, quote=True),
+                    name=html.escape(path_of(sample), quote=True),
+                    facts=facts,
+                )
             )
-        )
-    source = f'epoch {args.epoch}, seed {seed}' if feed.trains else 'evaluation'
-    about = f'{len(figures)} of {len(feed.loader.dataset)} samples, {source}'
-    title = html.escape(f'{name}: {args.split}')
-    page = PAGE.format(title=title, about=about, figures='\n'.join(figures))
-    (folder / 'index.html').write_text(page)
+        source = f'epoch {args.epoch}, seed {seed}' if feed.trains else 'evaluation'
+        about = f'{len(figures)} of {len(feed.loader.dataset)} samples, {source}'
+        title = html.escape(f'{name}: {args.split}')
+        page = PAGE.format(title=title, about=about, figures='\n'.join(figures))
+        (folder / 'index.html').write_text(page)
     print(f'{about}: {folder / "index.html"}')
 
 

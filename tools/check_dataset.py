@@ -1,6 +1,7 @@
 """Check the images and annotations of a config before training."""
 
 import argparse
+import os
 import sys
 from contextlib import redirect_stdout
 
@@ -8,6 +9,7 @@ import _package  # noqa: F401
 
 from gcvit_mm.choices import SPLITS
 from gcvit_mm.cli import add_config_arguments, run
+from gcvit_mm.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -24,6 +26,10 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    if os.path.isdir(args.config):
+        from gcvit_mm.formats import describe
+
+        raise UserError(describe(args.config))
     from gcvit_mm.run_config import load_config
 
     cfg = load_config(args, import_modules=False)

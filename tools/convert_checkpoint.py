@@ -15,7 +15,7 @@ import _package  # noqa: F401
 
 from gcvit_mm.choices import SUFFIXES
 from gcvit_mm.cli import add_trust_argument, run
-from gcvit_mm.errors import UserError
+from gcvit_mm.errors import UserError, printable
 from gcvit_mm.weights.hub import check_path, resolve
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def main() -> None:
     # timm loads pickles only as bare state dicts.
     bare = args.to == 'timm' and not args.target.endswith('.safetensors')
     write_checkpoint(args.target, conversion.tensors, None if bare else meta)
-    print('\n'.join([*summary(conversion), *other_entries(content, args.ema)]))
+    print(*map(printable, [*summary(conversion), *other_entries(content, args.ema)]), sep='\n')
     size = os.path.getsize(args.target) / 1e6
     print(f'written: {args.target}, {size:.1f} MB, {args.to} naming')
     if args.to == 'timm':

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import _package  # noqa: F401
 
-from gcvit_mm.cli import run
+from gcvit_mm.cli import locked, run
 from gcvit_mm.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,16 +43,18 @@ def main() -> None:
 
     matplotlib.use('Agg')
     start = time.time()
-    make_shapes(DATA)
-    shutil.rmtree(WORK_DIR, ignore_errors=True)
-    fewer = '--cfg-options', f'train_cfg.max_epochs={epochs}', 'train_cfg.val_interval=1'
-    call('train.py', CONFIG, '--work-dir', WORK_DIR, *fewer if epochs else ())
-    checkpoint = WORK_DIR / (WORK_DIR / 'last_checkpoint').read_text()
-    call('test.py', CONFIG, checkpoint, '--work-dir', WORK_DIR, '--out', WORK_DIR / 'validation')
-    metrics = write_metrics(time.time() - start)
-    plot_curves(WORK_DIR / 'curves.png')
-    plot_predictions(WORK_DIR / 'predictions.png')
-    call('report.py', WORK_DIR, '--predictions', WORK_DIR / 'validation')
+    with locked(DATA):  # for its whole length: two demos share all folders
+        make_shapes(DATA)
+        shutil.rmtree(WORK_DIR, ignore_errors=True)
+        fewer = '--cfg-options', f'train_cfg.max_epochs={epochs}', 'train_cfg.val_interval=1'
+        call('train.py', CONFIG, '--work-dir', WORK_DIR, *fewer if epochs else ())
+        checkpoint = WORK_DIR / (WORK_DIR / 'last_checkpoint').read_text()
+        predictions = WORK_DIR / 'validation'
+        call('test.py', CONFIG, checkpoint, '--work-dir', WORK_DIR, '--out', predictions)
+        metrics = write_metrics(time.time() - start)
+        plot_curves(WORK_DIR / 'curves.png')
+        plot_predictions(WORK_DIR / 'predictions.png')
+        call('report.py', WORK_DIR, '--predictions', predictions)
     print(
         f'box AP50 {metrics["bbox_mAP_50"]:.3f}, mask AP50 {metrics["segm_mAP_50"]:.3f} in '
         f'{metrics["minutes"]:.1f} minutes: {checkpoint}, {WORK_DIR}/metrics.json, '

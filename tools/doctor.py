@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 
 import _package  # noqa: F401
 
@@ -46,7 +45,8 @@ def main() -> None:
     if args.section:
         report_section(args.section)
         return
-    sections = examine_all()
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        sections = dict(zip(SECTIONS, pool.map(examine, SECTIONS), strict=True))
     findings = [(section, finding) for section, lines in sections.items() for finding in lines]
     failed = any(finding.state == ERROR for _, finding in findings)
     if args.json:
@@ -58,17 +58,6 @@ def main() -> None:
     sys.exit(failed)
 
 
-def examine_all() -> dict[str, list[Finding]]:
-    findings, shown = {}, sys.stderr.isatty()
-    with ThreadPoolExecutor(max_workers=3) as pool:
-        results = pool.map(examine, SECTIONS)
-        for section in SECTIONS:
-            print(f'\r\033[Kchecking: {section}' * shown, end='', file=sys.stderr, flush=True)
-            findings[section] = next(results)
-    print('\r\033[K' * shown, end='', file=sys.stderr)
-    return findings
-
-
 def examine(section: str) -> list[Finding]:
     """Run the checks of a section in a process, and report how it ended if it ended early."""
     command = [sys.executable, __file__, '--section', section]
@@ -78,27 +67,22 @@ def examine(section: str) -> list[Finding]:
         ended = f'status {status}' if status >= 0 else signal.Signals(-status).name
     except subprocess.TimeoutExpired as error:
         run, ended = error, f'no answer in {SECONDS} s'
-    lines = [json.loads(line) for line in (run.stdout or b'').splitlines()]
-    findings = [Finding(*line) for line in lines if isinstance(line, list)]
-    if None not in lines:
-        started = [line for line in lines if isinstance(line, str)]
-        name = started[-1] if started else section
+    checks = [json.loads(line) for line in (run.stdout or b'').splitlines()]
+    findings = [Finding(*finding) for check in checks for finding in check]
+    crashed, *rest = [title for title, *_ in SECTIONS[section][len(checks) :]] or ['']
+    if crashed:
         last = (run.stderr or b'').decode(errors='replace').strip().splitlines()[-1:]
-        problem = f'Python ended during the check of {name} ({": ".join([ended, *last])}).'
-        findings.append(broken(name, problem))
-        rest = [title for title, *_ in SECTIONS[section] if title not in started]
-        findings += [Finding('skipped: Python had ended', ABSENT, name=name) for name in rest]
-    return findings
+        problem = f'Python ended during the check of {crashed} ({": ".join([ended, *last])}).'
+        findings.append(broken(crashed, problem))
+    return findings + [Finding('skipped: Python had ended', ABSENT, name=name) for name in rest]
 
 
 def report_section(section: str) -> None:
-    """Print, as lines of JSON, the title of each check and then its findings, and a final null."""
+    """Print the findings of each check as a line of JSON."""
     channel = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # some packages print during their import
-    for title, modules, check in SECTIONS[section]:
-        for line in chain([title], attempt(title, modules, check)):
-            print(json.dumps(line), file=channel, flush=True)
-    print('null', file=channel, flush=True)
+    for check in SECTIONS[section]:
+        print(json.dumps(list(attempt(*check))), file=channel, flush=True)
 
 
 def attempt(title: str, modules: tuple[str, ...], check: Callable) -> Iterator[Finding]:
@@ -143,6 +127,7 @@ def fix_of(title: str, reason: str) -> str:
         r'\bNumPy 1\.x|Numpy is not available|_ARRAY_API|numpy\.dtype size': (
             "pip install 'numpy<2'" if old else 'pip install --force-reinstall numpy'
         ),
+        r'^zoo ': f'{again} gcvit_mm',
         r'pkg_resources': "pip install 'setuptools<81'",
         r'no kernel image': 'install a torch with code for this GPU: https://pytorch.org',
         r'not currently implemented for the MPS': 'export PYTORCH_ENABLE_MPS_FALLBACK=1',

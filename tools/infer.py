@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import _package  # noqa: F401
 
 from gcvit_mm.choices import FORMATS
-from gcvit_mm.cli import add_model_arguments, check_model, run
+from gcvit_mm.cli import add_model_arguments, check_model, locked, run
 from gcvit_mm.errors import UserError
 from gcvit_mm.inference.inputs import Input, find_inputs
 
@@ -74,10 +74,11 @@ def main() -> None:
     predictor = Predictor(args.model, args.checkpoint, args.device, args.tile, args.overlap)
     formats = formats_of(predictor.task, args.format)
     try:
-        results = Results(args.out, settings(args, predictor, formats, root))
-        todo = [item for item in inputs if item.file not in results.done]
-        failed = Run(predictor, results, formats, args.score, args.batch_size).do(todo)
-        finish(results, predictor, formats, args.score, failed)
+        with locked(args.out):
+            results = Results(args.out, settings(args, predictor, formats, root))
+            todo = [item for item in inputs if item.file not in results.done]
+            failed = Run(predictor, results, formats, args.score, args.batch_size).do(todo)
+            finish(results, predictor, formats, args.score, failed)
     except OSError as error:
         raise UserError(f'--out {args.out}: {error}') from error
     report(results, inputs, todo, failed)

@@ -4,7 +4,7 @@ import argparse
 
 import _package  # noqa: F401
 
-from gcvit_mm.cli import run
+from gcvit_mm.cli import locked, run
 
 
 def main() -> None:
@@ -17,7 +17,10 @@ def main() -> None:
     args = parser.parse_args()
     from gcvit_mm.datasets.shapes import make_shapes
 
-    root = make_shapes(args.root, train=args.train, val=args.val, size=args.size, seed=args.seed)
+    with locked(args.root):
+        root = make_shapes(
+            args.root, train=args.train, val=args.val, size=args.size, seed=args.seed
+        )
     print(
         f'{root}: {args.train} training and {args.val} validation images, '
         f'{args.size} x {args.size} px, seed {args.seed}'

@@ -24,7 +24,7 @@ from gcvit_mm.choices import SUFFIXES
 from gcvit_mm.cli import add_trust_argument, run
 from gcvit_mm.compat.environment import ONEDL, OPENMMLAB
 from gcvit_mm.compat.packages import PACKAGES
-from gcvit_mm.errors import UserError
+from gcvit_mm.errors import UserError, printable
 from gcvit_mm.weights.hub import check_path
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def main() -> None:
     write_checkpoint(args.target, state, meta)
     record = {**fingerprint(Path(args.target)), **description}
     atomic_text(record_file, json.dumps(record, indent=1, default=str) + '\n')
-    print(f'removed: {shorten([name for name in content if name not in ("meta", "state_dict")])}')
+    removed = [name for name in content if name not in ('meta', 'state_dict')]
+    print(f'removed: {printable(shorten(removed))}')
     print(f'weights: {len(state)} tensors, {record["weights"]}')
     print(f'metrics: {shown(metrics) or "none found, pass --metrics FILE to add them"}')
     print(f'written: {args.target}, {record["size"] / 1e6:.1f} MB, and {record_file}')
@@ -94,8 +95,13 @@ def main() -> None:
 
 def training_meta(source: Path, content: Any) -> dict[str, Any]:
     """The metadata of a training that are published."""
-    meta = content.get('meta') if isinstance(content, Mapping) else None
-    if not isinstance(meta, Mapping) or 'epoch' not in meta:
+    from gcvit_mm.weights.files import meta_of
+
+    try:
+        meta = meta_of(content)
+    except UserError as error:
+        raise UserError(f'checkpoint {source}: {error}') from error
+    if 'epoch' not in meta:
         raise UserError(
             f'{source} is not a checkpoint of tools/train.py: convert other files by '
             'tools/convert_checkpoint.py'
@@ -132,7 +138,7 @@ def variant_of(source: Path, state: Mapping[str, Tensor]) -> str:
 def read_metrics(file: str) -> tuple[dict[str, float], str]:
     try:
         metrics = json.loads(Path(file).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'metrics {file} cannot be read as JSON: {error}') from error
     if not isinstance(metrics, dict) or not all(
         isinstance(v, int | float) for v in metrics.values()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import _package  # noqa: F401
 
-from gcvit_mm.cli import add_config_arguments, add_run_arguments, run
+from gcvit_mm.cli import LOCK, add_config_arguments, add_run_arguments, locked, run
 from gcvit_mm.errors import UserError
 from gcvit_mm.weights.hub import check_path
 
@@ -64,7 +64,8 @@ def main() -> None:
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
         use_tta_pipeline(cfg)
-    with results_at(args.out) as prefix:
+    # Not of the work directory: people test checkpoints of a training that goes on.
+    with locked(*filter(None, [args.show_dir])), results_at(args.out) as prefix:
         maps = write_predictions(cfg, prefix) if prefix else None
         with wrong_settings(cfg):
             prepare(cfg, skip_bad_images=args.skip_bad_images)
@@ -152,20 +153,19 @@ def results_at(out: str | None) -> Iterator[str | None]:
             f'--out {out} is a folder: pass a prefix of file names, such as {Path(out) / "val"}'
         )
     final, partial = Path(out).parent, Path(f'{out}.partial')
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f'--out {out}: the folder cannot be created: {error}') from error
-    try:
-        yield str(partial / Path(out).name)
-        if is_main_process():
-            for file in [path for path in partial.rglob('*') if path.is_file()]:
-                target = final / file.relative_to(partial)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file, target)
-    finally:
-        if is_main_process():
-            shutil.rmtree(partial, ignore_errors=True)
+    with locked(partial):
+        try:
+            partial.mkdir(parents=True, exist_ok=True)
+            yield str(partial / Path(out).name)
+            if is_main_process():
+                files = [path for path in partial.rglob('*') if path.is_file()]
+                for file in (path for path in files if path.name != LOCK):
+                    target = final / file.relative_to(partial)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, target)
+        finally:
+            if is_main_process():
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_predictions(cfg: Config, prefix: str) -> str | None:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import _package  # noqa: F401
 
 from gcvit_mm.choices import TRACKERS
-from gcvit_mm.cli import add_config_arguments, add_run_arguments, run
-from gcvit_mm.errors import UserError
+from gcvit_mm.cli import add_config_arguments, add_run_arguments, locked, run
+from gcvit_mm.errors import UserError, printable
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -55,18 +55,20 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     from gcvit_mm.run_config import load_run_config
-    from gcvit_mm.work_dir import check_untrained
+    from gcvit_mm.work_dir import check_untrained, checkpoint_folder
 
     cfg = load_run_config(args, LOADERS)
     restarts = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
-    if not (args.resume or restarts or cfg.get('resume')):
-        check_untrained(cfg)
-    from gcvit_mm.engine.setup import report_bad_images, wrong_settings
+    folders = [cfg.work_dir, checkpoint_folder(cfg)]
+    with locked(*(folder for folder in folders if '://' not in folder)):
+        if not (args.resume or restarts or cfg.get('resume')):
+            check_untrained(cfg)
+        from gcvit_mm.engine.setup import report_bad_images, wrong_settings
 
-    with wrong_settings(cfg):
-        train(cfg, args, restarts)
-    if args.skip_bad_images:
-        report_bad_images(cfg)
+        with wrong_settings(cfg):
+            train(cfg, args, restarts)
+        if args.skip_bad_images:
+            report_bad_images(cfg)
 
 
 def train(cfg: Config, args: argparse.Namespace, restarts: int) -> None:
@@ -106,7 +108,7 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
     from mmengine.dist import is_main_process
 
     from gcvit_mm.engine.distributed import broadcast_from_main
-    from gcvit_mm.work_dir import checkpoint_folder, find_resumable
+    from gcvit_mm.work_dir import check_resumable, checkpoint_folder, find_resumable
 
     if checkpoint == 'auto':
         folder = checkpoint_folder(cfg)
@@ -117,7 +119,10 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
             else f'nothing to resume in {folder}: training starts from scratch'
         )
         if is_main_process():
-            print(*(f'skipped: {line}' for line in lines), start, sep='\n', flush=True)
+            lines = [f'skipped: {printable(line)}' for line in lines]
+            print(*lines, start, sep='\n', flush=True)
+    elif '://' not in checkpoint:
+        check_resumable(os.path.expanduser(checkpoint))
     if checkpoint:
         cfg.resume, cfg.load_from = True, checkpoint
         # The checkpoint has all weights.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import _package  # noqa: F401
 
-from gcvit_mm.cli import add_model_arguments, check_model, run
+from gcvit_mm.cli import add_model_arguments, check_model, locked, run
 from gcvit_mm.errors import UserError
 
 
@@ -49,11 +49,10 @@ def main() -> None:
     from gcvit_mm.drawing.attention_figure import attention_figure
 
     predictor = Predictor(args.model, args.checkpoint, args.device)
-    for image, file in tqdm(files.items(), unit='image', disable=None):
-        name = f'{Path(image).name} by {Path(predictor.checkpoint).name}'
-        figure = attention_figure(predictor, image, name, args.point)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file)
+    with locked(args.out):
+        for image, file in tqdm(files.items(), unit='image', disable=None):
+            name = f'{Path(image).name} by {Path(predictor.checkpoint).name}'
+            attention_figure(predictor, image, name, args.point).savefig(file)
     print(f'{len(files)} picture(s) in {args.out}')
 
 

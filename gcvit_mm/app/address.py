@@ -7,11 +7,7 @@ from ..errors import UserError
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open a listening socket.
-
-    Args:
-        host: Name or address of this machine; 0.0.0.0 stands for all its addresses.
-        port: The port; 0 chooses a free one.
+    """Open a listening socket; host 0.0.0.0 stands for all addresses, and port 0 for a free port.
 
     Raises:
         UserError: The port is in use, or this machine does not have the address.

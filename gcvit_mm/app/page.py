@@ -35,11 +35,7 @@ WIDTHS = {2: (60, 40), 3: (21, 49, 30), 4: (21, 24, 20, 35)}
 
 
 def build_page(predictors: Mapping[str, Predictor]) -> gr.Blocks:
-    """Build the page.
-
-    Args:
-        predictors: The models to choose from, by their names on the page.
-    """
+    """Build the page."""
     names = list(predictors)
     first = predictors[names[0]]
 

@@ -16,16 +16,10 @@ MAX_PIXELS = 80_000_000
 
 
 def read_photo(path: str | os.PathLike) -> Image.Image:
-    """Read an uploaded image, and reduce it if a side is longer than ``LARGEST``.
+    """Read an uploaded image as RGB, and reduce it if a side is longer than ``LARGEST``.
 
-    Args:
-        path: The file; its suffix is ignored.
-
-    Returns:
-        The image in RGB, rotated by its EXIF orientation; the first frame of an animation.
-
-    Raises:
-        UserError: The file is not an image, is damaged, or has more than ``MAX_PIXELS``.
+    The suffix of the file is ignored. The image is rotated by its EXIF orientation; of an
+    animation, it is the first frame.
     """
     name = Path(path).name
     try:

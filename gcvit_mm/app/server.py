@@ -23,12 +23,9 @@ SHUTDOWN_SECONDS = 2
 
 
 def serve(page: gr.Blocks, listening: socket.socket, max_upload: int) -> None:
-    """Serve a page until a signal stops it, and print its address when it is ready.
+    """Serve a page on a socket of ``listen`` until a signal stops it, and print its address.
 
-    Args:
-        page: The page.
-        listening: The socket, from ``listen``.
-        max_upload: Maximum size of an upload, in bytes.
+    Uploads may have at most ``max_upload`` bytes.
     """
     host, port = listening.getsockname()[:2]
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -83,11 +80,8 @@ class OwnPageOnly:
     """ASGI middleware that refuses requests of other sites that are open in the browser.
 
     Pages of other sites may send requests to a local server, and read the responses if a domain
-    name of theirs resolves to this machine (DNS rebinding).
-
-    Args:
-        app: The guarded application.
-        loopback: Whether the Host header must be a loopback address or localhost.
+    name of theirs resolves to this machine (DNS rebinding). With ``loopback``, the Host header must
+    be a loopback address or localhost.
     """
 
     def __init__(self, app: ASGIApp, loopback: bool) -> None:

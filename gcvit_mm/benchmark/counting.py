@@ -21,14 +21,11 @@ _BATCHED = (torch.ops.aten.bmm, torch.ops.aten.baddbmm)
 
 @dataclass
 class Work:
-    """FLOPs and minimum memory traffic of a step, on any device.
+    """FLOPs of matrix products and convolutions of a step, and the minimum of bytes they move.
 
-    Attributes:
-        flops: FLOPs of matrix products and convolutions, including attention; a multiplication and
-            an addition are two.
-        bytes: Bytes that these operations read and write: the minimum traffic if all others (norms,
-            activations, sums, softmax, reordering) are fused into them. Attention scores do not
-            count, because fused kernels do not write them.
+    A multiplication and an addition are two FLOPs. The bytes are those that these operations read
+    and write if all others (norms, activations, sums, softmax, reordering) are fused into them.
+    Attention scores do not count, because fused kernels do not write them.
     """
 
     flops: int = 0
@@ -75,9 +72,6 @@ def count_work(step: Callable[[], object]) -> Work:
 
     Attention must use ``torch.matmul`` or ``scaled_dot_product_attention``: custom kernels are not
     counted.
-
-    Raises:
-        UserError: The installed torch is too old.
     """
     if not flop_registry:
         raise UserError(f'benchmarks need torch 2.4 or later, this is {torch.__version__}')

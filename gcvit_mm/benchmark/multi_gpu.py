@@ -25,9 +25,6 @@ from ..config import build_model, default_scope, find_class
 from ..errors import UserError
 from ..fsdp_units import fsdp_units
 
-BACKWARD_SHARE = 2 / 3
-"""Backward share of the time of a step: it has two matrix products for each forward one."""
-
 
 class Size(NamedTuple):
     """Bytes of parameters, and of the gradients of the trainable ones among them."""
@@ -42,18 +39,15 @@ class Training:
 
     parameters: int
     trainable: int
-    batch: int  # images per forward pass
-    accumulation: int  # forward and backward passes per optimizer step
+    images: int  # per GPU and optimizer step
+    passes: int  # forward and backward passes per optimizer step
     optimizer: str
     weights: Size  # of all parameters
     root: Size  # of the parameters outside FSDP's units, which stay gathered during a step
     unit: Size  # of FSDP's largest unit
-    buffers: int
     optimizer_state: int
     buckets: int  # DDP's copies of the gradients, for all-reduce
-    ema: int
-    half: int  # 16-bit copies of the weights in mixed precision, at most
-    activations: int
+    whole: dict[str, int]  # what neither DDP nor FSDP changes
 
     def memory(self, gpus: int, *, sharded: bool) -> dict[str, int]:
         """Compute the memory of each GPU with DDP or FSDP; a single GPU uses neither."""
@@ -64,58 +58,20 @@ class Training:
         parts |= {
             'buckets': 0 if sharded or gpus == 1 else self.buckets,
             'gathered': sum(self.root + self.unit) if sharded else 0,
-            'EMA': self.ema,
-            '16-bit copies': self.half,
-            'buffers': self.buffers,
-            'activations': self.activations,
+            **self.whole,
         }
         return parts | {'total': sum(parts.values())}
 
-    def traffic(self, gpus: int, *, sharded: bool) -> 'Traffic':
+    def sent(self, gpus: int, *, sharded: bool) -> float:
         """Compute the bytes that each GPU of a ring sends in an optimizer step.
 
         DDP reduces accumulated gradients once. FSDP gathers parameters in each forward pass and,
         except for the root, again in each backward pass, which also reduces and scatters gradients.
         """
         ring = (gpus - 1) / gpus
-        if not sharded:
-            return Traffic(0.0, 0.0, 2 * ring * self.weights.gradients, self.accumulation)
-        regathered = self.weights.parameters - self.root.parameters
-        backward = ring * (regathered + self.weights.gradients)
-        return Traffic(ring * self.weights.parameters, backward, 0.0, self.accumulation)
-
-
-class Traffic(NamedTuple):
-    """Bytes sent per forward and per backward pass, and additionally in the last backward pass."""
-
-    forward: float
-    backward: float
-    last: float
-    passes: int
-
-    @property
-    def total(self) -> float:
-        """Bytes sent in an optimizer step."""
-        return self.passes * (self.forward + self.backward) + self.last
-
-
-class Links(NamedTuple):
-    """Bandwidths in Gbit/s, of a GPU within its node and of a node to other nodes."""
-
-    within: float
-    between: float
-    gpus_per_node: int
-
-    def nodes(self, gpus: int) -> int:
-        return -(-gpus // self.gpus_per_node)
-
-    def slowest(self, gpus: int) -> float:
-        """Return the bandwidth of the slowest link of a ring."""
-        return min(self.within, self.between) if self.nodes(gpus) > 1 else self.within
-
-    def seconds(self, sent: float, gpus: int) -> float:
-        """Compute the time in which each GPU of a ring sends a number of bytes."""
-        return sent * 8 / (self.slowest(gpus) * 1e9)
+        gathered = 2 * self.weights.parameters - self.root.parameters
+        fsdp = self.passes * ring * (gathered + self.weights.gradients)
+        return fsdp if sharded else 2 * ring * self.weights.gradients
 
 
 def read_training(
@@ -127,14 +83,8 @@ def read_training(
 ) -> Training:
     """Compute the counts and sizes of the training of a config.
 
-    Args:
-        cfg: The config, which is not modified.
-        amp: Assume mixed precision even if the config does not use it.
-        units: Patterns of the classes of FSDP's units, like ``FSDP_UNITS``.
-        size: Height and width of the images; None skips the activations, which take long.
-
-    Raises:
-        UserError: The config has no training, or its model or optimizer cannot be built.
+    Mixed precision is assumed for ``amp``, even if the config does not use it. Activations, which
+    take long, are computed for images of ``size``, height and width.
     """
     for key in ('model', 'train_dataloader.batch_size', 'optim_wrapper.optimizer'):
         section, _, name = key.partition('.')
@@ -142,11 +92,11 @@ def read_training(
             raise UserError(f'config {cfg.filename} has no {key}: give a config with a training')
     model = build_model(cfg, meta=True)
     batch = cfg.train_dataloader.batch_size
+    passes = cfg.optim_wrapper.get('accumulative_counts', 1)
     activations = activation_bytes(model, batch, size) if size else 0
     of_units = [set(unit.parameters()) for unit in fsdp_units(model, units)]
     parameters = list(model.parameters())
-    count = sum(parameter.numel() for parameter in parameters)
-    weights = _size(parameters)
+    count, weights = sum(parameter.numel() for parameter in parameters), _size(parameters)
     buffers = sum(buffer.nbytes for buffer in model.buffers())
     hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
     with default_scope(cfg):
@@ -157,18 +107,20 @@ def read_training(
     return Training(
         parameters=count,
         trainable=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        batch=batch,
-        accumulation=cfg.optim_wrapper.get('accumulative_counts', 1),
+        images=batch * passes,
+        passes=passes,
         optimizer=_name(cfg.optim_wrapper.optimizer.get('type')),
         weights=weights,
         root=_size(set(parameters).difference(*of_units)),
         unit=max(map(_size, of_units), default=Size(0, 0)),
-        buffers=buffers,
         optimizer_state=state,
         buckets=0 if views else weights.gradients,
-        ema=weights.parameters + buffers if ema else 0,
-        half=2 * count if amp else 0,
-        activations=activations,
+        whole={
+            'EMA': weights.parameters + buffers if ema else 0,
+            '16-bit copies': 2 * count if amp else 0,  # at most
+            'buffers': buffers,
+            'activations': activations,
+        },
     )
 
 
@@ -186,16 +138,8 @@ def _name(kind: Any) -> str:
     return kind.__name__ if inspect.isclass(kind) else str(kind)
 
 
-def _line(error: Exception) -> str:
-    return ' '.join(f'{type(error).__name__}: {error}'.split())
-
-
 def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
-    """Compute the bytes of an optimizer's state, by a step on the meta device.
-
-    Args:
-        model: The model, on the meta device; the function sets its gradients.
-        optim_wrapper: The ``optim_wrapper`` of the config, with names of the current scope.
+    """Compute the bytes of an optimizer's state, by a step on the meta device in the default scope.
 
     Raises:
         UserError: The optimizer cannot be built, or cannot take a step on the meta device.
@@ -215,7 +159,7 @@ def optimizer_state(model: nn.Module, optim_wrapper: ConfigDict) -> int:
         raise
     except Exception as error:  # a config may name any class
         raise UserError(
-            f'optim_wrapper: the state of optimizer {name} cannot be computed: {_line(error)}'
+            f'optim_wrapper: the state of optimizer {name} cannot be computed: {error!r}'
         ) from error
     leaves = tree_leaves(dict(optimizer.state))
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
@@ -240,9 +184,6 @@ def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
     """Compute the peak memory of backbone and neck without parameters, gradients and buffers.
 
     Heads are skipped, because they depend on values, which the meta device does not have.
-
-    Raises:
-        UserError: The backbone or the neck depends on values.
     """
     from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
@@ -255,31 +196,7 @@ def activation_bytes(model: Any, batch: int, size: tuple[int, int]) -> int:
             torch.autograd.backward(outs, [torch.empty_like(out) for out in outs])
     except Exception as error:  # a config may name any class
         raise UserError(
-            f'the activations of {type(model).__name__} cannot be computed, omit --size: '
-            f'{_line(error)}'
+            f'the activations of {type(model).__name__} cannot be computed, omit --size: {error!r}'
         ) from error
     peak = tracker.get_tracker_snapshot('peak')[torch.device('meta')]
     return peak[_MemRefType.ACT] + peak[_MemRefType.TEMP]
-
-
-def efficiency(
-    traffic: Traffic, links: Links, gpus: int, pass_seconds: float, *, overlap: bool
-) -> float:
-    """Compute the scaling efficiency, the speed of a GPU relative to a single-GPU training.
-
-    Args:
-        traffic: Bytes that a GPU sends in a step.
-        links: Bandwidths of the links.
-        gpus: Number of GPUs.
-        pass_seconds: Time of a forward and a backward pass on one GPU.
-        overlap: Whether communication overlaps with backward passes.
-    """
-    hidden = BACKWARD_SHARE * pass_seconds if overlap else 0.0
-    forward, backward, last = (
-        links.seconds(sent, gpus)
-        for sent in (traffic.forward, traffic.backward, traffic.backward + traffic.last)
-    )
-    waiting = traffic.passes * forward + max(0.0, last - hidden)
-    waiting += (traffic.passes - 1) * max(0.0, backward - hidden)
-    computing = traffic.passes * pass_seconds
-    return computing / (computing + waiting)

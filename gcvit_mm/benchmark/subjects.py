@@ -21,10 +21,7 @@ from ..models.gcvit import GCViT
 PEERS: dict[str, dict[str, Any]] = {
     'swin_tiny': dict(type='mmdet.SwinTransformer'),
     'convnext_tiny': dict(
-        type='mmpretrain.ConvNeXt',
-        arch='tiny',
-        out_indices=(0, 1, 2, 3),
-        gap_before_final_norm=False,
+        type='mmpretrain.ConvNeXt', out_indices=(0, 1, 2, 3), gap_before_final_norm=False
     ),
     'resnet50': dict(type='mmdet.ResNet', depth=50),
 }
@@ -36,17 +33,11 @@ OBJECTS = 10  # in each random image
 
 @dataclass
 class Subject:
-    """A model and the step that is timed.
+    """A model and the step that is timed."""
 
-    Attributes:
-        name: Name of the model, with its options.
-        model: The model, on its device.
-        step: The forward pass; for training, forward and backward pass.
-    """
-
-    name: str
-    model: nn.Module
-    step: Callable[[], object]
+    name: str  # name of the model, with its options
+    model: nn.Module  # the model, on its device
+    step: Callable[[], object]  # the forward pass; for training, forward and backward pass
 
     def nbytes(self) -> int:
         """Size of the parameters and buffers in bytes."""
@@ -69,11 +60,7 @@ class Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Parse the name of a model with options, whose values are parsed as for ``--cfg-options``.
-
-    Raises:
-        UserError: An option is neither key=value nor compile.
-    """
+    """Parse the name of a model with options, whose values are parsed as for ``--cfg-options``."""
     name, *parts = re.split('(?<!:):(?!:)', text)  # mmdet::CONFIG is one name
     spec = Spec(name)
     for part in parts:
@@ -99,25 +86,15 @@ def build_subject(
 ) -> Subject:
     """Build a model with random weights, random images, and the step to time.
 
-    Args:
-        text: ``gcvit_`` with an arch, a key of ``PEERS``, ``timm_`` with a name of timm, or the
-            path of a config, followed by options such as ``:window_size=7,7,14,7`` (for configs
-            ``:model.backbone.with_cp=True``) and ``:compile``.
-        batch: Batch size.
-        size: Height and width of the images in pixels.
-        training: Time forward and backward passes instead of inference.
-        dtype: float32, or the type of autocast.
-        device: Device of the model.
-        counted: Build GC ViT so that ``count_work`` can count all its FLOPs.
-
-    Raises:
-        UserError: The model is unknown, or does not accept the options.
+    The text is ``gcvit_`` with an arch, a key of ``PEERS``, ``timm_`` with a name of timm, or the
+    path of a config, followed by options such as ``:window_size=7,7,14,7`` (for configs
+    ``:model.backbone.with_cp=True``) and ``:compile``. With ``counted``, ``count_work`` can count
+    all FLOPs of GC ViT. Autocast is used for other types than float32.
     """
     spec = parse_spec(text)
-    whole = spec.name.endswith('.py')
     spec.counted = counted
     torch.manual_seed(0)
-    build = _whole_model if whole else _backbone
+    build = _whole_model if spec.name.endswith('.py') else _backbone
     model, forward, backward = build(spec, batch, size, device, training)
     model.train(training)
     full = dtype == torch.float32
@@ -232,26 +209,20 @@ def _detection_samples(model: Any, batch: int, size: tuple[int, int]) -> dict:
     from mmdet.testing import demo_mm_inputs
 
     counts = [getattr(module, 'num_classes', 0) for module in model.modules()]
-    return demo_mm_inputs(
-        batch,
-        [(3, *size)] * batch,
-        num_items=[OBJECTS] * batch,
-        num_classes=max(count for count in counts if isinstance(count, int)),
-        with_mask=True,
-    )
+    classes = max(count for count in counts if isinstance(count, int))
+    objects = dict(num_items=[OBJECTS] * batch, num_classes=classes, with_mask=True)
+    return demo_mm_inputs(batch, [(3, *size)] * batch, **objects)
 
 
 def _segmentation_samples(model: Any, batch: int, size: tuple[int, int]) -> dict:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
 
-    meta = dict(img_shape=size, ori_shape=size, pad_shape=size)
     samples = []
     for _ in range(batch):
-        sample = SegDataSample(metainfo=meta)
         labels = torch.randint(model.decode_head.num_classes, (1, *size))
-        sample.gt_sem_seg = PixelData(data=labels)
-        samples.append(sample)
+        meta = dict(img_shape=size, ori_shape=size, pad_shape=size)
+        samples.append(SegDataSample(metainfo=meta, gt_sem_seg=PixelData(data=labels)))
     return dict(inputs=_images(batch, size), data_samples=samples)
 
 

@@ -13,17 +13,11 @@ from .subjects import Subject
 
 @dataclass
 class Measured:
-    """Time and memory of the steps of one model.
+    """Time and memory of the steps of one model."""
 
-    Attributes:
-        seconds: Seconds of each timed step.
-        first: Seconds of the first step, which includes compilation and tuning.
-        peak_bytes: Peak memory of a step, including the model.
-    """
-
-    seconds: list[float]
-    first: float
-    peak_bytes: int
+    seconds: list[float]  # seconds of each timed step
+    first: float  # seconds of the first step, which includes compilation and tuning
+    peak_bytes: int  # peak memory of a step, including the model
 
     @property
     def median(self) -> float:
@@ -41,12 +35,7 @@ def measure(
 ) -> list[Measured]:
     """Time the steps of several models, which take turns so that conditions are equal for all.
 
-    Args:
-        subjects: The models.
-        device: Device of the models.
-        repeat: Timed steps per model.
-        warmup: Untimed steps per model before.
-        turn: Function that wraps the iterable of rounds, for a progress bar.
+    ``turn`` wraps the iterable of rounds, for a progress bar.
     """
     first = [_seconds(subject.step, device) for subject in subjects]
     peaks = []

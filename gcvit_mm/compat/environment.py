@@ -11,7 +11,9 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from ..zoo import CONFIGS
 
 OPENMMLAB = ('mmengine', 'mmcv', 'mmcv-lite', 'mmdet', 'mmsegmentation', 'mmpretrain')
 ONEDL = (
@@ -147,6 +149,23 @@ def let_mmengine_find_mmseg() -> None:
 
     if installed(('onedl-mmsegmentation',)):
         MODULE2PACKAGE['mmseg'] = 'mmseg'
+
+
+def let_mmengine_find_configs() -> None:
+    """Make ``_base_ = 'gcvit_mm::...'`` work in any folder, installed and in a checkout."""
+    from mmengine.config import Config
+
+    find: Any = Config._get_cfg_path
+
+    def find_own(name: str, filename: str) -> tuple[str, str | None]:
+        package, _, own = name.partition('::')
+        if package != 'gcvit_mm':
+            return find(name, filename)
+        if (CONFIGS / own).is_file():
+            return str(CONFIGS / own), None
+        raise FileNotFoundError(f'{name} does not exist: {CONFIGS} has no {own}')
+
+    Config._get_cfg_path = staticmethod(find_own)
 
 
 def installed(names: tuple[str, ...]) -> list[str]:

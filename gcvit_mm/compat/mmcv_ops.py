@@ -46,11 +46,7 @@ def _describe() -> str:
 
 
 def _require_torchvision() -> str:
-    """Import torchvision, which registers ``torch.ops.torchvision``, and return its version.
-
-    Raises:
-        UserError: torchvision is missing, or was built for another version of PyTorch.
-    """
+    """Import torchvision, which registers ``torch.ops.torchvision``, and return its version."""
     try:
         import torchvision
 
@@ -65,7 +61,7 @@ def _require_torchvision() -> str:
     return torchvision.__version__
 
 
-# Operations with the signatures of mmcv's extension -------------------------------------------
+# Operations with the signatures of mmcv's extension, which ``mmcv.ops`` documents --------------
 
 
 def _widen(x: Tensor) -> Tensor:
@@ -76,18 +72,8 @@ def _widen(x: Tensor) -> Tensor:
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Greedy non-maximum suppression; half precision is computed in float32.
 
-    Args:
-        boxes: (N, 4) as x1, y1, x2, y2.
-        scores: (N,).
-        iou_threshold: Boxes whose IoU with a kept box of a higher score exceeds it are removed.
-        offset: The width of a box is x2 - x1 + offset; likewise its height.
-
-    Returns:
-        (K,) indices of the kept boxes by descending score, on CPU and CUDA; of equal scores the
-        first one counts as higher.
-
-    Raises:
-        UserError: torchvision is missing or incompatible.
+    Boxes whose IoU with a kept box of a higher score exceeds the threshold are removed. Of equal
+    scores the first one counts as higher, on CPU and CUDA. ``offset`` is added to the sides.
     """
     _require_torchvision()
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
@@ -110,23 +96,9 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign with average pooling; half precision is computed in float32.
+    """RoIAlign with average pooling into ``output``; half precision is computed in float32.
 
-    Args:
-        input: (B, C, H, W).
-        rois: (N, 5) as batch index, x1, y1, x2, y2; its dtype may differ from that of ``input``.
-        output: (N, C, aligned_height, aligned_width), filled in place.
-        argmax_y: Unused, for max pooling.
-        argmax_x: Unused, for max pooling.
-        aligned_height: Height of the output.
-        aligned_width: Width of the output.
-        spatial_scale: Size of ``input`` relative to the image.
-        sampling_ratio: Samples per bin and axis; 0 uses about one per pixel of ``input``.
-        pool_mode: 0 for max, 1 for average.
-        aligned: Whether pixel centres are at half integers.
-
-    Raises:
-        UserError: ``pool_mode`` is 0, or torchvision is missing or incompatible.
+    The RoIs are (N, 5): batch index, x1, y1, x2, y2; their dtype may differ from that of ``input``.
     """
     _check_pool_mode(pool_mode)
     _require_torchvision()
@@ -161,22 +133,6 @@ def roi_align_backward(
 
     The CUDA kernel adds in random order, so PyTorch refuses it under
     ``torch.use_deterministic_algorithms(True)``.
-
-    Args:
-        grad_output: (N, C, aligned_height, aligned_width).
-        rois: As for the forward pass.
-        argmax_y: Unused, for max pooling.
-        argmax_x: Unused, for max pooling.
-        grad_input: (B, C, H, W), filled in place.
-        aligned_height: As for the forward pass.
-        aligned_width: As for the forward pass.
-        spatial_scale: As for the forward pass.
-        sampling_ratio: As for the forward pass.
-        pool_mode: As for the forward pass.
-        aligned: As for the forward pass.
-
-    Raises:
-        UserError: As the forward pass.
     """
     _check_pool_mode(pool_mode)
     _require_torchvision()
@@ -211,18 +167,8 @@ def ms_deform_attn_forward(
     """Multi-scale deformable attention by mmcv's implementation in PyTorch.
 
     mmcv calls it only for CUDA tensors. It needs more memory than a fused kernel; half precision is
-    computed in float32.
-
-    Args:
-        value: (B, K, heads, D), the concatenated pixels of all levels.
-        value_spatial_shapes: (L, 2) as height, width of each level.
-        value_level_start_index: Unused, because the shapes determine it.
-        sampling_locations: (B, Q, heads, L, P, 2) as x, y in [0, 1].
-        attention_weights: (B, Q, heads, L, P).
-        im2col_step: Unused, because the batch is not split.
-
-    Returns:
-        (B, Q, heads * D) in the dtype of ``value``.
+    computed in float32. The shapes determine ``value_level_start_index``, and the batch is not
+    split into ``im2col_step``.
 
     Source:
         Zhu et al., Deformable DETR, https://arxiv.org/abs/2010.04159
@@ -244,20 +190,7 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Gradients of ``ms_deform_attn_forward``, computed by running it again with autograd.
-
-    Args:
-        value: As for the forward pass.
-        value_spatial_shapes: As for the forward pass.
-        value_level_start_index: Unused.
-        sampling_locations: As for the forward pass.
-        attention_weights: As for the forward pass.
-        grad_output: (B, Q, heads * D).
-        grad_value: Shape of ``value``, filled in place.
-        grad_sampling_loc: Shape of ``sampling_locations``, filled in place.
-        grad_attn_weight: Shape of ``attention_weights``, filled in place.
-        im2col_step: Unused.
-    """
+    """Gradients of ``ms_deform_attn_forward``, computed by running it again with autograd."""
     inputs = [x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)]
     with torch.enable_grad():
         output = _deformable_attention(inputs[0], value_spatial_shapes, *inputs[1:])
@@ -280,18 +213,9 @@ def _deformable_attention(
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Focal loss of each logit; mmdet calls it only for CUDA tensors.
+    """Focal loss of each logit (N, C) into ``output``; mmdet calls it only for CUDA tensors.
 
-    Args:
-        input: (N, C) logits.
-        target: (N,) class indices; an index outside [0, C) is background.
-        weight: Empty; weights per class are not supported.
-        output: (N, C), filled in place.
-        gamma: Exponent of the focusing term.
-        alpha: Weight of the target class; the other classes have 1 - alpha.
-
-    Raises:
-        UserError: ``weight`` is not empty.
+    A target outside [0, C) is background. Weights for each class are not supported.
 
     Source:
         Lin et al., Focal Loss for Dense Object Detection, https://arxiv.org/abs/1708.02002
@@ -304,19 +228,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Derivative of ``sigmoid_focal_loss_forward`` with respect to each logit.
-
-    Args:
-        input: As for the forward pass.
-        target: As for the forward pass.
-        weight: As for the forward pass.
-        grad_input: (N, C), filled in place.
-        gamma: As for the forward pass.
-        alpha: As for the forward pass.
-
-    Raises:
-        UserError: ``weight`` is not empty.
-    """
+    """Derivative of ``sigmoid_focal_loss_forward`` with respect to each logit."""
     is_target, log_p, p, q = _focal_terms(input, target, weight)
     grad = q**gamma * (gamma * p * log_p - q)
     grad_input.copy_(torch.where(is_target, alpha * grad, (alpha - 1) * grad))
@@ -339,11 +251,6 @@ def get_compiler_version() -> str:
     return 'not compiled (substitute from gcvit_mm)'
 
 
-def get_compiling_cuda_version() -> str:
-    """The text that ``mmcv.utils.collect_env`` prints instead of a version."""
-    return get_compiler_version()
-
-
 _CURE = (
     "it needs mmcv's compiled extension: build OpenMMLab's mmcv or onedl-mmcv from source with "
     'MMCV_WITH_OPS=1 for the installed torch'
@@ -361,17 +268,14 @@ def _refuse(op: str, /, *args: object, **kwargs: object) -> None:
     raise UserError(f'mmcv op {op} is not available; {_CURE}')
 
 
-_OPS = {
-    op.__name__: op
-    for op in (
-        nms,
-        roi_align_forward,
-        roi_align_backward,
-        ms_deform_attn_forward,
-        ms_deform_attn_backward,
-        sigmoid_focal_loss_forward,
-        sigmoid_focal_loss_backward,
-        get_compiler_version,
-        get_compiling_cuda_version,
-    )
+_OPS: dict[str, Callable] = {
+    'nms': nms,
+    'roi_align_forward': roi_align_forward,
+    'roi_align_backward': roi_align_backward,
+    'ms_deform_attn_forward': ms_deform_attn_forward,
+    'ms_deform_attn_backward': ms_deform_attn_backward,
+    'sigmoid_focal_loss_forward': sigmoid_focal_loss_forward,
+    'sigmoid_focal_loss_backward': sigmoid_focal_loss_backward,
+    'get_compiler_version': get_compiler_version,
+    'get_compiling_cuda_version': get_compiler_version,
 }

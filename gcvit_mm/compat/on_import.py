@@ -21,9 +21,7 @@ def install() -> None:
 def after(name: str, action: Action) -> None:
     """Call ``action`` after the import of a module: now, or as the last step of a later import.
 
-    Args:
-        name: A module of mmengine.
-        action: The function to call. If it raises, the next import of the module calls it again.
+    If it raises, the next import of the module calls it again.
 
     Raises:
         ImportError: The environment is broken (see ``environment.check``); raised by the import of
@@ -72,6 +70,7 @@ _FINDER = _Finder()
 
 def _prepare_mmengine() -> None:
     environment.let_mmengine_find_mmseg()
+    environment.let_mmengine_find_configs()
     registry = import_module('mmengine.registry').MODELS
     # For lookups before the import of mmengine.model, which takes seconds.
     if 'gcvit_mm.models' not in registry._locations:

@@ -4,39 +4,20 @@ from typing import NamedTuple
 
 
 class Package(NamedTuple):
-    """A package of models for one task.
+    """A package of models for one task."""
 
-    Attributes:
-        task: Task of the models.
-        distributions: Names on PyPI: OpenMMLab's, and that of the onedl package.
-        predictions: Suffix that ``tools/test.py --out PREFIX`` adds to the prefix.
-        evaluator: The evaluator that writes predictions and its option for the path, or None.
-    """
-
-    task: str
-    distributions: tuple[str, str]
-    predictions: str
+    task: str  # task of the models
+    distributions: tuple[str, str]  # names on PyPI: OpenMMLab's, and that of the onedl package
+    predictions: str  # suffix that ``tools/test.py --out PREFIX`` adds to the prefix
+    # The evaluator that writes predictions and its option for the path, or None.
     evaluator: tuple[str, str] | None
 
 
 PACKAGES = {
     'mmdet': Package(
-        'detection',
-        ('mmdet', 'onedl-mmdetection'),
-        '.bbox.json',
-        ('CocoMetric', 'outfile_prefix'),
+        'detection', ('mmdet', 'onedl-mmdetection'), '.bbox.json', ('CocoMetric', 'outfile_prefix')
     ),
-    'mmseg': Package(
-        'segmentation',
-        ('mmsegmentation', 'onedl-mmsegmentation'),
-        '.maps',
-        None,
-    ),
-    'mmpretrain': Package(
-        'classification',
-        ('mmpretrain', 'onedl-mmpretrain'),
-        '.csv',
-        None,
-    ),
+    'mmseg': Package('segmentation', ('mmsegmentation', 'onedl-mmsegmentation'), '.maps', None),
+    'mmpretrain': Package('classification', ('mmpretrain', 'onedl-mmpretrain'), '.csv', None),
 }
 """Packages by module, which is also the ``default_scope`` of their configs."""

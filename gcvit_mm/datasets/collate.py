@@ -10,16 +10,7 @@ from ..errors import UserError
 
 @FUNCTIONS.register_module()
 def collate_equal_sizes(batch: list[dict], how: str, padded_to: tuple[int, int]) -> Any:
-    """Collate samples, all of whose images must have one size.
-
-    Args:
-        batch: The samples of a pipeline.
-        how: The function that collates them.
-        padded_to: Smallest height and width, to which the model pads images.
-
-    Raises:
-        UserError: Two images differ in size.
-    """
+    """Collate samples, all of whose images must have one size."""
     sizes: dict[tuple, str] = {}
     for sample in batch:
         values: list[Any] = [sample['inputs'], sample.get('data_samples')]

@@ -1,6 +1,8 @@
 """Image loading that detects truncated files, and the meaning of pixel values."""
 
 import logging
+import re
+import sys
 from io import BytesIO
 from typing import Literal
 
@@ -18,6 +20,16 @@ MODES = {'color': 'RGB', 'grayscale': 'L', 'unchanged': None}
 AS_STORED = '_ignore_orientation'
 """Suffix of a colour type: the image is not turned upright."""
 PLAIN = ('L', 'LA', 'RGB', 'RGBA', 'RGBX')
+TYPES = (
+    *('AVIF', 'BMP', 'DIB', 'GIF', 'JPEG', 'JPEG2000', 'MPO', 'PCX', 'PNG', 'PPM', 'SGI', 'TGA'),
+    *('TIFF', 'WEBP', None),
+)
+"""Pillow's types of files that are decoded, None for images in memory; EPS files are programs."""
+MARKER = re.compile(rb'\xff[\x02-\xcf\xd9-\xfe]')
+"""Markers of a JPEG that are not part of its pixels, but begin segments."""
+SCAN, END = b'\xff\xda', b'\xff\xd9'
+MOST_SCANS = 100
+"""Maximum number of scans of a JPEG; encoders write about ten."""
 DEPTHS = (8, 12, 16)
 """Numbers of bits that cameras fill of the 16 or 32 bits of a grey value."""
 
@@ -56,6 +68,7 @@ def eight_bits(image: Image.Image, upright: bool = True) -> Image.Image:
     Raises:
         ValueError: Its values are not integers of up to 16 bits, or 16-bit colours are too dark.
     """
+    check_decoding(image)
     is_deep = ';16' in str(getattr(image, 'tile', ''))  # known until it is loaded
     file, image.filename = getattr(image, 'filename', ''), ''  # type: ignore[attr-defined]
     image.load()  # with the name, Pillow would map the file into memory, and garble turned TIFFs
@@ -79,6 +92,27 @@ def eight_bits(image: Image.Image, upright: bool = True) -> Image.Image:
     if image.mode == '1':
         return image.convert('L')
     return image.convert('RGBA' if image.has_transparency_data else 'RGB')
+
+
+def check_decoding(image: Image.Image) -> None:
+    """Check that decoding an opened file takes little time and runs no program.
+
+    Raises:
+        ValueError: It is of a type that is not in ``TYPES``, or a JPEG of more than ``MOST_SCANS``
+            scans, each of which may take as long as an image, but only a few bytes of the file.
+    """
+    file = getattr(image, 'fp', None)
+    if image.format not in TYPES:
+        raise ValueError(f'it is of the type {image.format}: convert it to PNG')
+    if image.format not in ('JPEG', 'MPO') or file is None:
+        return
+    file.seek(0)
+    data, place, scans = file.read(), 0, 0
+    while (marker := MARKER.search(data, place)) and marker[0] != END:
+        scans += marker[0] == SCAN
+        place = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], 'big')
+    if scans > MOST_SCANS:
+        raise ValueError(f'it has {scans} scans, more than {MOST_SCANS}: save it again')
 
 
 def reason(error: BaseException) -> str:
@@ -143,14 +177,7 @@ class LoadWholeImage(LoadImageFromFile):
         try:
             pixels = self._load(path)
         except Exception as error:  # decoders raise all kinds of errors for damaged files
-            if self.on_bad == 'raise':
-                raise UserError(
-                    f'image {path} cannot be read ({reason(error)}): replace it, or pass '
-                    '--skip-bad-images to skip unreadable images'
-                ) from error
-            print_log(f'bad image {path} is skipped', logger='current', level=logging.WARNING)
-            if self.bad_images_file:
-                self._note(self.bad_images_file, path)
+            self._report(f'image {path}', reason(error), 'replace it', path)
             if self.on_bad == 'skip':
                 return None
             pixels = self._blank(results)
@@ -169,6 +196,17 @@ class LoadWholeImage(LoadImageFromFile):
         content = fileio.get(path, backend_args=self.backend_args)
         with Image.open(BytesIO(content)) as image:
             return pixels_of(image, self.color_type)
+
+    def _report(self, name: str, why: str, cure: str, path: str) -> None:
+        """Log and list a file that cannot be read, or raise a ``UserError`` for it."""
+        if self.on_bad == 'raise':
+            raise UserError(
+                f'{name} cannot be read ({why}): {cure}, or pass --skip-bad-images to skip '
+                'unreadable images'
+            ) from sys.exception()
+        print_log(f'bad {name} is skipped', logger='current', level=logging.WARNING)
+        if self.bad_images_file:
+            self._note(self.bad_images_file, path)
 
     def _note(self, file: str, path: str) -> None:
         with open(file, 'a') as appended:

@@ -1,20 +1,18 @@
 """Loading of label maps, whose values must be classes or ignored."""
 
 import io
-import logging
 from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 from mmengine import fileio
 from mmengine.config import Config
-from mmengine.logging import print_log
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
 from ..config import datasets_of, default_scope, transforms_of
 from ..errors import UserError
-from .load_image import LoadWholeImage
+from .load_image import LoadWholeImage, check_decoding
 
 # What mmseg makes of values that ``reduce_zero_label`` and ``label_map`` drop.
 DROPPED = 255
@@ -46,6 +44,7 @@ def decode_map(content: bytes) -> np.ndarray:
         Exception: It is damaged; decoders raise all kinds of errors.
     """
     with Image.open(io.BytesIO(content)) as image:
+        check_decoding(image)
         values = np.asarray(image)
         bands, frames, kind = image.getbands(), getattr(image, 'n_frames', 1), image.format
     if len(bands) > 1:
@@ -76,12 +75,6 @@ def labels_of_values(
 ) -> np.ndarray:
     """The label to which mmseg converts each value of a label map.
 
-    Args:
-        reduce_zero_label: Whether 0 is ignored, and classes count from 1.
-        label_map: Labels of some values, for a selection of the classes of a data set.
-        classes: Number of classes.
-        ignore_index: The label that is ignored.
-
     Returns:
         Array (257,) of int: the class, ``ignore_index``, or ``INVALID``; the last is for all values
         above 255.
@@ -96,12 +89,7 @@ def labels_of_values(
 
 
 def check_values(present: np.ndarray, labels: np.ndarray) -> None:
-    """Raise ``WrongMap`` if some values of a label map are neither classes nor ignored.
-
-    Args:
-        present: The values.
-        labels: The table of ``labels_of_values``.
-    """
+    """Raise ``WrongMap`` if a present value is ``INVALID`` in the table of ``labels_of_values``."""
     wrong = present[labels[np.minimum(present.astype(np.int64), 256)] == INVALID].tolist()
     if wrong:
         right = np.flatnonzero(labels != INVALID).tolist()
@@ -168,14 +156,8 @@ class LoadWholeMap(LoadWholeImage):
         except UserError:
             raise
         except Exception as error:  # decoders raise all kinds of errors for damaged files
-            if self.on_bad == 'raise':
-                raise UserError(
-                    f'label map {path} cannot be read ({error}): replace it, check seg_map_suffix '
-                    'and data_prefix.seg_map_path, or pass --skip-bad-images'
-                ) from error
-            print_log(f'bad label map {path} is skipped', logger='current', level=logging.WARNING)
-            if self.bad_images_file:
-                self._note(self.bad_images_file, path)
+            cure = 'replace it, check seg_map_suffix and data_prefix.seg_map_path'
+            self._report(f'label map {path}', str(error), cure, path)
             if self.on_bad == 'skip':
                 return None
             labels = np.full(results['ori_shape'], self.ignore_index, np.uint8)

@@ -13,13 +13,6 @@ def check_data(cfg: Config, loaders: tuple[str, ...]) -> None:
     """Check the data of some data loaders by the rules of ``tools/check_dataset.py``.
 
     Images and label maps are not opened: what needs their pixels is checked when they are read.
-
-    Args:
-        cfg: The config.
-        loaders: Keys of the config, such as 'train_dataloader'; missing ones are skipped.
-
-    Raises:
-        UserError: The check finds an error.
     """
     check_places(cfg, loaders)
     splits = [loader.removesuffix('_dataloader') for loader, _ in local_datasets(cfg, loaders)]

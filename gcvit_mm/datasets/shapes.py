@@ -40,19 +40,14 @@ RADII = {'disk': (1 / 14, 1 / 6), 'box': (1 / 11, 1 / 5), 'star': (1 / 9, 1 / 4)
 
 @dataclass
 class Shape:
-    """One object of a scene, or one crowd.
+    """One object of a scene, or one crowd."""
 
-    Attributes:
-        label: Index into ``CLASSES``.
-        outlines: Closed polygons, each (points, 2) as x, y in pixels; a crowd has many.
-        coverage: The part of each pixel that the shape covers, (size, size) float32, 0 to 1.
-        visible: The pixels of this shape in the z-buffer, (size, size) bool.
-    """
-
-    label: int
+    label: int  # index into ``CLASSES``
+    # Closed polygons, each (points, 2) as x, y in pixels; a crowd has many.
     outlines: list[np.ndarray]
+    # The part of each pixel that the shape covers, (size, size) float32, 0 to 1.
     coverage: np.ndarray
-    visible: np.ndarray
+    visible: np.ndarray  # the pixels of this shape in the z-buffer, (size, size) bool
 
     @property
     def is_crowd(self) -> bool:
@@ -65,21 +60,8 @@ def make_shapes(
     """Write the data set to a folder, unless the folder has it already.
 
     An interrupted folder is completed, and is identical to one that was not interrupted. Several
-    processes may call this function for one folder at the same time.
-
-    Args:
-        root: Folder to write to; created if it does not exist.
-        train: Number of training images.
-        val: Number of validation images.
-        size: Height and width of the images in pixels.
-        seed: Seed of the scenes.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: A number is out of range, the folder cannot be written, or it contains other
-            files.
+    processes may call this function for one folder at the same time. A folder with other files or
+    settings raises a ``UserError``. The images are square, and ``size`` is their side in pixels.
     """
     root = Path(root)
     for name, value, low, high in (
@@ -197,15 +179,10 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def lay_out(rng: np.random.Generator, size: int, index: int) -> list[Shape]:
-    """Place the shapes of one scene.
+    """Place the shapes of one scene; the index of the image decides whether it has none or a crowd.
 
     Shapes that others or the border would hide almost completely are dropped, so that every pixel
     of a shape is labelled.
-
-    Args:
-        rng: Random generator of the image.
-        size: Height and width in pixels.
-        index: Index of the image in its split; decides whether it is empty or has a crowd.
 
     Returns:
         The shapes from back to front; their ``visible`` masks are disjoint.
@@ -276,15 +253,9 @@ def _coverage(outlines: list[np.ndarray], size: int) -> np.ndarray:
 
 
 def paint(rng: np.random.Generator, shapes: list[Shape], size: int) -> np.ndarray:
-    """Draw the scene; each class has its own texture and its own range of hues.
+    """Draw the scene, (size, size, 3) uint8; each class has its own texture and range of hues.
 
-    Args:
-        rng: Random generator of the image, in the state after ``lay_out``.
-        shapes: The shapes from back to front.
-        size: Height and width in pixels.
-
-    Returns:
-        (size, size, 3) uint8.
+    The random generator is in the state after ``lay_out``; the shapes come from back to front.
     """
     picture = _background(rng, size)
     backdrop = picture.mean(axis=(0, 1))

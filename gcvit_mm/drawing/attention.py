@@ -23,46 +23,29 @@ PROBES = 4
 
 @dataclass(frozen=True)
 class StageMaps:
-    """Maps of the last local and the last global attention of a stage.
+    """Maps of the last local and the last global attention of a stage, (B, H, W).
 
     Attention weights are means over heads, as multiples of uniform attention: 1 is the weight of
     each token of a window if all tokens have equal weights.
-
-    Attributes:
-        stride: Side of a token, in pixels of the image.
-        window: Side of a window, in tokens.
-        query: Row and column of the query token of ``local_attention``.
-        local_attention: The query token's weights for the tokens of its window, (B, H, W); NaN
-            outside the window.
-        global_attention: The global query's weight for each token, averaged over the tokens of
-            the query, (B, H, W); None without global attention.
-        reach: Root mean square of the global query's derivative by the pixels of each token,
-            divided by its mean over the image, (B, H, W); None without global attention.
     """
 
-    stride: int
-    window: int
-    query: tuple[int, int]
-    local_attention: Tensor
+    stride: int  # side of a token, in pixels of the image
+    window: int  # side of a window, in tokens
+    query: tuple[int, int]  # row and column of the query token of ``local_attention``
+    local_attention: Tensor  # the query token's weights for its window; NaN outside
+    # The global query's weight for each token, averaged over the tokens of the query.
     global_attention: Tensor | None
+    # Root mean square of the global query's derivative by the pixels of each token, over its mean.
     reach: Tensor | None
 
 
 def attention_maps(
     backbone: GCViT, images: Tensor, point: tuple[float, float] | None = None
 ) -> list[StageMaps]:
-    """Compute the attention maps of each stage of a backbone.
+    """Compute the attention maps of each stage of a backbone, whose mode and settings are restored.
 
-    Args:
-        backbone: The backbone; its mode and settings are restored afterwards.
-        images: Normalised images, (B, channels, height, width).
-        point: x and y, in pixels, of the query of the local attention; None is the centre.
-
-    Returns:
-        The maps of each stage, on the device of ``images``.
-
-    Raises:
-        ArgumentError: The point is outside the images.
+    The images are normalised, (B, channels, height, width). The point is x and y, in pixels, of the
+    query of the local attention; None is the centre.
     """
     height, width = images.shape[2:]
     x, y = (width / 2, height / 2) if point is None else point
@@ -86,13 +69,10 @@ def attention_maps(
 def attention_probabilities(
     attention: WindowAttention, x: Tensor, index: Tensor, q_global: Tensor | None
 ) -> Tensor:
-    """Compute the softmax of a module's attention scores.
+    """Compute the softmax of a module's attention scores for a feature map, (B, H, W, C).
 
-    Args:
-        attention: The module.
-        x: Feature map that the module takes, (B, H, W, C).
-        index: ``relative_position_index`` of the window.
-        q_global: The global query, (B, heads, N, C / heads); None for local attention.
+    The index is the ``relative_position_index`` of the window; the global query, (B, heads, N,
+    C / heads), is None for local attention.
 
     Returns:
         (B, nW, heads, N, N): for each window, row by row, and each of its N queries, the weights

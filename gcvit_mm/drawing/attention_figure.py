@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from mmengine.dataset import pseudo_collate
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..inference import Predictor
 from ..inference.images import ImageLike
 from ..models import GCViT
@@ -36,22 +36,12 @@ CAPTION = (
 
 
 def attention_figure(
-    predictor: Predictor,
-    image: ImageLike,
-    name: str,
-    point: tuple[float, float] | None = None,
+    predictor: Predictor, image: ImageLike, name: str, point: tuple[float, float] | None = None
 ) -> Figure:
     """Draw the attention maps of a model for an image, after the model's test pipeline.
 
-    Args:
-        predictor: The model.
-        image: The image.
-        name: Name of the image, for the title and messages.
-        point: x and y of the query of the local attention, in pixels of the prepared image; None
-            is its centre.
-
-    Raises:
-        UserError: The backbone is not GC ViT, the image cannot be read, or the point is outside it.
+    The point is that of the query of the local attention, in pixels of the prepared image; by
+    default its centre. The name of the image is for the title and messages.
     """
     model: Any = predictor.model
     backbone = getattr(model, 'backbone', None)
@@ -75,21 +65,12 @@ def attention_figure(
 
 
 def draw_attention(image: np.ndarray, maps: Sequence[StageMaps], title: str) -> Figure:
-    """Draw the attention maps of an image.
-
-    Args:
-        image: The prepared image, (H, W, 3) of uint8 in RGB.
-        maps: Maps of each stage, for a batch of this one image.
-        title: Title of the figure.
-
-    Returns:
-        The figure, 1600 pixels wide.
-    """
+    """Draw the attention maps of an image, (H, W, 3) of uint8 in RGB, 1600 pixels wide."""
     height, width = image.shape[:2]
     panel = (WIDTH - 3.5) / len(COLUMNS)
     row = panel * height / width + 0.4
     figure = Figure(figsize=(WIDTH, row * len(maps) + 1.8), dpi=DPI, layout='constrained')
-    figure.suptitle(title, fontsize=15)
+    figure.suptitle(printable(title), fontsize=15, parse_math=False)
     axes = figure.subplots(len(maps), len(COLUMNS), squeeze=False)
     grey = image.mean(axis=2)
     for i, (row_axes, stage) in enumerate(zip(axes, maps, strict=True)):

@@ -23,13 +23,10 @@ REACH = 2
 
 
 class Canvas:
-    """A picture that annotations and predictions are drawn on.
+    """A picture, (H, W, 3) of uint8 in RGB, that annotations and predictions are drawn on.
 
-    Args:
-        picture: (H, W, 3) of uint8 in RGB; it is modified in place.
-        classes: Names of the classes; a label without a name is drawn as a number.
-        palette: Colours of the classes.
-        scale: Factors, along x and y, from coordinates of annotations to pixels of the picture.
+    It is modified in place. A label without a name is drawn as a number. ``scale`` has the factors,
+    along x and y, from coordinates of annotations to pixels of the picture.
     """
 
     def __init__(
@@ -55,11 +52,7 @@ class Canvas:
     ) -> None:
         """Draw objects, the first one on top; it also has priority for a caption.
 
-        Args:
-            boxes: x1, y1, x2, y2 of each object.
-            labels: Class of each object.
-            masks: Mask (h, w) of each object or its COCO run-length encoding; empty without masks.
-            scores: Score of each object, for its caption; empty without scores.
+        Boxes are x1, y1, x2, y2; masks are (h, w) or COCO run-length encodings.
         """
         colors = instance_colors(labels, self._palette)
         for mask, color in reversed(list(zip(masks, colors, strict=False))):

@@ -24,22 +24,19 @@ def draw_truth(
     in_input: bool,
     shape: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Draw the annotations of an image.
+    """Draw the annotations of a data sample on its input, both (H, W, 3) of uint8 in RGB.
 
     Annotations that the loss ignores are red, and padding is striped. A small image is enlarged
     by an integer factor.
 
     Args:
-        picture: The input with its normalisation undone, (H, W, 3) of uint8 in RGB.
+        picture: The input with its normalisation undone.
         sample: The input's data sample.
         classes: Names of the classes; a label without a name is drawn as a number.
         palette: (R, G, B) of each class.
         in_input: Whether coordinates of annotations refer to the input, as in training; in
             evaluation, they refer to the image file.
         shape: Height and width of the picture without padding; by default those of the input.
-
-    Returns:
-        The picture, (H, W, 3) of uint8 in RGB.
     """
     zoom = max(1, -(-SHORT_SIDE // min(picture.shape[:2])))
     shape = shape or sample.metainfo.get('img_shape', picture.shape)[:2]

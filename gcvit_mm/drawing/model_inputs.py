@@ -19,17 +19,7 @@ class Feed:
     """The batches of a data loader after augmentation, normalisation and padding.
 
     Training batches equal those of the loops of ``gcvit_mm`` in one process with this seed, in
-    their images, order and random numbers.
-
-    Args:
-        cfg: The config.
-        split: 'train', 'val' or 'test'; the config must have its data loader.
-        seed: Seed of the training.
-        epoch: Epoch of the training, from 1; other splits ignore it.
-
-    Attributes:
-        metainfo: The metainfo of the data set.
-        preprocessor: The model's ``data_preprocessor``.
+    their images, order and random numbers, for an epoch from 1. Other splits ignore the epoch.
     """
 
     def __init__(self, cfg: Config, split: str, seed: int, epoch: int = 1) -> None:
@@ -62,15 +52,10 @@ class Feed:
 
 
 def to_pictures(preprocessor: Any, inputs: Tensor) -> np.ndarray:
-    """Undo the normalisation of images.
+    """Undo the normalisation of images, (B, C, H, W), by a model's ``data_preprocessor``.
 
-    Args:
-        preprocessor: The model's ``data_preprocessor``.
-        inputs: Preprocessed images, (B, C, H, W).
-
-    Returns:
-        (B, H, W, 3) of uint8 in RGB, as ``as_rgb`` shows them; padding has the colour of
-        normalised zeros.
+    Returns (B, H, W, 3) of uint8 in RGB, as ``as_rgb`` shows them; padding has the colour of
+    normalised zeros.
     """
     pixels = inputs * getattr(preprocessor, 'std', 1) + getattr(preprocessor, 'mean', 0)
     # Images are loaded in BGR; mmpretrain and the other packages name the conversion differently.

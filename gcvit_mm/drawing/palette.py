@@ -27,11 +27,6 @@ def class_colors(cfg: Config, dataset: ConfigDict, classes: Sequence[str]) -> li
 
     The palette of the config or the data set's class is used if it has a colour for each class. A
     palette of other classes is not, because its first colours may look alike.
-
-    Args:
-        cfg: The config.
-        dataset: The config of the data set.
-        classes: Names of the classes.
     """
     meta, defaults = metainfo_of(cfg, dataset), metainfo_of(cfg, ConfigDict(type=dataset.type))
     palette, names = meta.get('palette') or (), list(classes)

@@ -31,18 +31,10 @@ def draw_prediction(
     score: float,
     scale: float = 1,
 ) -> np.ndarray:
-    """Draw a prediction on its image.
+    """Draw a prediction on its image, both (H, W, 3) of uint8 in RGB.
 
-    Args:
-        image: The image, (H, W, 3) in RGB.
-        prediction: The prediction.
-        classes: Names of the classes; a label without a name is drawn as a number.
-        palette: (R, G, B) of each class.
-        score: Minimum score of the objects that are drawn.
-        scale: Scale of the picture; it is reduced for pictures larger than ``LONGEST``.
-
-    Returns:
-        The picture, (H, W, 3) of uint8 in RGB.
+    Objects need the minimum score. A class without a name is drawn as a number. The scale of the
+    picture is reduced for pictures larger than ``LONGEST``.
     """
     scale = min(scale, LONGEST / max(image.shape[:2]))
     picture: np.ndarray = np.array(image, np.uint8)  # a copy

@@ -45,15 +45,7 @@ def font_of(character: str) -> Path | None:
 
 
 class Line:
-    """A measured line of text.
-
-    Args:
-        text: Text from ``printable`` or ``class_name``.
-        size: Font size, in pixels.
-
-    Attributes:
-        width, height: Size in pixels, with a margin.
-    """
+    """A line of text from ``printable`` or ``class_name``, whose width and height have a margin."""
 
     def __init__(self, text: str, size: int) -> None:
         self._runs = [

@@ -14,11 +14,7 @@ from ..errors import UserError
 
 
 def init_processes(cfg: Config) -> None:
-    """Initialise the process group for ``cfg.launcher``, with gloo on machines without GPUs.
-
-    Raises:
-        UserError: There are fewer GPUs than processes.
-    """
+    """Initialise the process group for ``cfg.launcher``, with gloo on machines without GPUs."""
     if cfg.launcher == 'none':
         return
     env, gpus = cfg.get('env_cfg', {}), torch.cuda.device_count()

@@ -25,12 +25,7 @@ class ShardedRunner(Runner):
     full: dict[str, Any]
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Initialise and shard the model; mmengine calls this method.
-
-        Raises:
-            UserError: PyTorch is too old, there is one process, a hook needs a whole model, or the
-                model has no units.
-        """
+        """Initialise and shard the model; mmengine calls this method."""
         if get_world_size() == 1:
             raise UserError('--shard needs several processes: run tools/dist_train.sh CONFIG GPUS')
         try:

@@ -13,6 +13,7 @@ from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from ..errors import ArgumentError
@@ -27,8 +28,13 @@ VALIDATED = 'validated_iter'
 
 
 class _Exact:
-    """Tracks the position in the data, seeds the steps, and rolls back; shared by both loops."""
+    """Tracks the position in the data, seeds the steps, and rolls back; shared by both loops.
 
+    Attributes:
+        unchanged: Whether the state is that after the last finished step, so that it can be saved.
+    """
+
+    unchanged = False
     runner: Runner
     dataloader: DataLoader
     _iter: int
@@ -37,15 +43,24 @@ class _Exact:
     val_interval: int
     _decide_current_val_interval: Any
 
+    def __init__(self, runner: Runner, dataloader: Any, **settings: Any) -> None:
+        for name in ('max_epochs', 'max_iters', 'val_interval'):
+            value = settings.get(name, 1)
+            if not isinstance(value, int) or value < 1:
+                raise ArgumentError(f'train_cfg.{name}={value}: pass an integer from 1')
+        # mmengine's loop refuses misspelt settings.
+        super().__init__(runner, seeded(dataloader, _seed(runner)), **settings)  # type: ignore[call-arg]
+
     @property
     def _batches(self) -> SeededBatchSampler:
         return self.dataloader.batch_sampler  # type: ignore[return-value]
 
-    def _start_pass(self, passes: int, samples: int = 0) -> int:
-        """Set the position in the data, and return the number of the first batch."""
-        self._batches.go_to(_seed(self.runner), passes, samples)
-        self._note(passes, samples)
-        return self._batches.first
+    def _start_pass(self, passes: int, samples: int = 0) -> Iterator[tuple[int, Sequence]]:
+        """Set the position in the data; return the batches from there, with their numbers."""
+        with self._changing():  # an interruption would leave half-started workers
+            self._batches.go_to(_seed(self.runner), passes, samples)
+            self._note(passes, samples)
+            return enumerate(iter(self.dataloader), self._batches.first)
 
     def _note(self, passes: int, samples: int) -> None:
         self.runner.message_hub.update_info(PASSES, passes)
@@ -57,12 +72,42 @@ class _Exact:
     @contextmanager
     def _training(self) -> Iterator[None]:
         self.runner.call_hook('before_train')
+        handle = register_optimizer_step_pre_hook(self._begin_change)
         try:
             yield
         except (Exception, KeyboardInterrupt):
             self.runner.call_hook('after_failure')  # mmengine's hooks have no such event
             raise
+        finally:
+            handle.remove()
         self.runner.call_hook('after_train')
+
+    def _begin_change(self, *_: Any) -> None:
+        self.unchanged = False
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        self.unchanged = False
+        yield  # an error leaves it so
+        self.unchanged = True
+
+    def _step(self, passes: int, batch: int, index: int, data_batch: Sequence) -> None:
+        """Train a step as mmengine's loops do, with the position in the data."""
+        runner, place = self.runner, (self._noted(PASSES, 0), self._noted(SAMPLES, 0))
+        event = dict(batch_idx=index, data_batch=data_batch)
+        try:
+            # A training that resumes from a checkpoint of this step begins with the next batch.
+            self._note(passes, (batch + 1) * self._batches.samples_per_batch)
+            seed_generators(_seed(runner), self._iter, get_rank())
+            runner.call_hook('before_train_iter', **event)
+            outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+        except BaseException:
+            if self.unchanged:
+                self._note(*place)
+            raise
+        with self._changing():
+            runner.call_hook('after_train_iter', **event, outputs=outputs)
+            self._iter += 1
 
     @contextmanager
     def _rolling_back(self) -> Iterator[None]:
@@ -70,59 +115,29 @@ class _Exact:
             yield
         except RollBack as back:
             runner = self.runner
-            runner.resume(back.checkpoint)
-            runner.optim_wrapper.initialize_count_status(runner.model, self._iter, self.max_iters)
-            lower_learning_rate(runner, back.lr_factor)
+            with self._changing():
+                runner.resume(back.checkpoint)
+                count = runner.optim_wrapper.initialize_count_status
+                count(runner.model, self._iter, self.max_iters)
+                lower_learning_rate(runner, back.lr_factor)
 
     def _validate_if_due(self, position: int, last: int) -> None:
         """Evaluate the model after an epoch or an iteration, if the interval says so."""
         self._decide_current_val_interval()
         due = position % self.val_interval == 0 or position == last
         if self.runner.val_loop is not None and position >= self.val_begin and due:
-            self.runner.val_loop.run()
+            with self._changing():
+                self.runner.val_loop.run()
             self.runner.message_hub.update_info(VALIDATED, self._iter)
 
     def _is_validated(self) -> bool:
         """Whether the model was evaluated after its last step; checkpoints are saved before."""
         return self._iter in (0, self._noted(VALIDATED, 0))
 
-    def _enter_step(self, passes: int, batch: int) -> None:
-        # A training that resumes from a checkpoint of this step begins with the next batch.
-        self._note(passes, (batch + 1) * self._batches.samples_per_batch)
-        seed_generators(_seed(self.runner), self._iter, get_rank())
-
 
 @LOOPS.register_module()
 class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
-    """mmengine's ``EpochBasedTrainLoop`` with exact resumption, also within an epoch.
-
-    Args:
-        runner: The runner.
-        dataloader: Config of the data loader.
-        max_epochs: Epochs to train.
-        val_begin: The first epoch after which the model is evaluated.
-        val_interval: Epochs between evaluations.
-        dynamic_intervals: Pairs of an epoch and the ``val_interval`` from that epoch on.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: dict,
-        max_epochs: int,
-        val_begin: int = 1,
-        val_interval: int = 1,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-    ) -> None:
-        _check_positive(max_epochs=max_epochs, val_interval=val_interval)
-        super().__init__(
-            runner,
-            seeded(dataloader, _seed(runner)),
-            max_epochs,
-            val_begin,
-            val_interval,
-            dynamic_intervals,
-        )
+    """mmengine's ``EpochBasedTrainLoop`` with exact resumption, also within an epoch."""
 
     def run(self) -> nn.Module:
         """Train the model and return it."""
@@ -144,46 +159,17 @@ class ExactEpochBasedTrainLoop(_Exact, EpochBasedTrainLoop):
         samples = self._noted(SAMPLES, 0) if self._in_epoch() else 0
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        first = self._start_pass(self._epoch, samples)
-        for number, data_batch in enumerate(self.dataloader, first):
-            self._enter_step(self._epoch, number)
-            self.run_iter(number, data_batch)
-        self._note(self._epoch + 1, 0)
-        self.runner.call_hook('after_train_epoch')
-        self._epoch += 1
+        for number, data_batch in self._start_pass(self._epoch, samples):
+            self._step(self._epoch, number, number, data_batch)
+        with self._changing():
+            self._note(self._epoch + 1, 0)
+            self.runner.call_hook('after_train_epoch')
+            self._epoch += 1
 
 
 @LOOPS.register_module()
 class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
-    """mmengine's ``IterBasedTrainLoop`` with exact resumption, without reading skipped samples.
-
-    Args:
-        runner: The runner.
-        dataloader: Config of the data loader.
-        max_iters: Iterations to train.
-        val_begin: The first iteration after which the model is evaluated.
-        val_interval: Iterations between evaluations.
-        dynamic_intervals: Pairs of an iteration and the ``val_interval`` from that iteration on.
-    """
-
-    def __init__(
-        self,
-        runner: Runner,
-        dataloader: dict,
-        max_iters: int,
-        val_begin: int = 1,
-        val_interval: int = 1000,
-        dynamic_intervals: list[tuple[int, int]] | None = None,
-    ) -> None:
-        _check_positive(max_iters=max_iters, val_interval=val_interval)
-        super().__init__(
-            runner,
-            seeded(dataloader, _seed(runner)),
-            max_iters,
-            val_begin,
-            val_interval,
-            dynamic_intervals,
-        )
+    """mmengine's ``IterBasedTrainLoop`` with exact resumption, without reading skipped samples."""
 
     def run(self) -> nn.Module:
         """Train the model and return it."""
@@ -195,14 +181,14 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
             while self._iter < self._max_iters and not self.stop_training:
                 with self._rolling_back():
                     self._run_steps()
-            self.runner.call_hook('after_train_epoch')
+            with self._changing():
+                self.runner.call_hook('after_train_epoch')
         return self.runner.model
 
     def _run_steps(self) -> None:
         for passes, number, data_batch in self._endless():
             self.runner.model.train()
-            self._enter_step(passes, number)
-            self.run_iter(data_batch)
+            self._step(passes, number, self._iter, data_batch)
             self._validate_if_due(self._iter, self._max_iters)
             if self._iter == self._max_iters or self.stop_training:
                 return
@@ -213,17 +199,9 @@ class ExactIterBasedTrainLoop(_Exact, IterBasedTrainLoop):
         before = self._iter * self._batches.samples_per_batch
         passes, samples = self._noted(PASSES, 0), self._noted(SAMPLES, before)
         while True:
-            number = self._start_pass(passes, samples)
-            for data_batch in self.dataloader:
+            for number, data_batch in self._start_pass(passes, samples):
                 yield passes, number, data_batch
-                number += 1
             passes, samples = passes + 1, 0
-
-
-def _check_positive(**settings: int) -> None:
-    for name, value in settings.items():
-        if value < 1:
-            raise ArgumentError(f'train_cfg.{name}={value}: pass 1 or more')
 
 
 def _seed(runner: Runner) -> int:

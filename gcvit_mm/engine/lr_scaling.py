@@ -35,11 +35,7 @@ def learning_rate_factor(cfg: Config) -> tuple[float, str] | None:
 
 
 def scale_learning_rate(cfg: Config) -> None:
-    """Scale the learning rate of the config to the batch size of this run.
-
-    Raises:
-        UserError: The config does not set a base batch size.
-    """
+    """Scale the learning rate of the config to the batch size of this run."""
     scaled = learning_rate_factor(cfg)
     if scaled is None:
         raise UserError('--auto-scale-lr: set auto_scale_lr.base_batch_size in the config')

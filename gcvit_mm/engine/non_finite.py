@@ -12,7 +12,7 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import ArgumentError, UserError
 from ..work_dir import find_resumable
 from .distributed import broadcast_from_main
 from .hooks.safe_checkpoint_hook import checkpoint_hook
@@ -65,12 +65,7 @@ class GuardedAmpOptimWrapper(_Guard, AmpOptimWrapper):
 
 
 class RollBack(Exception):
-    """Asks the training loop to roll back to an earlier checkpoint.
-
-    Args:
-        checkpoint: The checkpoint file.
-        lr_factor: Factor for all learning rates.
-    """
+    """Asks the training loop to roll back to an earlier checkpoint."""
 
     def __init__(self, checkpoint: str, lr_factor: float) -> None:
         super().__init__(f'roll back to {checkpoint}')
@@ -99,6 +94,11 @@ class NonFiniteHook(Hook):
         lr_factor: float = 0.5,
         max_roll_backs: int = 3,
     ) -> None:
+        if at_limit not in ('stop', 'roll_back') or not isinstance(limit, int) or limit < 1:
+            raise ArgumentError(
+                f'default_hooks.non_finite: limit={limit}, at_limit={at_limit}: pass an integer '
+                "from 1, and 'stop' or 'roll_back'"
+            )
         self.limit = limit
         self.at_limit = at_limit
         self.lr_factor = lr_factor
@@ -107,7 +107,8 @@ class NonFiniteHook(Hook):
         self.checkpoint, self.factor = '', 1.0  # of the latest rollback
         self.statistics: list[Tensor] = []
         self.before: list[Tensor] = []
-        self.batches: list[tuple[Any, list[str]]] = []  # loss and images of each batch of the step
+        # Whether the loss of each batch of the step is finite, and its images.
+        self.batches: list[tuple[bool, list[str]]] = []
 
     def before_train(self, runner: Runner) -> None:
         """Collect the buffers that a forward pass changes: those of batch normalisation."""
@@ -120,11 +121,7 @@ class NonFiniteHook(Hook):
             self.before = [buffer.clone() for buffer in self.statistics]
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: dict | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         """Log a skipped step and restore the statistics of batch normalisation.
 
@@ -132,18 +129,21 @@ class NonFiniteHook(Hook):
             UserError: Too many steps in a row were skipped.
             RollBack: Too many steps in a row were skipped, and there is a checkpoint to resume.
         """
-        self.batches.append(((outputs or {}).get('loss', math.nan), list(_images(data_batch))))
-        if not runner.optim_wrapper.should_update():
+        loss = torch.as_tensor((outputs or {}).get('loss', math.nan))
+        finite = bool(loss.isfinite().all())
+        self.batches.append((finite, list(_images(data_batch))))
+        skipped = getattr(runner.optim_wrapper, 'skipped', False)
+        updates = runner.optim_wrapper.should_update()
+        if not finite or (updates and skipped):
+            self._restore()  # also amid an accumulation, for averages of the model
+        if not updates:
             return  # the step is not complete yet
-        batches, self.batches = self.batches, []
-        if not getattr(runner.optim_wrapper, 'skipped', False):
+        (own, self.batches), self.before = (self.batches, []), []
+        if not skipped:
             self.in_a_row = 0
             return
         self.in_a_row += 1
         self.total += 1
-        for buffer, before in zip(self.statistics, self.before, strict=True):
-            buffer.copy_(before)
-        own = [(math.isfinite(float(loss)), names) for loss, names in batches]
         reports = [report for reports in all_gather_object(own) for report in reports]
         bad = [names for finite, names in reports if not finite]
         names = [name for part in bad or [names for _, names in reports] for name in part]
@@ -154,6 +154,14 @@ class NonFiniteHook(Hook):
         )
         if self.in_a_row >= self.limit:
             self._act(runner)
+
+    def after_failure(self, runner: Runner) -> None:
+        """Restore the statistics if a step was interrupted."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for buffer, before in zip(self.statistics, self.before, strict=False):
+            buffer.copy_(before)
 
     def _act(self, runner: Runner) -> None:
         problem = f'{self.in_a_row} steps in a row had a loss or gradients of NaN or Inf'

@@ -12,6 +12,7 @@ from mmengine.optim.scheduler import (
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..errors import UserError
+from ..training_state import SHAPED
 
 POSITION = ('last_step', '_global_step', '_last_value', 'base_values', 'verbose')
 """Entries of the state of a scheduler that are not settings."""
@@ -127,7 +128,12 @@ def apply_schedule(runner: Runner, checkpoint: dict) -> Iterator[str]:
         saved.append(optimizer['base_param_settings'])
     own = runner.optim_wrapper.param_groups if saved else []
     pairs = list(zip(own, saved, strict=False))
-    if len(saved) != len(own) or any('betas' in new and 'betas' not in old for new, old in pairs):
+    state = optimizer.get('state', {})
+    if (
+        len(saved) != len(own)
+        or any('betas' in new and 'betas' not in old for new, old in pairs)
+        or any(_differ(new, old, state) for new, old in pairs if isinstance(old['params'], list))
+    ):
         raise UserError(
             f'the checkpoint is of another optimizer, with {len(saved)} groups of parameters '
             f'instead of {len(own)}: resume with the optim_wrapper of its training'
@@ -147,10 +153,30 @@ def apply_schedule(runner: Runner, checkpoint: dict) -> Iterator[str]:
     if [_constants(s.state_dict()) for s in schedulers] == [_constants(s) for s in states]:
         return
     if any(hasattr(scheduler, 'need_val_args') for scheduler in schedulers):
+        if [s.state_dict().keys() for s in schedulers] != [s.keys() for s in states]:
+            raise UserError(
+                'the checkpoint is of other schedules: resume with the param_scheduler of its '
+                'training'
+            )
         yield 'the schedule of the checkpoint is used, that of the config is not'
         return
     _replay(runner, checkpoint, saved)
     yield "the schedule of the config is used, which differs from the checkpoint's"
+
+
+def _differ(new: dict, old: dict, state: dict) -> bool:
+    """Whether groups of parameters differ in number, shapes, or types of their settings."""
+    numbers = (key for key in new.keys() & old.keys() if isinstance(new[key], float))
+    if any(not isinstance(old[key], int | float | torch.Tensor) for key in numbers):
+        return True
+    if len(new['params']) != len(old['params']):
+        return True
+    return any(
+        SHAPED.fullmatch(str(key)) and value.shape != parameter.shape
+        for parameter, number in zip(new['params'], old['params'], strict=True)
+        for key, value in state.get(number, {}).items()
+        if isinstance(value, torch.Tensor)
+    )
 
 
 def _short(value: Any) -> str:

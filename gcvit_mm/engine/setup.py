@@ -8,7 +8,6 @@ from logging import getLevelNamesMapping
 from pathlib import Path
 from textwrap import shorten
 from traceback import walk_tb
-from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import is_main_process
@@ -16,7 +15,7 @@ from mmengine.registry import OPTIMIZERS
 from mmengine.runner import BaseLoop
 
 from ..cli import BAD_IMAGES
-from ..config import datasets_of, default_scope, find_class, transforms_of
+from ..config import datasets_of, default_scope, dicts_of, find_class, transforms_of
 from ..datasets.check.settings import WORKER_KEYS
 from ..datasets.collate import prepare_collating
 from ..datasets.load_label_map import prepare_maps
@@ -45,15 +44,24 @@ WITHOUT_MASKS = {
 }
 """Transforms of mmdet that drop masks or do not move them, and what to do instead."""
 WITHOUT_POLYGONS = ('Albu', 'CopyPaste', 'Expand', 'RandomErasing')
+NUMBERS = (
+    'score_thr',
+    'mask_thr_binary',
+    'iou_threshold',
+    'nms_pre',
+    'max_per_img',
+    'min_bbox_size',
+    'num',
+    'pos_fraction',
+)
+"""Settings of mmdet's ``train_cfg`` and ``test_cfg`` that are numbers wherever they are."""
+UNSAVED = ('CachedMosaic', 'CachedMixUp', 'BatchSyncRandomResize')
+"""Types of mmdet with a state that depends on earlier steps and is not in checkpoints."""
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
-    """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes.
-
-    Raises:
-        UserError: There are fewer GPUs than processes.
-    """
+    """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes."""
     register_loaders()
     _check_values(cfg)
     _check_transforms(cfg)
@@ -106,6 +114,12 @@ def _check_values(cfg: Config) -> None:
     levels = getLevelNamesMapping()
     if level not in levels and not isinstance(level, int):
         raise UserError(f'log_level={level}: choose one of {", ".join(levels)}')
+    for part in ('train_cfg', 'test_cfg'):  # else they fail in a step, or after the first epoch
+        for _, entry in dicts_of((cfg.get('model') or {}).get(part)):
+            for key, value in entry.items():
+                kinds, what = (int | float, 'number') if key in NUMBERS else (dict, 'dictionary')
+                if key in (*NUMBERS, 'nms') and not isinstance(value, kinds | None):
+                    raise UserError(f'model.{part}: {key}={value!r}: pass a {what}')
     kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type', 'SGD')
     with default_scope(cfg):
         if find_class(OPTIMIZERS, kind) is None:
@@ -114,24 +128,33 @@ def _check_values(cfg: Config) -> None:
 
 def _check_transforms(cfg: Config) -> None:
     """Refuse transforms that drop or do not move masks."""
-    steps = list(_dicts(cfg.get('train_dataloader')))
+    steps = [step for _, step in dicts_of(cfg.get('train_dataloader'))]
     loads = [step for step in steps if step.get('with_mask')]
     polygons = any(not step.get('poly2mask', True) for step in loads)
     for step in steps if loads else ():
-        name = getattr(step.get('type'), '__name__', str(step.get('type'))).split('.')[-1]
+        name = _type_of(step)
         if name in WITHOUT_MASKS or (polygons and name in WITHOUT_POLYGONS):
             cure = WITHOUT_MASKS.get(name, 'set poly2mask=True in LoadAnnotations')
             kind = 'masks' if name in WITHOUT_MASKS else 'masks of polygons'
             raise UserError(f'train_dataloader: {name} cannot transform {kind}: {cure}')
 
 
-def _dicts(value: Any) -> Iterator[dict]:
-    """All dictionaries in a setting, at any depth."""
-    if isinstance(value, dict):
-        yield value
-    inner = value.values() if isinstance(value, dict) else value
-    for item in inner if isinstance(value, dict | list | tuple) else ():
-        yield from _dicts(item)
+def unsaved_states(cfg: Config) -> Iterator[str]:
+    """Yield a warning if a type in the config keeps a resumed training from being exact."""
+    types = {
+        _type_of(entry)
+        for key in ('train_dataloader', 'model')
+        for _, entry in dicts_of(cfg.get(key))
+    }
+    if names := ', '.join(sorted(types.intersection(UNSAVED))):
+        yield (
+            f'{names}: checkpoints do not have what this keeps of earlier steps, so a resumed '
+            'training goes on with other random choices'
+        )
+
+
+def _type_of(entry: dict) -> str:
+    return getattr(entry.get('type'), '__name__', str(entry.get('type'))).split('.')[-1]
 
 
 def _skip_bad_images(cfg: Config, maximum: int) -> None:

@@ -43,10 +43,6 @@ class TrackHook(Hook):
     Tests of a checkpoint use the config of its training, but are not tracked: the hook is therefore
     registered with the runner, and is not in the config.
 
-    Args:
-        names: Keys of ``TRACKERS``.
-        resume: Whether to resume the runs of an earlier training in the work directory.
-
     Raises:
         UserError: A tracker is not installed, or refuses access before the training.
     """
@@ -75,13 +71,9 @@ class TrackHook(Hook):
 
 
 class _OverIterations:
-    """Logs all scalars over the iterations of the training, including those of validations.
+    """Logs all scalars over the iterations of the training, including those of validations."""
 
-    Attributes:
-        iterations: Returns the current iteration.
-    """
-
-    iterations: Callable[[], int]
+    iterations: Callable[[], int]  # returns the current iteration
 
     def add_scalars(
         self, scalar_dict: dict, step: int = 0, file_path: str | None = None, **kwargs: Any
@@ -98,15 +90,7 @@ class _OverIterations:
 class TensorboardTracker(_OverIterations, TensorboardVisBackend):
     """Writes event files to ``tensorboard/RUN`` in the work directory.
 
-    Args:
-        work_dir: The work directory.
-        name: Not used: TensorBoard shows the name of the folder.
-        run: The run to resume; None starts one, named by the time.
-        iterations: Returns the current iteration. Later ones in a resumed run are hidden, as they
-            are trained again.
-
-    Attributes:
-        run: Name of the run.
+    Iterations of a resumed run that are trained again are hidden.
     """
 
     def __init__(
@@ -123,17 +107,7 @@ class TensorboardTracker(_OverIterations, TensorboardVisBackend):
 
 
 class WandbTracker(_OverIterations, WandbVisBackend):
-    """Logs to a run of Weights & Biases, with files in ``wandb`` in the work directory.
-
-    Args:
-        work_dir: The work directory.
-        name: Display name of the run.
-        run: ID of the run to resume; None starts one.
-        iterations: Returns the current iteration.
-
-    Attributes:
-        run: ID of the run, once it has started.
-    """
+    """Logs to a run of Weights & Biases, with files in ``wandb`` in the work directory."""
 
     def __init__(
         self, work_dir: str, name: str, run: str | None, iterations: Callable[[], int]
@@ -165,17 +139,7 @@ class WandbTracker(_OverIterations, WandbVisBackend):
 
 
 class MLflowTracker(_OverIterations, MLflowVisBackend):
-    """Logs to a run of MLflow, at ``MLFLOW_TRACKING_URI`` or in ``mlruns`` by the work directory.
-
-    Args:
-        work_dir: The work directory.
-        name: Display name of the run.
-        run: ID of the run to resume; None starts one.
-        iterations: Returns the current iteration.
-
-    Attributes:
-        run: ID of the run, once it has started.
-    """
+    """Logs to a run of MLflow, at ``MLFLOW_TRACKING_URI`` or in the folder ``mlruns``."""
 
     def __init__(
         self, work_dir: str, name: str, run: str | None, iterations: Callable[[], int]

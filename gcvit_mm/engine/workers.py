@@ -21,11 +21,7 @@ from .randomness import seed_generators
 
 @FUNCTIONS.register_module()
 def init_worker(worker_id: int) -> None:
-    """Seed the random generators of a data loader's worker.
-
-    Args:
-        worker_id: Number of the worker; PyTorch passes it.
-    """
+    """Seed the random generators of a data loader's worker."""
     info = get_worker_info()
     assert info is not None
     # All launchers set RANK. Workers that were not forked have no process group to ask.
@@ -36,12 +32,7 @@ class Worker(multiprocessing.Process):
     """A process that ignores signals, unless its parent ends or sends SIGTERM; Linux only.
 
     Clusters send signals to all processes, but a training needs its workers to reach the end of the
-    step, where it can be saved.
-
-    Args:
-        method: Start method: 'fork', 'forkserver' or 'spawn'.
-        signals: Signals to ignore, except SIGTERM from the parent.
-        arguments: Arguments of ``multiprocessing.Process``.
+    step, where it can be saved. The start method is 'fork', 'forkserver' or 'spawn'.
     """
 
     def __init__(self, method: str, signals: Collection[signal.Signals], **arguments: Any) -> None:
@@ -75,12 +66,7 @@ def _end_with_parent() -> None:
 
 
 def worker_context(signals: Collection[signal.Signals], context: BaseContext | None) -> BaseContext:
-    """A ``multiprocessing_context`` with which a data loader starts ``Worker``s.
-
-    Args:
-        signals: Signals for the workers to ignore.
-        context: The context whose start method is used; None takes the default.
-    """
+    """A ``multiprocessing_context`` with which a data loader starts ``Worker``s."""
     context = copy.copy(context or multiprocessing.get_context())
     method = context.get_start_method()
     if method == 'forkserver':  # the first worker starts the server

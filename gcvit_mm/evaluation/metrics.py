@@ -37,16 +37,7 @@ def metric_names(metric: BaseMetric) -> list[str] | None:
 
 
 def full_name(name: str, metrics: list[BaseMetric], option: str) -> str:
-    """The name of a metric in results, which have prefixes such as 'coco/'.
-
-    Args:
-        name: The name in a config, perhaps without its prefix.
-        metrics: The metrics of an evaluator.
-        option: The setting that has the name, for the message.
-
-    Raises:
-        UserError: No metric has this name.
-    """
+    """The name of a metric in results, which have prefixes such as 'coco/'."""
     known = {metric: metric_names(metric) for metric in metrics}
     names = [full for found in known.values() for full in found or []]
     matches = [full for full in names if name in (full, full.partition('/')[2])]
@@ -63,14 +54,7 @@ def full_name(name: str, metrics: list[BaseMetric], option: str) -> str:
 
 
 def repair_coco_metric(metric: Any) -> None:
-    """Let a ``CocoMetric`` evaluate faster, and classes of both kinds, one IoU, short polygons.
-
-    Args:
-        metric: A metric; others than mmdet's ``CocoMetric`` stay as they are.
-
-    Raises:
-        UserError: ``classwise`` is set with thresholds that its table does not have.
-    """
+    """Let a ``CocoMetric`` evaluate faster, and classes of both kinds, one IoU, short polygons."""
     if not hasattr(metric, '_coco_api') or not hasattr(metric, 'iou_thrs'):
         return
     module: Any = sys.modules[type(metric).__module__]
@@ -93,9 +77,6 @@ def make_countable(truth: Any) -> None:
 
     They need the ids 1, 2, ... (0 is never matched), ``iscrowd``, and polygons of at least three
     points; mmdet skips shorter ones in training, too.
-
-    Args:
-        truth: The ``COCO`` object of an annotation file.
     """
     for number, annotation in enumerate(truth.dataset.get('annotations', []), 1):
         annotation['id'] = number

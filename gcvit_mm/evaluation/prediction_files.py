@@ -38,11 +38,7 @@ class PredictionFilesHook(Hook):
         self.maps, self.pictures = maps, pictures
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Choose the names of the files.
-
-        Raises:
-            UserError: The data set has no image files, or its pipeline does not begin with one.
-        """
+        """Choose the names of the files."""
         dataset: Any = runner.test_dataloader.dataset
         paths = [dataset.get_data_info(i).get('img_path') for i in range(len(dataset))]
         if None in paths:

@@ -30,15 +30,7 @@ class Deviation:
 
 
 def compare(graph: ImageModel, run: Run) -> list[Deviation]:
-    """Compare a file with its model, on images of all ``SIZES`` or of its fixed size.
-
-    Args:
-        graph: The model.
-        run: The loaded file.
-
-    Raises:
-        UserError: An output deviates by more than ``BAR``.
-    """
+    """Compare a file with its model, on images of all ``SIZES`` or of its fixed size."""
     generator = torch.Generator().manual_seed(0)
     sizes = SIZES if graph.size is None else (graph.size,)
     deviations = []
@@ -61,17 +53,7 @@ def _image(batch: int, size: tuple[int, int], generator: torch.Generator) -> Ten
 
 
 def speeds(graph: ImageModel, run: Run, size: tuple[int, int], repeat: int) -> list[float]:
-    """Time the model in PyTorch and the file in turns, with one image.
-
-    Args:
-        graph: The model.
-        run: The loaded file.
-        size: Height and width of the image.
-        repeat: Timed runs of each, after an untimed one.
-
-    Returns:
-        Median seconds of the model and of the file.
-    """
+    """Time the model in PyTorch and the file in turns, with one image."""
     image = _image(1, size, torch.Generator().manual_seed(0))
     steps: list[Callable] = [graph.expected, run]
     seconds: list[list[float]] = [[], []]

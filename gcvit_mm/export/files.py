@@ -29,11 +29,7 @@ Run = Callable[[Tensor], dict[str, Tensor]]
 
 
 def check_target(path: Path) -> None:
-    """Check that a file can be written, before the model is exported.
-
-    Raises:
-        UserError: The suffix is not in ``FORMATS``, or its packages or the folder are missing.
-    """
+    """Check that a file can be written, before the model is exported."""
     if path.suffix not in FORMATS or path.is_dir():
         raise UserError(f'--out {path}: pass a file whose name ends in {" or ".join(FORMATS)}')
     if not path.parent.is_dir():
@@ -47,13 +43,7 @@ def check_target(path: Path) -> None:
 
 
 def write(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
-    """Write a traced model.
-
-    Args:
-        program: The model.
-        path: The file; ONNX weights of more than 2 GB are written to ``PATH.data`` beside it.
-        about: The result of ``describe``, which is stored in the file.
-    """
+    """Write a traced model."""
     FORMATS[path.suffix][0](program, path, list(about['outputs']), json.dumps(about))
 
 

@@ -22,16 +22,9 @@ TORCH = '2.14'
 
 
 class ImageModel(nn.Module):
-    """The exported graph of a model, and the original model to compare it with.
+    """The exported graph of a model, and the original model to compare it with."""
 
-    Args:
-        model: A model of mmdet, mmseg or mmpretrain, in evaluation mode.
-        size: Height and width of all images in pixels; None allows any size.
-
-    Attributes:
-        outputs: The axes of each output by name; the first axis is N, the images.
-    """
-
+    # The axes of each output by name; the first axis is N, the images.
     outputs: dict[str, tuple[str | int, ...]]
     mean: Tensor
     std: Tensor
@@ -203,17 +196,10 @@ class Labeller(Segmenter):
 def build_graph(
     model: Any, task: str, features: bool, argmax: bool, size: tuple[int, int] | None
 ) -> ImageModel:
-    """Prepare a model for export.
+    """Prepare a model in evaluation mode for export.
 
-    Args:
-        model: A model of mmdet, mmseg or mmpretrain, in evaluation mode.
-        task: 'detection', 'segmentation' or 'classification'.
-        features: Export only the backbone, with the neck for a detector.
-        argmax: Return classes instead of logits, for a segmenter.
-        size: Height and width of all images in pixels; None allows any size.
-
-    Raises:
-        UserError: The model cannot be exported.
+    ``features`` exports only the backbone, with the neck for a detector; ``argmax`` returns classes
+    instead of logits, for a segmenter. Without ``size``, images may have any size.
     """
     if not isinstance(model.backbone, GCViT):
         kind = type(model.backbone).__name__
@@ -326,11 +312,7 @@ def open_sizes() -> AbstractContextManager:
 
 
 def trace(graph: ImageModel) -> ExportedProgram:
-    """Trace a model for any number of images, and for any size unless the model has a fixed one.
-
-    Raises:
-        UserError: The model cannot be traced.
-    """
+    """Trace a model for any number of images, and for any size unless the model has a fixed one."""
     if digit_version(torch.__version__) < digit_version(TORCH):
         raise UserError(f'export needs torch {TORCH} or later, this is {torch.__version__}')
     from torch.fx.experimental.dynamic_spec import ParamsSpec, ShapeVar, TensorSpec

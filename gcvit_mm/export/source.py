@@ -23,32 +23,17 @@ from .graph import INPUT, ImageModel
 
 @dataclass
 class Source:
-    """A model to export.
+    """A model to export."""
 
-    Attributes:
-        model: The model, on the CPU and in evaluation mode.
-        task: 'detection', 'segmentation' or 'classification'.
-        about: Config, weights, classes and test pipeline of the model, as plain data.
-    """
-
-    model: Any
-    task: str
-    about: dict[str, Any]
+    model: Any  # the model, on the CPU and in evaluation mode
+    task: str  # 'detection', 'segmentation' or 'classification'
+    about: dict[str, Any]  # config, weights, classes and test pipeline of the model, as plain data
 
 
 def load_source(
     model: str | os.PathLike, checkpoint: str | None = None, random_weights: bool = False
 ) -> Source:
-    """Load a model.
-
-    Args:
-        model: Name of a config of this package, a config file, or the work directory of a training.
-        checkpoint: A file or ``gcvit://NAME``; the default is that of ``find_model``.
-        random_weights: Do not load weights; ``model`` must be a name or a config file.
-
-    Raises:
-        UserError: The model or its checkpoint cannot be read, or the checkpoint does not fit.
-    """
+    """Load the model of a config or a work directory; random weights are for configs."""
     if random_weights:
         cfg, file = read_config(model), None
     else:

@@ -20,12 +20,9 @@ LOADERS = ('LoadWholeImage', 'LoadImageFromFile')
 class Pipeline:
     """The test pipeline of a config, for images without annotations.
 
-    Args:
-        steps: The pipeline's config; its transforms are built in the current ``default_scope``.
-        channels: Number of channels that the model takes; None if it is not known.
-
-    Raises:
-        UserError: The pipeline does not begin by loading an image.
+    Its transforms are built in the current ``default_scope``. The number of channels that the model
+    takes is None if it is not known. A pipeline that does not begin by loading an image raises a
+    ``UserError``.
     """
 
     def __init__(self, steps: list[ConfigDict], channels: int | None = None) -> None:

@@ -15,17 +15,11 @@ VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm')
 
 @dataclass(frozen=True)
 class Input:
-    """An input file.
+    """An input file."""
 
-    Attributes:
-        path: Absolute path.
-        file: Path relative to the common folder of all inputs, which identifies the input.
-        name: Name of its results: ``file``, without its suffix if that is unique.
-    """
-
-    path: Path
-    file: str
-    name: str
+    path: Path  # absolute path
+    file: str  # path relative to the common folder of all inputs, which identifies the input
+    name: str  # name of its results: ``file``, without its suffix if that is unique
 
     @property
     def is_video(self) -> bool:
@@ -41,9 +35,6 @@ def find_inputs(arguments: Sequence[str]) -> tuple[Path, list[Input]]:
 
     Returns:
         The common folder of all inputs, and the inputs without duplicates, sorted by path.
-
-    Raises:
-        UserError: An argument names no image or video.
     """
     folders, paths = [], set()
     for argument in arguments:
@@ -109,13 +100,9 @@ def _named(paths: Iterable[Path], root: Path) -> list[Input]:
 
 
 def result_names(files: Iterable[Path]) -> dict[Path, str]:
-    """Choose different names for the results of images and videos.
+    """Choose different names for the results of images and videos, relative to a common folder.
 
-    Args:
-        files: Files relative to a common folder.
-
-    Returns:
-        The name of each file: an image has no suffix, unless another file would have the name too.
+    An image has no suffix, unless another file would have the name too.
     """
     files = list(files)
     stems = Counter([*files, *(file.with_suffix('') for file in files)])

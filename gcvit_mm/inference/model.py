@@ -1,7 +1,7 @@
 """Loads a model of any task with its weights and the names of its classes."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from typing import Any
@@ -16,7 +16,7 @@ from ..drawing.palette import class_colors, class_names
 from ..errors import UserError
 from ..models import GCViT
 from ..weights.convert import convert
-from ..weights.files import read_checkpoint, state_dict_of
+from ..weights.files import meta_of, read_checkpoint, state_dict_of
 from ..weights.load import mismatches
 
 
@@ -24,19 +24,8 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     """Build a model and load its weights, without executing code from the checkpoint.
 
     EMA weights have priority, as in ``tools/test.py``. A classifier also takes checkpoints of the
-    official code and of timm.
-
-    Args:
-        cfg: The config.
-        checkpoint: The checkpoint file.
-        device: Device of the model.
-
-    Returns:
-        The model in evaluation mode, and the metainfo of its classes: ``classes``, their names,
-        if they have any, and ``palette``, a colour (R, G, B) for each.
-
-    Raises:
-        UserError: The checkpoint cannot be read, or does not fit the model.
+    official code and of timm. Returns the model in evaluation mode and the metainfo of its classes:
+    ``classes``, their names, if they have any, and ``palette``, a colour (R, G, B) for each.
     """
     content = read_checkpoint(checkpoint)
     with _quietly():
@@ -46,6 +35,7 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
         state = {k.removeprefix('module.'): v for k, v in state_dict_of(content).items()}
         if task_of(cfg) == 'classification' and mismatches(model, state):
             state = convert(state, 'classification').tensors
+        saved = meta_of(content).get('dataset_meta') or {}
     except UserError as error:
         raise UserError(f'checkpoint {checkpoint}: {error}') from error
     mismatched = mismatches(model, state)
@@ -56,8 +46,7 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
             f'({", ".join(mismatched[:3])}, ...). Use the config of its training'
         )
     model.load_state_dict(state, strict=False)
-    saved = content.get('meta') if isinstance(content, Mapping) else None
-    meta = {**metainfo_of(cfg, dataset), **((saved or {}).get('dataset_meta') or {})}
+    meta = {**metainfo_of(cfg, dataset), **saved}
     classes = class_names(meta)
     palette = class_colors(cfg, dataset, classes)
     return revert_sync_batchnorm(model).to(device).eval(), dict(classes=classes, palette=palette)

@@ -9,34 +9,21 @@ from pycocotools import mask as coco
 
 @dataclass(frozen=True)
 class Object:
-    """A detected object.
+    """A detected object."""
 
-    Attributes:
-        label: Index of the class.
-        score: From 0 to 1.
-        box: x1, y1, x2, y2 in pixels of the image.
-        mask: COCO run-length encoding; None if the detector has no masks.
-    """
-
-    label: int
-    score: float
-    box: tuple[float, float, float, float]
-    mask: dict | None = None
+    label: int  # index of the class
+    score: float  # from 0 to 1
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the image
+    mask: dict | None = None  # COCO run-length encoding; None if the detector has no masks
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The prediction for an image; attributes of other tasks are None.
+    """The prediction for an image; attributes of other tasks are None."""
 
-    Attributes:
-        objects: Objects of a detector, by descending score.
-        label_map: Label map of a segmenter, (H, W) of uint16.
-        class_scores: Scores of a classifier, (classes,).
-    """
-
-    objects: tuple[Object, ...] | None = None
-    label_map: np.ndarray | None = None
-    class_scores: np.ndarray | None = None
+    objects: tuple[Object, ...] | None = None  # objects of a detector, by descending score
+    label_map: np.ndarray | None = None  # label map of a segmenter, (H, W) of uint16
+    class_scores: np.ndarray | None = None  # scores of a classifier, (classes,)
 
     @classmethod
     def of(cls, sample: Any) -> 'Prediction':

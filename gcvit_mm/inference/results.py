@@ -31,18 +31,11 @@ class Results:
     """The results of a run in ``results.jsonl``, with a line of JSON for each image or frame.
 
     The line of an image is appended after its other files are written, and marks the image as
-    done. A video is done when a further line after its frames says so.
-
-    Args:
-        folder: The folder, created if necessary. Results of an interrupted run with equal settings
-            are resumed.
-        settings: Settings that the results depend on, as plain data.
+    done. A video is done when a further line after its frames says so. A folder with results of an
+    interrupted run with equal settings is resumed; other settings raise a ``UserError``.
 
     Attributes:
         done: ``Input.file`` of the inputs that are done.
-
-    Raises:
-        UserError: The folder cannot be created, or has results of other settings.
     """
 
     def __init__(self, folder: str | os.PathLike, settings: Mapping[str, Any]) -> None:
@@ -63,7 +56,7 @@ class Results:
             return
         try:
             before = json.loads(file.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f'{file} is damaged: give another folder ({error})') from error
         changes = [
             f'{name} was {before.get(name)}, is {settings.get(name)}'
@@ -117,10 +110,6 @@ class Results:
 
 def entry_of(prediction: Prediction, shape: Sequence[int]) -> dict[str, Any]:
     """Convert a prediction to plain data for JSON.
-
-    Args:
-        prediction: The prediction.
-        shape: Height and width of the image.
 
     Returns:
         ``height``, ``width`` and either ``objects``, as COCO annotations without ids, ``shares``,

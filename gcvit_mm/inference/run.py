@@ -1,6 +1,7 @@
 """Inference on many images and videos, for ``tools/infer.py``."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -18,23 +19,16 @@ LEGIBLE = 640
 """Smaller images are enlarged to about this many pixels, for legible captions."""
 
 
+@dataclass
 class Run:
     """Predicts on inputs, and saves the results of each one."""
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        results: Results,
-        formats: list[str],
-        score: float,
-        batch_size: int,
-    ) -> None:
-        self.predictor = predictor
-        self.results = results
-        self.formats = formats
-        self.score = score
-        self.batch_size = batch_size
-        self.failed: list[str] = []
+    predictor: Predictor
+    results: Results
+    formats: list[str]
+    score: float
+    batch_size: int
+    failed: list[str] = field(default_factory=list)
 
     def do(self, inputs: list[Input]) -> list[str]:
         """Predict on inputs, and return an error message for each unreadable one."""

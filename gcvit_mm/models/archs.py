@@ -34,11 +34,7 @@ ARCHS = {
 
 
 def arch_settings(arch: str | Mapping) -> Mapping:
-    """The settings of a variant, given by its name or as they are.
-
-    Raises:
-        ArgumentError: The name is unknown, or the settings are not valid.
-    """
+    """The settings of a variant, given by its name or as they are."""
     if isinstance(arch, str):
         if arch not in ARCHS:
             raise ArgumentError(f'arch={arch!r} is unknown: choose one of {list(ARCHS)}')

@@ -91,16 +91,9 @@ def _attend(
 ) -> Tensor:
     """Attend in windows that divide the feature map.
 
-    Args:
-        qkv: As for all implementations.
-        padding: Key and value that are appended where ``bias`` has a column for them.
-        query: The shared query, (B, heads, height * width, d), or None.
-        bias: Shape (heads, n, n) or, with a column for the padding, (heads, n, n + 1).
-        height: Rows of a window.
-        width: Columns of a window.
-
-    Returns:
-        The windows by row and column, (B, rows, height, columns, width, C).
+    The query is (B, heads, height * width, d), or None if ``qkv`` has it. The bias is (heads, n, n)
+    or, with a column for the padding, (heads, n, n + 1). Returns the windows by row and column,
+    (B, rows, height, columns, width, C).
     """
     tokens = partition(qkv, height, width)  # (B, nW, n, parts * C)
     images, windows, n = tokens.shape[:3]
@@ -164,9 +157,6 @@ def resolve_attention(name: str) -> str:
 
     'auto' is the fastest implementation that has been measured. 'triton' has not been measured: no
     GPU was available.
-
-    Raises:
-        ArgumentError: ``name`` is not 'auto' or a key of ``ATTENTION``.
     """
     if name == 'auto':
         return 'sdpa'
@@ -182,12 +172,8 @@ _is_compiling = getattr(torch.compiler, 'is_compiling', lambda: True)
 class WindowAttention(nn.Module):
     """Multi-head attention within windows, with the window's own query or the global one.
 
-    Args:
-        dim: Channels.
-        num_heads: Heads; divides ``dim``.
-        window_size: Side of a window, in tokens.
-        global_query: Take one query for all windows of an image, instead of computing queries.
-        impl: A key of ``ATTENTION``.
+    With ``global_query``, it takes one query for all windows of an image. ``impl`` is a key of
+    ``ATTENTION``, and ``num_heads`` divides ``dim``.
     """
 
     def __init__(
@@ -204,15 +190,10 @@ class WindowAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, index: Tensor, q_global: Tensor | None) -> Tensor:
-        """Attend within each window.
+        """Attend within each window of a feature map, (B, H, W, C).
 
-        Args:
-            x: Feature map of shape (B, H, W, C).
-            index: ``relative_position_index(window_size)``.
-            q_global: The global query, (B, heads, N, d); None without ``global_query``.
-
-        Returns:
-            Feature map of shape (B, H, W, C).
+        ``index`` is ``relative_position_index(window_size)``. The global query is (B, heads, N, d),
+        or None without ``global_query``.
         """
         # Biases are cached in inference, and on CPUs alone: a comparison with the cached table
         # would make the host wait for a GPU.

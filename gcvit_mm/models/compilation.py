@@ -17,19 +17,12 @@ MOST_GRAPHS = 1024
 
 
 def compile_backbone(backbone: Any, blocks: Sequence[nn.Module], sides: Any) -> None:
-    """Compile blocks in place, and pad the backbone's images to few sizes.
+    """Compile the blocks of a backbone in place, and pad its images to few sizes, in pixels.
 
     The keys of the state dict stay, and blocks of one kind share their code. Images are padded with
-    zeros at the right and bottom, and the feature maps are cut back: heads see maps of the size
-    that they would see without compilation. Each compilation is logged, with its number.
-
-    Args:
-        backbone: A model from images to feature maps, with ``out_strides``.
-        blocks: Its blocks.
-        sides: Heights and widths in pixels that images are padded to; larger ones keep their size.
-
-    Raises:
-        ArgumentError: ``sides`` are not pixels, or PyTorch is too old to share code between blocks.
+    zeros at the right and bottom, larger ones keep their size, and the feature maps are cut back:
+    heads see maps of the size that they would see without compilation. Each compilation is logged,
+    with its number.
     """
     if isinstance(sides, str) or not isinstance(sides, Sequence):
         raise ArgumentError(f'compile_sides must be a list of pixels, not {sides!r}')

@@ -4,6 +4,7 @@ Feature maps are (B, H, W, C) inside the stages; convolutions get (B, C, H, W) v
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,11 +88,8 @@ class Stem(nn.Module):
 class GlobalQuery(nn.Module):
     """Computes the query that all windows of an image share from the input of a stage.
 
-    Args:
-        dim: Channels.
-        num_heads: Heads.
-        window_size: Side of a window, in tokens.
-        pools: One MBConv per entry; True where a 3x3 max-pool of stride 2 follows it.
+    It has one MBConv for each entry of ``pools``, and a 3x3 max-pool of stride 2 after it if the
+    entry is True.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, pools: Sequence[bool]) -> None:
@@ -173,11 +171,9 @@ class Stage(nn.Module):
         window_size: int,
         pools: Sequence[bool],
         drop_paths: Sequence[float],
-        mlp_ratio: float,
-        layer_scale: float | None,
-        attn_impl: str,
         with_cp: bool,
         downsample: bool,
+        **block: Any,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
@@ -188,16 +184,7 @@ class Stage(nn.Module):
         has_global = len(drop_paths) > 1
         self.global_query = GlobalQuery(dim, num_heads, window_size, pools) if has_global else None
         self.blocks = nn.ModuleList(
-            Block(
-                dim,
-                num_heads,
-                window_size,
-                global_query=i % 2 == 1,
-                mlp_ratio=mlp_ratio,
-                layer_scale=layer_scale,
-                drop_path=rate,
-                attn_impl=attn_impl,
-            )
+            Block(dim, num_heads, window_size, global_query=i % 2 == 1, drop_path=rate, **block)
             for i, rate in enumerate(drop_paths)
         )
         self.downsample = Downsample(dim, 2 * dim) if downsample else None
@@ -296,21 +283,14 @@ class GCViT(BaseModule):
 
         dim, last = settings['dim'], self.out_indices[-1]
         dims = [dim * 2**i for i in range(4)]
+        block = {key: settings[key] for key in ('mlp_ratio', 'layer_scale')}
+        block |= dict(attn_impl=self.attn_impl)
         self.stem = Stem(in_channels, dim)
+        of_stages = zip(dims, settings['num_heads'], windows, pools, drop_paths, strict=True)
         self.stages = nn.ModuleList(
-            Stage(
-                dims[i],
-                settings['num_heads'][i],
-                windows[i],
-                pools[i],
-                drop_paths[i],
-                mlp_ratio=settings['mlp_ratio'],
-                layer_scale=settings['layer_scale'],
-                attn_impl=self.attn_impl,
-                with_cp=with_cp,
-                downsample=i < last,
-            )
-            for i in range(last + 1)
+            Stage(*own, with_cp=with_cp, downsample=i < last, **block)
+            for i, own in enumerate(of_stages)
+            if i <= last
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
@@ -376,18 +356,12 @@ class GCViT(BaseModule):
         return self
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """The layer of a parameter, for layer-wise learning-rate decay.
+        """The layer of a parameter and the number of layers, for layer-wise learning-rate decay.
 
         The stem is layer 0, each block is a layer, and everything after the blocks is the last
         layer. mmpretrain's backbones count in this way, and both its optimizer constructor and
-        ``LayerDecayOptimWrapperConstructor`` expect it.
-
-        Args:
-            param_name: Name of a parameter of the model.
-            prefix: The backbone's place in the model, ``'backbone.'`` for example.
-
-        Returns:
-            The layer, counted from 0, and the number of layers: the blocks and two more.
+        ``LayerDecayOptimWrapperConstructor`` expect it. The prefix is the backbone's place in the
+        model, ``'backbone.'`` for example.
         """
         depths = [len([*stage.get_submodule('blocks').children()]) for stage in self.stages]
         last = sum(depths) + 1

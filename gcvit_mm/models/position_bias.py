@@ -1,5 +1,7 @@
 """The learned relative-position bias of window attention."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,40 +11,26 @@ MAX_CACHED_TOKENS = 256
 """Tokens of the largest window that is cached: the bias of a larger one needs too much memory."""
 
 
+@dataclass(eq=False)
 class PositionBias:
-    """The attention bias of a block for each pair of tokens of a window.
+    """The attention bias of a block for each pair of tokens of a window."""
 
-    Args:
-        table: The bias of each head by relative position, ((2 window - 1)^2, heads).
-        index: ``relative_position_index(window)``.
-        window: Side of a window, in tokens.
-        cache: Biases of windows at the border, each with a copy of the table that it was computed
-            from; it is filled and read. None computes every bias.
-    """
+    table: Tensor  # the bias of each head by relative position, ((2 window - 1)^2, heads)
+    index: Tensor  # ``relative_position_index(window)``
+    window: int  # side of a window, in tokens
+    # Biases of windows at the border, each with the table that it was computed from.
+    cache: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None
 
-    def __init__(
-        self,
-        table: Tensor,
-        index: Tensor,
-        window: int,
-        cache: dict[tuple[int, int], tuple[Tensor, Tensor]] | None = None,
-    ) -> None:
-        self.table = table
-        self.index = index
-        self.window = window
-        self.heads = table.shape[1]
-        self.cache = cache
+    @property
+    def heads(self) -> int:
+        return self.table.shape[1]
 
     def whole(self) -> Tensor:
         """The bias of a whole window, (heads, N, N) with N = window ** 2."""
         return self._look_up(self.index)
 
     def cut_off(self, height: int, width: int) -> Tensor:
-        """The bias of a window at the border, of which the first rows and columns are tokens.
-
-        Args:
-            height: Rows of the window that are in the feature map.
-            width: Columns that are.
+        """The bias of a window at the border, with ``height`` rows and ``width`` columns of tokens.
 
         Returns:
             Shape (heads, n, n + 1) with n = height * width; the last column is the bias of the one
@@ -72,11 +60,7 @@ class PositionBias:
         return rows.index_select(1, index.flatten()).view(-1, *index.shape)
 
     def _log_sum_padding(self, height: int, width: int) -> Tensor:
-        """The logarithm of the sum of exp(bias) over the padded tokens of a window.
-
-        Returns:
-            Shape (heads, height * width), in float32 or float64.
-        """
+        """The logarithm of the sum of exp(bias) over padded tokens, (heads, height * width)."""
         window = self.window
         table = self.table.float() if self.table.dtype.itemsize < 4 else self.table
         most = table.detach().amax(dim=0)[:, None, None]

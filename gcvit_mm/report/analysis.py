@@ -96,12 +96,13 @@ def threshold_part(matches: Matches, names: Sequence[str]) -> Part:
 
 
 def analyse_detections(
-    evaluation: Evaluation, truth: Any, results: dict[str, list], categories: Any, draw: Any
+    evaluation: Evaluation, truth: Any, results: dict[str, list], draw: Any
 ) -> None:
     """Add intervals, the score threshold, kinds of errors, calibration, and doubtful labels."""
     for kind, of_kind in results.items():
         if of_kind:
-            matches = match_all(truth, of_kind, kind, categories, np.linspace(0.5, 0.95, 10))
+            about = truth.coco, of_kind, kind, truth.categories
+            matches = match_all(*about, np.linspace(0.5, 0.95, 10))
             name = dict(bbox='box', segm='mask')[kind]
             resampled = resampled_ap(matches, name)
             classes, found = resampled.pop(''), of_kind
@@ -109,29 +110,31 @@ def analyse_detections(
     evaluation.sampled = matches.images
     counted = matches.predictions[~matches.predictions.ignored[:, 0]]
     evaluation.parts += [
-        threshold_part(matches, draw.names),
+        threshold_part(matches, truth.names),
         Part(
             'Kinds of errors',
             'By how much AP50 would rise if only these errors were fixed, by the definitions of '
             'TIDE (Bolya et al. 2020).',
             [table_of_errors(matches)],
         ),
-        interval_part(evaluation.resampled, draw.names, classes, f'{name} AP'),
+        interval_part(evaluation.resampled, truth.names, classes, f'{name} AP'),
         calibration_part(counted.score, counted.correct[:, 0]),
     ]
-    for title, picture in _doubts(matches, found, draw):
+    for title, picture in _doubts(matches, found, truth, draw):
         evaluation.doubts.setdefault(title, []).append(picture)
 
 
-def _doubts(matches: Matches, results: list, draw: Any) -> Iterator[tuple[str, Picture]]:
+def _doubts(
+    matches: Matches, results: list, truth: Any, draw: Any
+) -> Iterator[tuple[str, Picture]]:
     """Draw labels that predictions contradict, the most suspicious first."""
     kinds, found, objects = kinds_of_errors(matches), matches.predictions, matches.objects
     for kind in ('background', 'classification'):
         for one in found[(kinds == kind) & (found.score >= SURE)][:MAX_PICTURES]:
-            verdict = f'{draw.names[one.label]}, score {one.score:.2f}'
-            labels = draw.objects(matches.images[one.image])
+            verdict = f'{truth.names[one.label]}, score {one.score:.2f}'
+            labels = truth.objects(matches.images[one.image])
             if kind == 'classification':
-                verdict += f', labelled as {draw.names[objects.label[one.other_object]]}'
+                verdict += f', labelled as {truth.names[objects.label[one.other_object]]}'
                 labels = [matches.annotations[one.other_object]]
             shown = matches.images[one.image], verdict, labels, [results[one.result]]
             yield DOUBTS[kind], draw.picture(*shown)
@@ -140,6 +143,6 @@ def _doubts(matches: Matches, results: list, draw: Any) -> Iterator[tuple[str, P
     lonely[found.other_object[found.other >= 0.1]] = False
     area = np.array([np.prod(annotation['bbox'][2:]) for annotation in matches.annotations])
     for i in np.argsort(np.where(lonely, -area, 1), kind='stable')[: min(8, lonely.sum())]:
-        verdict = f'labelled as {draw.names[objects.label[i]]}'
+        verdict = f'labelled as {truth.names[objects.label[i]]}'
         shown = matches.images[objects.image[i]], verdict, [matches.annotations[i]], []
         yield DOUBTS[''], draw.picture(*shown)

@@ -33,15 +33,7 @@ COLUMNS = [
 
 
 def evaluate_classification(cfg: Config, prefix: str) -> Evaluation:
-    """Evaluate PREFIX.csv, which has predictions and the ground truth.
-
-    Args:
-        cfg: The config.
-        prefix: The PREFIX of ``tools/test.py --out``.
-
-    Raises:
-        UserError: ``tools/test.py`` did not write the file, or an image cannot be read.
-    """
+    """Evaluate PREFIX.csv, which has predictions and the ground truth."""
     rows = _read(Path(f'{prefix}.csv'))
     evaluation = Evaluation('classification', len(rows))
     rows = [row for row in rows if row['true_label']]
@@ -59,22 +51,12 @@ def evaluate_classification(cfg: Config, prefix: str) -> Evaluation:
     counts = count_pairs(true, predicted, len(names))
     right, totals, predictions = counts.diagonal(), counts.sum(1), counts.sum(0)
     right_top5 = np.bincount(true, in_top5, len(names))
-    evaluation.tables.append(
-        Table(
-            'Accuracy',
-            COLUMNS,
-            [
-                [
-                    name,
-                    int(totals[k]),
-                    percent(right[k], totals[k]),
-                    percent(right_top5[k], totals[k]),
-                    percent(right[k], predictions[k]),
-                ]
-                for k, name in enumerate(names)
-            ],
-        )
-    )
+    columns = names, right, right_top5, totals, predictions
+    figures = [
+        [name, int(total), percent(own, total), percent(own5, total), percent(own, count)]
+        for name, own, own5, total, count in zip(*columns, strict=True)
+    ]
+    evaluation.tables.append(Table('Accuracy', COLUMNS, figures))
     evaluation.confusion = Confusion(
         counts, names, 'images', 'The prediction of an image is the class with the highest score.'
     )

@@ -55,23 +55,14 @@ COLUMNS = [
 
 @dataclass
 class Instance:
-    """An annotated or predicted object in a picture.
+    """An annotated or predicted object in a picture."""
 
-    Attributes:
-        label: Name of the class.
-        color: '#rrggbb'.
-        box: x, y, width and height in pixels of the image.
-        path: Outline of the mask as an SVG path; empty without a mask.
-        score: Score of a prediction; None for ground truth.
-        crowd: Whether it is the annotation of a crowd region.
-    """
-
-    label: str
-    color: str
-    box: list[float]
-    path: str
-    score: float | None = None
-    crowd: bool = False
+    label: str  # name of the class
+    color: str  # '#rrggbb'
+    box: list[float]  # x, y, width and height in pixels of the image
+    path: str  # outline of the mask as an SVG path; empty without a mask
+    score: float | None = None  # score of a prediction; None for ground truth
+    crowd: bool = False  # whether it is the annotation of a crowd region
 
 
 @dataclass
@@ -84,33 +75,36 @@ class _Matches:
 
 
 def evaluate_detection(cfg: Config, dataset: BaseDataset, prefix: str) -> Evaluation:
-    """Evaluate PREFIX.bbox.json and PREFIX.segm.json, if they exist.
-
-    Args:
-        cfg: The config; its ``test_evaluator`` names the annotations.
-        dataset: The data set of ``test_dataloader``.
-        prefix: The PREFIX of ``tools/test.py --out``.
-
-    Raises:
-        UserError: A file cannot be read, or has predictions for images of another data set.
-    """
-    evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('CocoMetric'))
-    truth = _quietly(COCO, evaluator.get('ann_file') or dataset.ann_file)
-    make_countable(truth)
-    categories = truth.getCatIds(catNms=list(dataset.metainfo['classes']))
-    names = [truth.cats[i]['name'] for i in categories]
-    evaluation = Evaluation('detection', len(truth.imgs))
+    """Evaluate PREFIX.bbox.json and PREFIX.segm.json, if they exist."""
+    truth = _Truth(cfg, dataset)
+    evaluation = Evaluation('detection', len(truth.coco.imgs))
     results = {}
     for kind in KINDS:
         path = Path(f'{prefix}.{kind}.json')
         if path.is_file():
-            results[kind] = read_results(path, truth)
+            results[kind] = read_results(path, truth.coco)
             if results[kind]:
-                measured = _measure(kind, evaluator, truth, results[kind], categories)
-                _add_figures(evaluation, kind, measured, truth, categories, names)
+                _add_figures(evaluation, kind, _measure(kind, truth, results[kind]), truth)
     if any(results.values()):
-        _look_at_images(evaluation, cfg, dataset, truth, results, categories, names)
+        _look_at_images(evaluation, truth, results)
     return evaluation
+
+
+class _Truth:
+    """The annotations of the test set, and the classes of the config among its categories."""
+
+    def __init__(self, cfg: Config, dataset: BaseDataset) -> None:
+        self.cfg, self.dataset = cfg, dataset
+        named = (e for e in evaluators_of(cfg, 'test') if e.type.endswith('CocoMetric'))
+        self.evaluator = next(named)
+        self.coco = _quietly(COCO, self.evaluator.get('ann_file') or dataset.ann_file)
+        make_countable(self.coco)
+        self.categories = self.coco.getCatIds(catNms=list(dataset.metainfo['classes']))
+        self.names = [self.coco.cats[i]['name'] for i in self.categories]
+        self.label_of = {category: i for i, category in enumerate(self.categories)}
+
+    def objects(self, image_id: Any) -> list[dict]:
+        return [a for a in self.coco.imgToAnns[image_id] if a['category_id'] in self.label_of]
 
 
 def _quietly(call: Any, *arguments: Any) -> Any:
@@ -119,18 +113,16 @@ def _quietly(call: Any, *arguments: Any) -> Any:
         return call(*arguments)
 
 
-def _measure(
-    kind: str, evaluator: Any, truth: Any, results: list[dict], categories: list[int]
-) -> Any:
+def _measure(kind: str, truth: _Truth, results: list[dict]) -> Any:
     """Run COCO's evaluation with the settings of the evaluator."""
     results = [dict(result) for result in results]
     if kind == 'segm':
         for result in results:  # like mmdet: object sizes are then areas of masks
             result.pop('bbox', None)
-    measured = fastest_evaluation()(truth, _quietly(truth.loadRes, results), kind)
-    measured.params.catIds = categories
-    measured.params.maxDets = list(evaluator.get('proposal_nums') or (100, 300, 1000))
-    thresholds = evaluator.get('iou_thrs')
+    measured = fastest_evaluation()(truth.coco, _quietly(truth.coco.loadRes, results), kind)
+    measured.params.catIds = truth.categories
+    measured.params.maxDets = list(truth.evaluator.get('proposal_nums') or (100, 300, 1000))
+    thresholds = truth.evaluator.get('iou_thrs')
     if thresholds is not None:
         measured.params.iouThrs = np.atleast_1d(np.array(thresholds, float))
     _quietly(measured.evaluate)
@@ -138,19 +130,12 @@ def _measure(
     return measured
 
 
-def _add_figures(
-    evaluation: Evaluation,
-    kind: str,
-    measured: Any,
-    truth: Any,
-    categories: list[int],
-    names: list[str],
-) -> None:
+def _add_figures(evaluation: Evaluation, kind: str, measured: Any, truth: _Truth) -> None:
     # (thresholds, recalls, classes, sizes) and (thresholds, classes, sizes), at the last maxDets.
     precision = np.asarray(measured.eval['precision'])[..., -1]
     recall = np.asarray(measured.eval['recall'])[..., -1]
     # The API sorts the categories.
-    order = [measured.params.catIds.index(category) for category in categories]
+    order = [measured.params.catIds.index(category) for category in truth.categories]
     precision, recall = precision[:, :, order], recall[:, order]
     at = {f'{t:.2f}': i for i, t in enumerate(measured.params.iouThrs)}
 
@@ -171,14 +156,11 @@ def _add_figures(
 
     overall = of(slice(None))
     evaluation.metrics |= {f'coco/{kind}_mAP{end}': overall[end] for end in overall if end != 'AR'}
-    counts = Counter(
-        annotation['category_id']
-        for annotation in truth.anns.values()
-        if not annotation.get('iscrowd', 0)
-    )
+    annotations = truth.coco.anns.values()
+    counts = Counter(a['category_id'] for a in annotations if not a.get('iscrowd', 0))
     rows = [
         [name, counts[category], *map(_in_percent, of([i]).values())]
-        for i, (category, name) in enumerate(zip(categories, names, strict=True))
+        for i, (category, name) in enumerate(zip(truth.categories, truth.names, strict=True))
     ]
     evaluation.tables.append(Table(f'{KINDS[kind].capitalize()} AP', COLUMNS, rows, kind))
     for threshold in ('0.50', '0.75'):
@@ -186,7 +168,7 @@ def _add_figures(
             curves = precision[at[threshold], ..., 0]  # (recalls, classes)
             by_class = {
                 name: (100 * curves[:, i]).round(1).tolist()
-                for i, name in enumerate(names)
+                for i, name in enumerate(truth.names)
                 if curves[0, i] > -1
             }
             if by_class:
@@ -200,25 +182,16 @@ def _in_percent(figure: float) -> float | None:
     return None if figure < 0 else 100 * figure
 
 
-def _look_at_images(
-    evaluation: Evaluation,
-    cfg: Config,
-    dataset: BaseDataset,
-    truth: Any,
-    results: dict[str, list[dict]],
-    categories: list[int],
-    names: list[str],
-) -> None:
+def _look_at_images(evaluation: Evaluation, truth: _Truth, results: dict[str, list]) -> None:
     """Compute the confusion matrix, and draw the worst and the best images."""
-    label_of = {category: i for i, category in enumerate(categories)}
+    label_of, background = truth.label_of, len(truth.names)
     by_image = defaultdict(list)
     for result in results.get('segm') or results['bbox']:
         if result['category_id'] in label_of:
             by_image[result['image_id']].append(result)
-    background = len(names)
     true, predicted, ranked = [], [], []
-    for image_id in tqdm(sorted(truth.imgs), desc='images', leave=False):
-        objects = [a for a in truth.imgToAnns[image_id] if a['category_id'] in label_of]
+    for image_id in tqdm(sorted(truth.coco.imgs), desc='images', leave=False):
+        objects = truth.objects(image_id)
         predictions = [result for result in by_image[image_id] if result['score'] >= SCORE]
         matches = match(objects, predictions)
         labels = [label_of[a['category_id']] for a in objects]
@@ -239,7 +212,7 @@ def _look_at_images(
     counts = count_pairs(np.array(true), np.array(predicted), background + 1)
     evaluation.confusion = Confusion(
         counts,
-        [*names, 'background'],
+        [*truth.names, 'background'],
         'objects',
         f'Predictions with a score of at least {SCORE} are matched to objects by boxes with an IoU '
         f'of at least {IOU}, first to objects of their own class and then to others. False '
@@ -248,24 +221,20 @@ def _look_at_images(
     )
     evaluation.ranking = f'F1 score at IoU {IOU}, for predictions with a score of at least {SCORE}'
     ranked.sort(key=lambda entry: entry[0])
-    draw = _Drawing(cfg, dataset, truth, by_image, label_of, names)
+    draw = _Drawing(truth, by_image)
     evaluation.worst, evaluation.best = (
         [draw(image_id, figures[0], matches, right) for figures, image_id, matches, right in chosen]
         for chosen in extremes(ranked)
     )
-    analyse_detections(evaluation, truth, results, categories, draw)
+    analyse_detections(evaluation, truth, results, draw)
 
 
 def match(objects: list[dict], predictions: list[dict]) -> _Matches:
-    """Match predictions to the objects of an image by their boxes.
+    """Match predictions to the objects of an image by their boxes, both in COCO format.
 
     By descending score, each prediction is matched to the free object of its class with the
     largest overlap; then the other predictions are matched to objects of other classes.
     Predictions within crowd regions are ignored.
-
-    Args:
-        objects: Annotations in COCO format.
-        predictions: Predictions in COCO format.
     """
     crowd = [annotation.get('iscrowd', 0) for annotation in objects]
     overlaps = np.zeros((len(predictions), len(objects)))
@@ -294,21 +263,16 @@ def match(objects: list[dict], predictions: list[dict]) -> _Matches:
     return matches
 
 
-@dataclass
 class _Drawing:
-    cfg: Config
-    dataset: BaseDataset
-    truth: Any
-    predictions: dict[Any, list[dict]]
-    label_of: dict[int, int]
-    names: list[str]
+    """Draws images with their annotations and predictions."""
 
-    def __post_init__(self) -> None:
-        infos = (self.dataset.get_data_info(i) for i in range(len(self.dataset)))
+    def __init__(self, truth: _Truth, predictions: dict[Any, list[dict]]) -> None:
+        self.truth, self.predictions, dataset = truth, predictions, truth.dataset
+        infos = (dataset.get_data_info(i) for i in range(len(dataset)))
         self.paths = {info['img_id']: info['img_path'] for info in infos}
-        self.read = image_reader(self.cfg)
-        (settings, *_) = datasets_of(self.cfg.test_dataloader)
-        self.palette = class_colors(self.cfg, settings, self.dataset.metainfo['classes'])
+        self.read = image_reader(truth.cfg)
+        (settings, *_) = datasets_of(truth.cfg.test_dataloader)
+        self.palette = class_colors(truth.cfg, settings, dataset.metainfo['classes'])
 
     def __call__(self, image_id: Any, f1: float, matches: _Matches, right: int) -> Picture:
         counts = {
@@ -320,15 +284,11 @@ class _Drawing:
         parts = [f'{n} {name}' for name, n in counts.items() if n or name == 'correct']
         drawn = [each for each in self.predictions[image_id] if each['score'] >= DRAWN_SCORE]
         verdict = f'F1 {100 * f1:.0f}: ' + ', '.join(parts)
-        return self.picture(image_id, verdict, self.objects(image_id), drawn)
-
-    def objects(self, image_id: Any) -> list[dict]:
-        """Return the annotations of an image."""
-        return [a for a in self.truth.imgToAnns[image_id] if a['category_id'] in self.label_of]
+        return self.picture(image_id, verdict, self.truth.objects(image_id), drawn)
 
     def picture(self, image_id: Any, verdict: str, truth: list, predicted: list) -> Picture:
         """Draw annotations and predictions."""
-        image = self.truth.imgs[image_id]
+        image = self.truth.coco.imgs[image_id]
         return Picture(
             name=os.path.basename(image['file_name']),
             verdict=verdict,
@@ -341,11 +301,11 @@ class _Drawing:
 
     def _instances(self, annotations: list[dict], image: dict) -> Iterator[Instance]:
         best_first = sorted(annotations, key=lambda each: -each.get('score', 1))
-        labels = [self.label_of[annotation['category_id']] for annotation in best_first]
+        labels = [self.truth.label_of[annotation['category_id']] for annotation in best_first]
         shown = zip(best_first, labels, instance_colors(labels, self.palette), strict=True)
         for annotation, label, color in reversed(list(shown)):  # the last is on top
             yield Instance(
-                self.names[label],
+                self.truth.names[label],
                 as_hex(color),
                 [round(float(value), 1) for value in annotation['bbox']],
                 self._outline(annotation.get('segmentation'), image),

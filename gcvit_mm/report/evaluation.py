@@ -31,35 +31,24 @@ class Table:
 
 @dataclass
 class PrecisionRecall:
-    """Precision in percent at recalls of 0, 1, ... 100 %.
+    """Precision in percent at recalls of 0, 1, ... 100 %."""
 
-    Attributes:
-        kind: 'bbox' or 'segm'.
-        iou: Minimum overlap of a correct prediction.
-        precision: 101 values for each class name; the key '' has the mean of all classes.
-    """
-
-    kind: str
-    iou: float
+    kind: str  # 'bbox' or 'segm'
+    iou: float  # minimum overlap of a correct prediction
+    # 101 values for each class name; the key '' has the mean of all classes.
     precision: dict[str, list[float]]
 
 
 @dataclass
 class Confusion:
-    """A confusion matrix.
+    """A confusion matrix."""
 
-    Attributes:
-        counts: (n, n) integers, with a row for each true and a column for each predicted class.
-        names: Names of the n classes.
-        unit: Unit of the counts, 'pixels' for example.
-        explanation: How the counts are determined.
-        background: Whether the last row counts false positives, which are not shares of a class.
-    """
-
+    # (n, n) integers, with a row for each true and a column for each predicted class.
     counts: np.ndarray
-    names: list[str]
-    unit: str
-    explanation: str
+    names: list[str]  # names of the n classes
+    unit: str  # unit of the counts, 'pixels' for example
+    explanation: str  # how the counts are determined
+    # Whether the last row counts false positives, which are not shares of a class.
     background: bool = False
 
     def share(self, row: int, count: int) -> float | None:
@@ -83,52 +72,34 @@ class Confusion:
 
 @dataclass
 class Picture:
-    """An image with its ground truth and prediction.
+    """An image with its ground truth and prediction."""
 
-    Attributes:
-        name: Name of the file.
-        verdict: Summary of the errors.
-        width, height: Size of the image in pixels.
-        image: The reduced image, as a data URI.
-        truth: Ground truth: instances, a label map as a data URI, or the name of a class.
-        predicted: Prediction: instances, a label map, or names and scores of classes.
-        legend: Names and colours of the classes in a label map.
-    """
-
-    name: str
-    verdict: str
-    width: int
+    name: str  # name of the file
+    verdict: str  # summary of the errors
+    width: int  # size of the image in pixels
     height: int
-    image: str
-    truth: Any = None
-    predicted: Any = None
+    image: str  # the reduced image, as a data URI
+    truth: Any = None  # ground truth: instances, a label map as a data URI, or the name of a class
+    predicted: Any = None  # prediction: instances, a label map, or names and scores of classes
+    # Names and colours of the classes in a label map.
     legend: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass
 class Evaluation:
-    """The evaluation of predictions against the ground truth.
+    """The evaluation of predictions against the ground truth."""
 
-    Attributes:
-        task: 'detection', 'segmentation' or 'classification'.
-        images: Number of images.
-        metrics: Metrics with the names and scales of PREFIX.metrics.json of ``tools/test.py``.
-        tables: Tables with a row for each class.
-        curves: Precision-recall curves.
-        confusion: The confusion matrix; None without predictions.
-        ranking: Criterion of the ranking of images.
-        worst: Images with the worst predictions, the worst first.
-        best: Images with the best predictions, the best first.
-    """
-
-    task: str
-    images: int
+    task: str  # 'detection', 'segmentation' or 'classification'
+    images: int  # number of images
+    # Metrics with the names and scales of PREFIX.metrics.json of ``tools/test.py``.
     metrics: dict[str, float] = field(default_factory=dict)
-    tables: list[Table] = field(default_factory=list)
-    curves: list[PrecisionRecall] = field(default_factory=list)
-    confusion: Confusion | None = None
-    ranking: str = ''
+    tables: list[Table] = field(default_factory=list)  # tables with a row for each class
+    curves: list[PrecisionRecall] = field(default_factory=list)  # precision-recall curves
+    confusion: Confusion | None = None  # the confusion matrix; None without predictions
+    ranking: str = ''  # criterion of the ranking of images
+    # Images with the worst predictions, the worst first.
     worst: list[Picture] = field(default_factory=list)
+    # Images with the best predictions, the best first.
     best: list[Picture] = field(default_factory=list)
     doubts: dict[str, list[Picture]] = field(default_factory=dict)
     """Labels that may be wrong, by the kind of doubt, and samples of the training data."""

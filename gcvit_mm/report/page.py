@@ -40,14 +40,7 @@ ENDS = {'50': '50', '75': '75', 's': ' small', 'm': ' medium', 'l': ' large'}
 
 
 def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: list[str]) -> str:
-    """Render the report of a training as HTML that needs no other file.
-
-    Args:
-        run: The training.
-        evaluation: The evaluation of its predictions, or None.
-        prefix: The PREFIX of its predictions, or None.
-        notes: Notes for the top of the page.
-    """
+    """Render the report of a training as HTML that needs no other file."""
     package = PACKAGES.get(run.cfg.get('default_scope'))
     metrics = evaluation.metrics if evaluation else {}
     metrics = metrics or (read_metrics(prefix) if prefix else {})

@@ -8,23 +8,19 @@ import cv2
 import mmcv
 import numpy as np
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS
 from PIL import Image
 
-from ..config import datasets_of, transforms_of
+from ..config import datasets_of
 from ..drawing.palette import Color
+from ..inference.images import Pipeline
 
 LONGEST = 480
 """Maximum length of a picture's longer side, in pixels."""
-READERS = ('LoadWholeImage', 'LoadImageFromFile')
 
 
 def image_reader(cfg: Config) -> Callable[[str], np.ndarray]:
     """Return a function that reads images like the test pipeline, (H, W, 3) in BGR."""
-    (dataset, *_) = datasets_of(cfg.test_dataloader)
-    steps = [step for name in READERS for step in transforms_of(dataset.get('pipeline', []), name)]
-    step = TRANSFORMS.build(steps[0] if steps else dict(type='LoadWholeImage'))
-    return lambda path: step(dict(img_path=path))['img']
+    return Pipeline(datasets_of(cfg.test_dataloader)[0].pipeline).read
 
 
 def as_photo(image: np.ndarray) -> str:

@@ -72,16 +72,7 @@ class _Maps:
 
 
 def evaluate_segmentation(cfg: Config, dataset: BaseDataset, prefix: str) -> Evaluation:
-    """Evaluate the label maps in PREFIX.maps.
-
-    Args:
-        cfg: The config; its ``test_evaluator`` names the metrics.
-        dataset: The data set of ``test_dataloader``.
-        prefix: The PREFIX of ``tools/test.py --out``.
-
-    Raises:
-        UserError: A label map is missing, or its size differs from that of its image.
-    """
+    """Evaluate the label maps in PREFIX.maps."""
     evaluator = next(e for e in evaluators_of(cfg, 'test') if e.type.endswith('IoUMetric'))
     names = list(dataset.metainfo['classes'])
     maps = _Maps(cfg, dataset, Path(f'{prefix}.maps'), evaluator.get('ignore_index', 255))

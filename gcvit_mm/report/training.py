@@ -1,6 +1,7 @@
 """The labels that a detector was trained on: how many, how large, where, and samples."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from mmengine.config import Config
@@ -60,8 +61,14 @@ def add_training_labels(evaluation: Evaluation, cfg: Config) -> None:
         i: dict(file_name=info['img_path'], width=info['width'], height=info['height'])
         for i, info in enumerate(infos)
     }
-    labels = {k: k for k in range(len(names))}
-    draw = _Drawing(cfg, datasets[0], SimpleNamespace(imgs=images), {}, labels, list(names))
+    truth: Any = SimpleNamespace(
+        cfg=cfg,
+        dataset=datasets[0],
+        coco=SimpleNamespace(imgs=images),
+        names=names,
+        label_of={k: k for k in range(len(names))},
+    )
+    draw = _Drawing(truth, {})
     draw.paths = {i: info['img_path'] for i, info in enumerate(infos)}
     for i in np.unique(np.linspace(0, len(infos) - 1, MAX_PICTURES).astype(int)):
         objects = [

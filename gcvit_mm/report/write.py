@@ -32,19 +32,9 @@ def write_report(
 ) -> list[str]:
     """Write the report of a training, an HTML page that needs no other file and no network.
 
-    Args:
-        run: The training, from ``read_run``.
-        out: The HTML file.
-        prefix: The PREFIX of ``tools/test.py --out``; None for a page without predictions.
-        notes: Notes for the top of the page.
-        other: Another training and the PREFIX of its predictions of equal images, to compare.
-        charts: Folder for the charts as SVG files.
-
-    Returns:
-        The notes, and further ones on what is missing.
-
-    Raises:
-        UserError: The predictions cannot be read, or the page cannot be written.
+    Without the PREFIX of ``tools/test.py --out``, it has no predictions. ``other`` is a training
+    to compare, and the PREFIX of its predictions; ``charts`` is a folder for the charts as SVG
+    files. The notes for the top of the page are returned with further ones on what is missing.
     """
     notes, evaluation = list(notes), None
     if prefix is not None:
@@ -100,11 +90,7 @@ def check_predictions(run: Run, prefix: str) -> None:
 
 
 def evaluate(run: Run, prefix: str) -> Evaluation:
-    """Compare predictions with the ground truth, like ``tools/test.py``.
-
-    Raises:
-        UserError: The predictions cannot be read, or are of another data set.
-    """
+    """Compare predictions with the ground truth, like ``tools/test.py``."""
     with default_scope(run.cfg):
         if task_of(run.cfg) == 'classification':
             return evaluate_classification(run.cfg, prefix)

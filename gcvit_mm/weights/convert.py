@@ -15,39 +15,25 @@ from .names import TO_TIMM, Contents, describe, rename, shorten, sizes_of, sort_
 
 @dataclass
 class Conversion:
-    """A converted state dict, and the tensors of the source that it does not have.
+    """A converted state dict, and the tensors of the source that it does not have."""
 
-    Attributes:
-        naming: Naming of the source.
-        variant: Variant of the model, such as 'GC ViT tiny'.
-        windows: Side of the windows of each stage, in tokens.
-        classes: Number of classes; 0 without a classifier.
-        tensors: The converted tensors by name.
-        skipped: Names of the other tensors of the source, by group.
-    """
-
-    naming: str
-    variant: str
-    windows: tuple[int, ...]
-    classes: int
-    tensors: dict[str, Tensor]
-    skipped: dict[str, list[str]]
+    naming: str  # naming of the source
+    variant: str  # variant of the model, such as 'GC ViT tiny'
+    windows: tuple[int, ...]  # side of the windows of each stage, in tokens
+    classes: int  # number of classes; 0 without a classifier
+    tensors: dict[str, Tensor]  # the converted tensors by name
+    skipped: dict[str, list[str]]  # names of the other tensors of the source, by group
 
 
 def convert(
     state: Mapping[str, Tensor], task: str, to: str = 'gcvit_mm', prefix: str | None = None
 ) -> Conversion:
-    """Convert a state dict; each tensor is either converted or listed as skipped.
+    """Convert a state dict of any naming to 'gcvit_mm' or 'timm'.
 
-    Args:
-        state: Tensors by name, in the official naming, timm's or ours.
-        task: 'classification' returns a classifier, in our naming that of mmpretrain's
-            ``ImageClassifier`` with a ``LinearClsHead``; 'dense' returns the backbone.
-        to: Naming to convert to, 'gcvit_mm' or 'timm'.
-        prefix: Use only the tensors whose names begin with it, without it.
-
-    Raises:
-        UserError: A tensor is missing, or is not part of a GC ViT.
+    Each tensor is either converted or listed as skipped. The task 'classification' returns a
+    classifier, in our naming that of mmpretrain's ``ImageClassifier`` with a ``LinearClsHead``;
+    'dense' returns the backbone. With a prefix, only the tensors whose names begin with it are
+    used, without it.
     """
     contents = sort_tensors(state, prefix)
     skipped = _other_modules(contents)

@@ -59,9 +59,13 @@ def read_checkpoint(
         if path.endswith('.safetensors'):
             return _load_safetensors(path, str(map_location or 'cpu'))
         if _trusted:
+            if not lazy and is_zipfile(path):
+                verify_checkpoint(path)  # PyTorch's reader does not
             mmap = lazy and is_zipfile(path)
             return torch.load(path, map_location=map_location, weights_only=False, mmap=mmap)
         return read_pth(path, map_location, lazy)
+    except UserError:
+        raise
     except RefusedError as error:
         raise UserError(
             f'checkpoint {path} is refused: {error}. If you made the file yourself, pass '
@@ -115,6 +119,28 @@ def verify_checkpoint(path: str | os.PathLike) -> None:
         raise UserError(f'checkpoint {path} is truncated or damaged ({error})') from error
     if damaged:
         raise UserError(f'checkpoint {path} is damaged: the checksum of {damaged} does not match')
+
+
+def meta_of(content: Any) -> dict[str, Any]:
+    """The metadata of a checkpoint; empty if it has none.
+
+    Raises:
+        UserError: They are of other types than a training writes.
+    """
+    meta = content.get('meta') if isinstance(content, Mapping) else None
+    meta = {} if meta is None else meta
+    data = meta.get('dataset_meta') or {} if isinstance(meta, dict) else None
+    classes = data.get('classes') or () if isinstance(data, dict) else None
+    if (
+        not isinstance(classes, str | list | tuple)
+        or not all(isinstance(name, str) for name in classes)
+        or not isinstance(meta.get('cfg') or '', str)
+    ):
+        raise UserError(
+            'meta.cfg is no text, or meta.dataset_meta.classes no list of names: correct them, or '
+            'remove meta from the file'
+        )
+    return meta
 
 
 def weights_entry(content: Any, ema: bool = False) -> str | None:

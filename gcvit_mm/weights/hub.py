@@ -19,30 +19,18 @@ MANIFEST = ROOT / 'checkpoints' / 'manifest.yml'
 
 @dataclass(frozen=True)
 class Weights:
-    """A published file of weights, as listed in ``checkpoints/manifest.yml``.
+    """A published file of weights, as listed in ``checkpoints/manifest.yml``."""
 
-    Attributes:
-        name: The name after ``gcvit://``.
-        variant: The ``arch`` of ``GCViT``.
-        resolution: Size of the training images in pixels.
-        windows: Window size of each stage.
-        url: Address of the file.
-        licence: Licence of the weights.
-        top1: Published ImageNet-1k accuracy in percent.
-        size_mb: Size of the file in 10^6 bytes; 0 if it is not published.
-        tensors_mb: Size of the tensors, used if ``size_mb`` is 0.
-        sha256: The SHA-256 of the file or its first digits; if empty, that of the hub is used.
-    """
-
-    name: str
-    variant: str
-    resolution: int
-    windows: list[int]
-    url: str
-    licence: str
-    top1: float
-    size_mb: int = 0
-    tensors_mb: int = 0
+    name: str  # the name after ``gcvit://``
+    variant: str  # the ``arch`` of ``GCViT``
+    resolution: int  # size of the training images in pixels
+    windows: list[int]  # window size of each stage
+    url: str  # address of the file
+    licence: str  # licence of the weights
+    top1: float  # published ImageNet-1k accuracy in percent
+    size_mb: int = 0  # size of the file in 10^6 bytes; 0 if it is not published
+    tensors_mb: int = 0  # size of the tensors, used if ``size_mb`` is 0
+    # The SHA-256 of the file or its first digits; if empty, that of the hub is used.
     sha256: str = ''
 
     @property
@@ -69,11 +57,7 @@ def published() -> dict[str, Weights]:
 
 
 def find(name: str) -> Weights:
-    """Look up published weights by name, with or without ``gcvit://``.
-
-    Raises:
-        UserError: The name is unknown.
-    """
+    """Look up published weights by name, with or without ``gcvit://``."""
     name = name.removeprefix(SCHEME)
     known = published()
     if name not in known:
@@ -99,11 +83,7 @@ def check_path(checkpoint: str | os.PathLike) -> None:
 def resolve(checkpoint: str) -> str:
     """Convert ``gcvit://NAME`` to the path of a file, which is downloaded if necessary.
 
-    Args:
-        checkpoint: Such a name, or any other string, which is returned unchanged.
-
-    Raises:
-        UserError: The name is unknown, or the file cannot be downloaded.
+    Any other string is returned unchanged.
     """
     if not checkpoint.startswith(SCHEME):
         return checkpoint
@@ -115,12 +95,6 @@ def fetch(weights: Weights, folder: Path) -> Path:
 
     Processes that need a file at the same time download it once. An interrupted download is kept as
     ``*.part`` beside the file, and resumed by the next attempt.
-
-    Returns:
-        Path of the file.
-
-    Raises:
-        UserError: The file cannot be downloaded, or differs from the published one.
     """
     path = folder / weights.file
     if path.is_file():
@@ -235,8 +209,5 @@ def _complete(part: Path, url: str, size: int | None, token: bool | None, label:
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open('rb') as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, 'sha256').hexdigest()

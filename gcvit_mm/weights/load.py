@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 def resize_bias_table(table: Tensor, window: int) -> Tensor:
     """Resize a relative-position-bias table to another window by bicubic interpolation.
 
-    Args:
-        table: Table of shape ((2 s - 1)^2, heads) for the source window s.
-        window: Side of the target window, in tokens.
-
-    Returns:
-        Table of shape ((2 * window - 1)^2, heads).
+    The table is ((2 s - 1)^2, heads) for the source window s, the result likewise for ``window``.
     """
     side = math.isqrt(len(table))
     target = 2 * window - 1

@@ -1,5 +1,6 @@
 """Checkpoint loaders for mmengine that do not execute code from files."""
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -40,10 +41,12 @@ def load_from_local(path: str, map_location: Device = None) -> dict:
 def load_from_http(url: str, map_location: Device = None) -> dict:
     """Download a file to PyTorch's folder of checkpoints, unless it is there, and read it."""
     name = os.path.basename(urlsplit(url).path)
+    digest = re.search(r'-([a-f0-9]{8,})\.', name)  # names of published files have it
+    if not digest:  # another address may have a file of this name
+        name = f'{hashlib.sha256(url.encode()).hexdigest()[:16]}_{name}'
     path = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
     if is_main_process() and not os.path.exists(path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        digest = re.search(r'-([a-f0-9]{8,})\.', name)  # names of published files have it
         try:
             torch.hub.download_url_to_file(url, path, digest.group(1) if digest else None)
         except (OSError, RuntimeError, ValueError) as error:

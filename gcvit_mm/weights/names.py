@@ -31,10 +31,7 @@ _TO_OURS: dict[str, _Renames] = {
         (r'^stem\.conv1\.', 'stem.conv.'),
         (r'\.conv_block\.', '.conv.'),
         (r'^stages\.([1-3])\.downsample\.', lambda m: f'stages.{int(m[1]) - 1}.downsample.'),
-        (
-            r'\.global_block\.blocks\.conv(\d)\.',
-            lambda m: f'.global_query.convs.{int(m[1]) - 1}.',
-        ),
+        (r'\.global_block\.blocks\.conv(\d)\.', lambda m: f'.global_query.convs.{int(m[1]) - 1}.'),
         (r'\.rel_pos\.', '.'),
         (r'\.ls([12])\.gamma$', r'.gamma\1'),
         (r'^stages\.3\.norm\.', 'norm3.'),
@@ -48,10 +45,7 @@ TO_TIMM: _Renames = [
     (r'^stem\.conv\.', 'stem.conv1.'),
     (r'\.conv\.(?=conv_|se\.)', '.conv_block.'),
     (r'^stages\.([0-2])\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.downsample.'),
-    (
-        r'\.global_query\.convs\.(\d)\.',
-        lambda m: f'.global_block.blocks.conv{int(m[1]) + 1}.',
-    ),
+    (r'\.global_query\.convs\.(\d)\.', lambda m: f'.global_block.blocks.conv{int(m[1]) + 1}.'),
     (r'\.attn\.(?=relative_position_bias_table$)', '.attn.rel_pos.'),
     (r'\.gamma([12])$', r'.ls\1.gamma'),
     (r'^norm3\.', 'stages.3.norm.'),
@@ -77,34 +71,24 @@ def rename(name: str, renames: _Renames) -> str:
 
 @dataclass
 class Contents:
-    """The tensors of a file, sorted by their module.
+    """The tensors of a file, sorted by their module."""
 
-    Attributes:
-        naming: 'official', 'timm' or 'gcvit_mm'.
-        prefix: Prefix of the names of the backbone, such as 'module.backbone.'.
-        backbone: Tensors of the backbone, by our names.
-        head: Tensors of a classifier, ``weight`` and ``bias``.
-        others: Tensors of other modules, by their original names.
-        index: Names of index buffers, which our backbone computes for its windows.
-    """
-
-    naming: str
-    prefix: str
+    naming: str  # 'official', 'timm' or 'gcvit_mm'
+    prefix: str  # prefix of the names of the backbone, such as 'module.backbone.'
+    # Tensors of the backbone, by our names.
     backbone: dict[str, Tensor] = field(default_factory=dict)
+    # Tensors of a classifier, ``weight`` and ``bias``.
     head: dict[str, Tensor] = field(default_factory=dict)
+    # Tensors of other modules, by their original names.
     others: dict[str, Tensor] = field(default_factory=dict)
+    # Names of index buffers, which our backbone computes for its windows.
     index: list[str] = field(default_factory=list)
 
 
 def sort_tensors(state: Mapping[str, Tensor], prefix: str | None = None) -> Contents:
     """Sort tensors by module, and convert the names of the backbone to ours.
 
-    Args:
-        state: Tensors by name, of a backbone or of a model with a backbone.
-        prefix: Use only the tensors whose names begin with it, without it.
-
-    Raises:
-        UserError: The tensors are not those of exactly one GC ViT.
+    With a prefix, only the tensors whose names begin with it are used, without it.
     """
     if prefix is not None:
         places = {place for _, place in _backbones(state)}
@@ -163,19 +147,11 @@ def _put(contents: Contents, source: str, tensor: Tensor) -> None:
 def convert_names(
     state: Mapping[str, Tensor], prefix: str | None = None
 ) -> tuple[dict[str, Tensor], str]:
-    """Convert official or timm's names to ours, without the prefix of the backbone.
+    """Convert official or timm's names to ours, and return the naming too.
 
-    Args:
-        state: Tensors by name.
-        prefix: Use only the tensors whose names begin with it, without it.
-
-    Returns:
-        Tensors by our names, and the naming of ``state``: 'official', 'timm' or 'gcvit_mm'.
-        Classifiers become ``head.weight`` and ``head.bias``, other modules keep their names, and
-        index buffers are dropped.
-
-    Raises:
-        UserError: The tensors are not those of exactly one GC ViT.
+    With a prefix, only the tensors whose names begin with it are used, without it. The prefix of
+    the backbone is removed. Classifiers become ``head.weight`` and ``head.bias``, other modules
+    keep their names, and index buffers are dropped.
     """
     contents = sort_tensors(state, prefix)
     head = {f'head.{name}': tensor for name, tensor in contents.head.items()}
@@ -201,6 +177,6 @@ def sizes_of(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...], float]:
     return dim, depths, len(hidden) / dim if hidden is not None else 1
 
 
-def shorten(names: Sequence[str], most: int = 8) -> str:
+def shorten(names: Sequence[object], most: int = 8) -> str:
     """Join the first ``most`` names, with dots for the rest."""
-    return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
+    return ', '.join(map(str, names[:most])) + (', ...' if len(names) > most else '')

@@ -11,11 +11,21 @@ from zipfile import ZipFile
 import numpy as np
 import torch
 
-from .safe_pickle import Name, RefusedError, SafeUnpickler, Storage, is_size, require
+from .safe_pickle import (
+    Name,
+    RefusedError,
+    SafeUnpickler,
+    Storage,
+    check_extent,
+    is_size,
+    require,
+)
 
 Device = str | torch.device | None
 
 
+_SHARED = 16
+"""How many times the size of a file its content may have, counting what is shared each time."""
 _STORAGES = {
     'Double': torch.float64,
     'Float': torch.float32,
@@ -55,18 +65,23 @@ def read_pth(path: str | os.PathLike, device: Device, lazy: bool = False) -> Any
         file.seek(0)
         if magic == b'PK\x03\x04':
             with ZipFile(file) as archive:
-                return _read_archive(archive, limit, device, lazy)
-        if magic.startswith(b'\x80\x02'):
-            return _read_legacy(file, limit, device, lazy)
-        if not magic:
+                content = _read_archive(archive, limit, device, lazy)
+        elif magic.startswith(b'\x80\x02'):
+            content = _read_legacy(file, limit, device, lazy)
+        elif not magic:
             raise EOFError('the file is empty')
-        raise pickle.UnpicklingError('neither an archive nor a pickle')
+        else:
+            raise pickle.UnpicklingError('neither an archive nor a pickle')
+    check_extent(content, _SHARED * limit)
+    return content
 
 
 def _read_archive(archive: ZipFile, limit: int, device: Device, lazy: bool) -> Any:
     records = {info.filename.partition('/')[2]: info for info in archive.infolist()}
     if any(info.compress_type for info in records.values()):
         raise RefusedError('it is compressed, unlike the files of PyTorch')
+    if len(records) < len(archive.infolist()):
+        raise RefusedError('it has two records of one name')
     if 'constants.pkl' in records:
         raise RefusedError('it is a TorchScript program')
     if 'byteorder' in records and archive.read(records['byteorder']) != sys.byteorder.encode():
@@ -96,6 +111,7 @@ def _read_legacy(file: BinaryIO, limit: int, device: Device, lazy: bool) -> Any:
         return content
     places = {}
     for key in SafeUnpickler(file).load():
+        require(type(key) is str, 'storage')
         places[key] = file.tell() + 8
         file.seek(places[key] + outline.sizes[key])
 
@@ -122,6 +138,8 @@ class _Storages:
         self, read: Callable[[str, int], Iterable[bytes]] | None, limit: int, device: Device
     ) -> None:
         self.read, self.limit, self.device = read, limit, device
+        # Tensors may share storages, and be expanded.
+        self.left = [_SHARED * limit + 2**23]
         self.sizes: dict[str, int] = {}
         self.total = 0
         self.storages: dict[str, torch.UntypedStorage] = {}
@@ -145,7 +163,7 @@ class _Storages:
             self.storages[key] = self._load(key, size, location)
         if self.sizes[key] != size:
             raise ValueError(f'storage {key} has two sizes')
-        return Storage(self.storages[key], dtype)
+        return Storage(self.storages[key], dtype, self.left)
 
     def _load(self, key: str, size: int, location: str) -> torch.UntypedStorage:
         device = torch.device(self.device or location)

@@ -31,24 +31,68 @@ class Name(str):
 class Storage(NamedTuple):
     data: torch.UntypedStorage
     dtype: torch.dtype | None
+    left: list[int]
+    """Bytes that further tensors of the file may have, if they do not share memory."""
 
 
 _STATISTICS = ('min', 'max', 'mean', 'current')
-_BROADCAST = 2**20
-"""Number of elements that an expanded tensor may have beyond those of its storage."""
+_DEEPEST = 100
+"""Maximum depth of containers in containers."""
+_LONGEST = 100
+"""Maximum length of a name in messages."""
 
 
 def require(fits: bool, what: Any) -> None:
     if not fits:
-        raise RefusedError(f'it uses {what} in a form that is not allowed')
+        # Lists that hold each other would become text of any length.
+        name = what[:_LONGEST] if isinstance(what, str) else type(what).__name__
+        raise RefusedError(f'it uses {name} in a form that is not allowed')
 
 
 def is_size(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _sizes(value: Any) -> bool:
-    return type(value) in (tuple, torch.Size) and all(map(is_size, value))
+    return type(value) in (tuple, torch.Size) and len(value) <= 64 and all(map(is_size, value))
+
+
+def _is_key(value: Any) -> bool:
+    """Whether a value is hashed fast, and not to a number that the file chooses."""
+    if isinstance(value, int):
+        return abs(value) < 2**60
+    return value is None or isinstance(value, str | bytes | float | torch.dtype)
+
+
+def check_extent(content: Any, most: int) -> None:
+    """Refuse content that would be large or endless when it is printed, copied or compared.
+
+    A short pickle can hold lists whose items are one list, whose items are one list, and so on.
+
+    Args:
+        content: What an unpickler has read.
+        most: Maximum number of values and of characters, each counted as often as it appears.
+    """
+    extents: dict[int, tuple[int, int]] = {}
+
+    def extent(value: Any) -> tuple[int, int]:
+        """The size of a value, and the depth of the containers in it."""
+        if isinstance(value, str | bytes):
+            return 1 + len(value), 0
+        if isinstance(value, argparse.Namespace):
+            value = vars(value)
+        if not isinstance(value, dict | list | tuple | set):
+            return 1, 0
+        if id(value) not in extents:
+            extents[id(value)] = most, 0  # in case it holds itself
+            inner = [*value, *value.values()] if isinstance(value, dict) else value
+            sizes, depths = zip((1, 0), *map(extent, inner), strict=True)
+            extents[id(value)] = sum(sizes), 1 + max(depths)
+        return extents[id(value)]
+
+    size, depth = extent(content)
+    if size > most or depth > _DEEPEST:
+        raise RefusedError('its values are nested too deeply, or repeated too often')
 
 
 # The unpickler in C does not allow to replace opcodes.
@@ -70,7 +114,7 @@ class SafeUnpickler(_PythonUnpickler):
             return kind
         path = Name(f'{module}.{name}')
         if path not in _NAMES and not name.endswith('Storage'):
-            raise RefusedError(f'it names {path}, which could run code')
+            raise RefusedError(f'it names {path[:_LONGEST]}, which could run code')
         return path
 
     def load_reduce(self) -> None:
@@ -111,6 +155,7 @@ class SafeUnpickler(_PythonUnpickler):
 
     def _set_items(self, items: list) -> None:
         require(type(self.stack[-1]) in (dict, OrderedDict), 'setitem')
+        require(all(map(_is_key, items[::2])), 'key of a dictionary')
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     # PyTorch's files have no other opcodes, such as those of protocols 0 and 4.
@@ -156,9 +201,10 @@ def _tensor(
     dtype = dtype or storage.dtype
     require(isinstance(dtype, torch.dtype), 'tensor')
     size = storage.data.nbytes() // dtype.itemsize
+    storage.left[0] -= math.prod(shape) * dtype.itemsize
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
     # PyTorch would enlarge the storage.
-    if math.prod(shape) and (last >= size or math.prod(shape) > size + _BROADCAST):
+    if math.prod(shape) and (last >= size or storage.left[0] < 0):
         raise ValueError(f'a tensor of shape {tuple(shape)} in a storage of {size} numbers')
     empty = torch.empty(0, dtype=dtype, device=storage.data.device)
     return empty.set_(storage.data, offset, tuple(shape), tuple(strides))
@@ -205,14 +251,14 @@ def _bytes(text: Any, encoding: Any) -> bytes:
 
 def _statistic(owner: Any, name: Any) -> Callable:
     """Look up a statistic of mmengine's ``HistoryBuffer``, the only allowed attribute."""
-    require(owner == _HISTORY and name in _STATISTICS, f'getattr of {owner}, {name}')
+    require(owner == _HISTORY and name in _STATISTICS, 'getattr')
     return getattr(HistoryBuffer, name)
 
 
 def _dtype(code: Any, align: Any = False, copy: Any = True) -> np.dtype:
     """Read a numeric dtype of NumPy; other dtypes may hold pointers."""
     numbers = ('b1', *(f'{kind}{n}' for kind in 'iu' for n in (1, 2, 4, 8)), 'f2', 'f4', 'f8')
-    require(code in numbers and align is False, f'numpy.dtype of {code!r}')
+    require(code in numbers and align is False, 'numpy.dtype')
     return np.dtype(code)
 
 
@@ -233,7 +279,7 @@ def _scalar(dtype: Any, data: Any) -> np.generic:
 
 
 def _set_array(array: np.ndarray, state: Any) -> None:
-    require(type(state) is tuple and len(state) == 5, 'numpy array')
+    require(type(state) is tuple and len(state) == 5 and array.shape == (0,), 'numpy array')
     version, shape, dtype, fortran, data = state
     require(version == 1 and _sizes(shape) and type(fortran) is bool, 'numpy array')
     require(_is_numbers(dtype, data, math.prod(shape)), 'numpy array')
@@ -261,7 +307,8 @@ def _set_history(history: HistoryBuffer, state: Any) -> None:
         }
         require(fits.get(key, False), f'{_HISTORY} with {key}')
     require(len({len(state[name]) for name in arrays if name in state}) < 2, _HISTORY)
-    history.__setstate__(state)
+    # Copies, because the file may change the dictionary after this check.
+    history.__setstate__({k: dict(v) if type(v) is dict else v for k, v in state.items()})
 
 
 def _set_namespace(namespace: argparse.Namespace, state: Any) -> None:
@@ -272,15 +319,24 @@ def _set_namespace(namespace: argparse.Namespace, state: Any) -> None:
 def _set_metadata(weights: OrderedDict, state: Any) -> None:
     """Read the metadata of a state dict: versions of its layers."""
     require(type(state) is dict and state.keys() <= {'_metadata'}, 'collections.OrderedDict')
-    weights.__dict__.update(state)
+    layers = state.get('_metadata', {})
+    require(type(layers) in (dict, OrderedDict), 'metadata')
+    for layer in layers.values():
+        fits = type(layer) is dict and all(type(n) in (int, type(None)) for n in layer.values())
+        require(fits, 'metadata')
+    # Copies, because the file may change the dictionaries after this check.
+    copied = OrderedDict((name, dict(layer)) for name, layer in layers.items())
+    weights.__dict__.update({key: copied for key in state})
 
 
-def _items(kind: Callable[[Any], Any], of: type, sizes: bool = False) -> Callable[..., Any]:
-    """A constructor of ``kind`` that takes a collection of type ``of``, or no argument."""
+def _items(
+    kind: Callable[[Any], Any], of: Any, fits: Callable[[Any], bool] = lambda _: True
+) -> Callable[..., Any]:
+    """A constructor that takes no argument, or a collection of type ``of`` whose items fit."""
 
     def make(items: Any = None) -> Any:
         items = of() if items is None else items
-        require(_sizes(items) if sizes else type(items) is of, kind.__name__)
+        require(type(items) is of and all(map(fits, items)), kind.__name__)
         return kind(items)
 
     return make
@@ -298,11 +354,11 @@ _CALLS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_parameter': _parameter,
     'torch._utils._rebuild_parameter_with_state': _parameter,
     'torch._tensor._rebuild_from_type_v2': _tensor_with_attributes,
-    'torch.Size': _items(torch.Size, tuple, sizes=True),
+    'torch.Size': _items(torch.Size, tuple, is_size),
     'torch.device': lambda *place: torch.device(*place),
-    'collections.OrderedDict': _items(OrderedDict, list),
+    'collections.OrderedDict': _items(OrderedDict, list, lambda pair: _is_key(pair[0])),
     'collections.Counter': _items(Counter, dict),
-    'builtins.set': _items(set, list),
+    'builtins.set': _items(set, list, _is_key),
     'builtins.complex': lambda real, imaginary: complex(real, imaginary),
     'builtins.bytes': lambda: b'',
     'builtins.getattr': _statistic,

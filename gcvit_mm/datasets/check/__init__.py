@@ -15,7 +15,7 @@ from ...errors import UserError
 from ...run_config import check_evaluator, check_paths
 from .coco_file import check_categories, read_coco
 from .heads import check_heads, class_names
-from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
+from .images import check_images, list_entries
 from .label_maps import check_label_maps
 from .labels import check_labels
 from .report import Report, print_reports, summary, write_reports
@@ -32,17 +32,8 @@ def check_datasets(
 ) -> list[Report]:
     """Read all images and annotations of a config, and report their problems.
 
-    Args:
-        cfg: The config, of any task.
-        splits: Splits whose data loaders are checked: 'train', 'val', 'test'.
-        pixels: Open images and label maps, which takes most of the time. Without it, what needs
-            pixels is not checked.
-
-    Returns:
-        One report per data set, even if several loaders read it.
-
-    Raises:
-        UserError: The config has none of these data loaders.
+    Without ``pixels``, images and label maps are not opened, which takes most of the time. There is
+    one report per data set, even if several loaders read it.
     """
     reports: list[Report] = []
     by_content: dict[str, Report] = {}
@@ -119,12 +110,7 @@ def _build(cfg: Config, config: ConfigDict) -> BaseDataset:
 
 
 def _check_content(
-    cfg: Config,
-    split: str,
-    config: ConfigDict,
-    dataset: BaseDataset,
-    report: Report,
-    pixels: bool,
+    cfg: Config, split: str, config: ConfigDict, dataset: BaseDataset, report: Report, pixels: bool
 ) -> None:
     bases = {f'{base.__module__.split(".")[0]}.{base.__name__}' for base in type(dataset).__mro__}
     if _loads_as(dataset, 'mmdet', 'CocoDataset'):
@@ -165,16 +151,8 @@ def _loads_as(dataset: BaseDataset, package: str, name: str) -> bool:
 def _check_images(dataset: BaseDataset, report: Report) -> None:
     """Check only the images, for data sets with annotations in an unknown format."""
     report.add('warning', 'annotations are not checked: unknown format', type(dataset).__name__)
-    try:
-        paths = [entry['img_path'] for entry in dataset.load_data_list()]
-    except Exception as error:  # data sets raise different errors
-        message = f'{type(error).__name__}: {" ".join(str(error).split())}'
-        raise UserError(f'{type(dataset).__name__} cannot be loaded: {message}') from error
-    for path, image in zip(paths, in_parallel(read_image, paths, report.name), strict=True):
-        if isinstance(image, ReadImage):
-            add_image(report, image)
-        else:
-            report.extend([unreadable(image, relative(path, dataset.data_root))])
+    paths = [entry['img_path'] for entry in list_entries(dataset)]
+    check_images(report, paths, dataset.data_root)
 
 
 def _check_evaluator(

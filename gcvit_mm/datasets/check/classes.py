@@ -19,9 +19,6 @@ def import_datasets(cfg: Config) -> None:
     mmdet, mmseg and mmpretrain import all transforms, models and plotting with any of their data
     sets. If all data sets of a config come from its package, only their modules are imported, into
     otherwise empty packages; if not, the whole package is imported.
-
-    Raises:
-        UserError: A module of ``custom_imports`` cannot be imported.
     """
     scope, custom = cfg.get('default_scope'), (cfg.get('custom_imports') or {}).get('imports', [])
     types = {data.type for split in SPLITS for data in datasets_of(cfg.get(f'{split}_dataloader'))}

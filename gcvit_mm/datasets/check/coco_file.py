@@ -77,11 +77,7 @@ def brief(entry: Any) -> str:
 
 
 def read_coco(path: str, *, need_annotations: bool) -> dict:
-    """Read an annotation file in COCO's format.
-
-    Raises:
-        UserError: The file is not JSON, or not in COCO's format.
-    """
+    """Read an annotation file in COCO's format."""
     try:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)

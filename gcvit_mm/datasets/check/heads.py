@@ -2,13 +2,11 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 
-from ...config import metainfo_of
+from ...config import dicts_of, metainfo_of
 from ...errors import UserError
 
 # Parts of a model whose ``num_classes`` is that of the data set.
@@ -27,9 +25,13 @@ def check_heads(cfg: Config, loader: str, classes: tuple[str, ...]) -> None:
 
     mmpretrain's data preprocessor, which makes the targets of mixed images, is checked too.
     """
-    counts = _num_classes({'model': cfg.model, 'data_preprocessor': cfg.get('data_preprocessor')})
-    for key, count in counts:
-        if classes and count != len(classes):
+    parts = {'model': cfg.model, 'data_preprocessor': cfg.get('data_preprocessor')}
+    for key, part in dicts_of(parts):
+        count = part.get('num_classes', len(classes))
+        # mmseg's auxiliary heads for edges have one class with all data sets.
+        edges = 'auxiliary_head' in key and count == 1
+        is_head = key.rstrip('.0123456789').endswith(CLASS_COUNTERS) and not edges
+        if classes and is_head and count != len(classes):
             raise UserError(
                 f'{key}.num_classes is {count}, but {loader}.dataset has {len(classes)} classes '
                 f'({", ".join(classes[:5])}{", ..." if len(classes) > 5 else ""}): make them equal'
@@ -74,16 +76,3 @@ def class_names(cfg: Config, loader: str, dataset: ConfigDict) -> tuple[str, ...
                 'classes: write one for each'
             )
     return tuple(classes)
-
-
-def _num_classes(node: Any, key: str = '') -> Iterator[tuple[str, int]]:
-    if isinstance(node, list | tuple):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict):
-        return
-    # mmseg's auxiliary heads for edges have one class with all data sets.
-    edges = 'auxiliary_head' in key and node.get('num_classes') == 1
-    if 'num_classes' in node and key.rstrip('.0123456789').endswith(CLASS_COUNTERS) and not edges:
-        yield key, node['num_classes']
-    for name, item in node.items():
-        yield from _num_classes(item, f'{key}.{name}' if key else name)

@@ -3,16 +3,18 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from mmengine.dataset import BaseDataset
 from PIL import Image
 from tqdm import tqdm
 
+from ...errors import UserError
 from ..load_image import eight_bits, reason
-from .report import Finding, Report
+from .report import Report
 
 Task = TypeVar('Task')
 Result = TypeVar('Result')
@@ -21,19 +23,12 @@ EXIF_ORIENTATION, EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 
 class ReadImage(NamedTuple):
-    """An image file that can be read to its end.
+    """An image file that can be read to its end."""
 
-    Attributes:
-        path: The image file.
-        width: Width in pixels after rotation by the EXIF orientation, as training loads it.
-        height: Height in pixels, likewise.
-        digest: Hash of the file.
-    """
-
-    path: str
-    width: int
-    height: int
-    digest: bytes
+    path: str  # the image file
+    width: int  # width in pixels after rotation by the EXIF orientation, as training loads it
+    height: int  # height in pixels, likewise
+    digest: bytes  # hash of the file
 
 
 def read_image(path: str) -> ReadImage | str:
@@ -57,9 +52,29 @@ def read_image(path: str) -> ReadImage | str:
     return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest())
 
 
-def unreadable(image: str, place: str) -> Finding:
-    """The finding for an image that ``read_image`` cannot read."""
-    return Finding('error', 'image cannot be read whole', f'{place}: {image}')
+def list_entries(dataset: BaseDataset) -> list[dict]:
+    """The entries of a data set, from its folders or lists."""
+    try:
+        return dataset.load_data_list()
+    except Exception as error:  # data sets raise different errors
+        message = f'{type(error).__name__}: {" ".join(str(error).split())}'
+        where = f'{dataset.ann_file or dataset.data_prefix} ({type(dataset).__name__})'
+        raise UserError(f'{where} cannot be loaded: {message}') from error
+
+
+def missing_files(paths: Iterable[str]) -> dict[str, str]:
+    """The paths that do not exist, and the reason; each folder is listed once, which is fast."""
+    folders: dict[str, set[str]] = {}
+    missing = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            listed = os.listdir(folder or '.') if os.path.isdir(folder or '.') else ()
+            folders[folder] = set(listed)
+        # Some file systems take a name in other letters too.
+        if name not in folders[folder] and not os.path.exists(path):
+            missing[path] = 'No such file or directory'
+    return missing
 
 
 def in_parallel(
@@ -77,8 +92,16 @@ def in_parallel(
         )
 
 
-def add_image(report: Report, image: ReadImage) -> None:
-    """Add the size and the digest of an image to a report."""
+def check_images(report: Report, paths: Sequence[str], root: str | None) -> None:
+    for path, image in zip(paths, in_parallel(read_image, paths, report.name), strict=True):
+        add_image(report, image, relative(path, root))
+
+
+def add_image(report: Report, image: ReadImage | str, place: str) -> None:
+    """Add the size and the digest of an image, or why it cannot be read, to a report."""
+    if isinstance(image, str):
+        report.add('error', 'image cannot be read whole', f'{place}: {image}')
+        return
     report.digests[image.path] = image.digest
     report.sizes.setdefault('image width', []).append(image.width)
     report.sizes.setdefault('image height', []).append(image.height)

@@ -11,7 +11,7 @@ from mmengine.dataset import BaseDataset
 
 from ...errors import UserError
 from .coco_file import FIELDS, brief, check_categories, read_coco, wrong_fields
-from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
+from .images import ReadImage, add_image, in_parallel, missing_files, read_image, relative
 from .objects import MARGIN, check_object, why_skipped
 from .report import Finding, Report
 
@@ -39,18 +39,10 @@ def check_instances(
     needs_annotations: bool = True,
     pixels: bool = True,
 ) -> None:
-    """Check a data set in COCO's format.
+    """Check mmdet's ``CocoDataset``, not initialised.
 
-    Args:
-        dataset: mmdet's ``CocoDataset``, not initialised.
-        loader: Key of the data loader, such as 'train_dataloader'.
-        report: The report to add problems to.
-        needs_masks: Whether objects without a mask are an error.
-        needs_annotations: Whether a file without annotations is an error.
-        pixels: Read the images, and draw the masks, which takes most of the time.
-
-    Raises:
-        UserError: The annotation file is not in COCO's format.
+    ``needs_masks`` and ``needs_annotations`` say whether objects without a mask and a file without
+    annotations are errors. ``pixels`` reads images and draws masks, which takes most of the time.
     """
     content = read_coco(dataset.ann_file, need_annotations=needs_annotations)
     entries = {key: _valid_entries(key, content.get(key, []), report) for key in FIELDS}
@@ -64,14 +56,12 @@ def check_instances(
     if pixels:
         results: Any = in_parallel(_examine, tasks, report.name)
     else:
-        missing = _missing([task.path for task in tasks])
+        missing = missing_files(task.path for task in tasks)
         results = ((missing.get(task.path, ''), [*_check_objects(task)]) for task in tasks)
     for task, (image, findings) in zip(tasks, results, strict=True):
         report.extend(findings)
-        if isinstance(image, ReadImage):
-            add_image(report, image)
-        elif image:
-            report.extend([unreadable(image, task.place)])
+        if image:
+            add_image(report, image, task.place)
         used = [a for a in task.annotations if a['category_id'] in classes]
         if 'annotations' in content and not used:
             report.add('note', 'image without objects', task.place)
@@ -181,21 +171,6 @@ def _tasks(
         place = relative(path, dataset.data_root)
         tasks.append(Task(path, place, entry, by_image[entry['id']], needs_masks))
     return tasks
-
-
-def _missing(paths: list[str]) -> dict[str, str]:
-    """The files that do not exist, with the reason; each folder is listed once."""
-    listed: dict[str, set[str]] = {}
-    for folder in {os.path.dirname(path) for path in paths}:
-        try:
-            listed[folder] = set(os.listdir(folder or '.'))
-        except (OSError, ValueError):  # no such folder, or no valid name of one
-            listed[folder] = set()
-    return {
-        path: 'No such file'
-        for path in paths
-        if '://' not in path and os.path.basename(path) not in listed[os.path.dirname(path)]
-    }
 
 
 def _examine(task: Task) -> tuple[ReadImage | str, list[Finding]]:

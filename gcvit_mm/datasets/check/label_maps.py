@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from mmengine.dataset import BaseDataset
 
-from ...errors import UserError
 from ..load_label_map import (
     INVALID,
     WrongMap,
@@ -23,10 +21,11 @@ from .images import (
     ReadImage,
     add_image,
     in_parallel,
+    list_entries,
+    missing_files,
     read_image,
     reason,
     relative,
-    unreadable,
 )
 from .report import Finding, Report
 
@@ -45,16 +44,10 @@ class Pair:
 
 
 def check_label_maps(dataset: BaseDataset, report: Report, *, pixels: bool = True) -> None:
-    """Check a data set of images and label maps.
+    """Check a data set of images and label maps, mmseg's ``BaseSegDataset``, not initialised.
 
-    Args:
-        dataset: A subclass of mmseg's ``BaseSegDataset``, not initialised.
-        report: The report to add problems to.
-        pixels: Read all files. If not, only the files' names are checked, and label maps are read
-            until one has another value than 0 and 255.
-
-    Raises:
-        UserError: The files cannot be listed.
+    Without ``pixels``, only the names of files are checked, and label maps are read until one has
+    another value than 0 and 255.
     """
     classes = tuple(dataset.metainfo.get('classes') or ())
     entries = list_entries(dataset)
@@ -77,41 +70,10 @@ def check_label_maps(dataset: BaseDataset, report: Report, *, pixels: bool = Tru
             report.add('error', what, dataset.data_prefix['seg_map_path'])
 
 
-def list_entries(dataset: BaseDataset) -> list[dict]:
-    """The entries of a data set, from its folders or lists.
-
-    Raises:
-        UserError: They cannot be listed.
-    """
-    try:
-        return dataset.load_data_list()
-    except Exception as error:  # data sets raise different errors
-        message = f'{type(error).__name__}: {" ".join(str(error).split())}'
-        where = dataset.ann_file or dataset.data_prefix
-        raise UserError(
-            f'{where} ({type(dataset).__name__}) cannot be loaded: {message}'
-        ) from error
-
-
-def missing_files(paths: Iterable[str]) -> list[str]:
-    """The paths that do not exist; each folder is listed once, which is fast for many files."""
-    folders: dict[str, set[str]] = {}
-    missing = []
-    for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in folders:
-            folders[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        # Some file systems take a name in other letters too.
-        if name not in folders[folder] and not os.path.exists(path):
-            missing.append(path)
-    return missing
-
-
 def _check_names(dataset: BaseDataset, entries: list[dict], report: Report) -> set[int]:
     """Check that all files exist; returns the values of label maps, as far as they were read."""
-    for path in missing_files(entry['img_path'] for entry in entries):
-        place = relative(path, dataset.data_root)
-        report.extend([unreadable('No such file or directory', place)])
+    for path, why in missing_files(entry['img_path'] for entry in entries).items():
+        add_image(report, why, relative(path, dataset.data_root))
     maps = [entry['seg_map_path'] for entry in entries if entry.get('seg_map_path')]
     missing = missing_files(maps)
     for path in missing:
@@ -137,9 +99,8 @@ def _check_files(
     pixels, images, seen = Counter[int](), Counter[int](), set[int]()
     examine = partial(_examine, root=dataset.data_root, labels=labels)
     for entry, pair in zip(entries, in_parallel(examine, entries, report.name), strict=True):
+        add_image(report, pair.image, relative(entry['img_path'], dataset.data_root))
         report.extend(pair.findings)
-        if isinstance(pair.image, ReadImage):
-            add_image(report, pair.image)
         if pair.values:
             seen |= pair.values.keys()
             counts = Counter[int]()
@@ -159,9 +120,7 @@ def _check_files(
 
 
 def _examine(entry: dict, root: str | None, labels: np.ndarray) -> Pair:
-    image = read_image(entry['img_path'])
-    place = relative(entry['img_path'], root)
-    pair = Pair(image, [unreadable(image, place)] if isinstance(image, str) else [])
+    pair = Pair(read_image(entry['img_path']), [])
     if entry.get('seg_map_path'):
         place = relative(entry['seg_map_path'], root)
         try:

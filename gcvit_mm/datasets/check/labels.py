@@ -9,8 +9,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import list_dir_or_file, list_from_file
 
 from ...errors import UserError
-from .images import ReadImage, add_image, in_parallel, read_image, relative, unreadable
-from .label_maps import missing_files
+from .images import add_image, check_images, missing_files, relative
 from .report import Report
 
 
@@ -23,15 +22,9 @@ class Sample(NamedTuple):
 
 
 def check_labels(dataset: BaseDataset, report: Report, *, pixels: bool = True) -> None:
-    """Check a data set of labelled images.
+    """Check a data set of labelled images, mmpretrain's ``CustomDataset``, not initialised.
 
-    Args:
-        dataset: mmpretrain's ``CustomDataset`` or a subclass, not initialised.
-        report: The report to add problems to.
-        pixels: Read all images. If not, only folders, lists and the files' names are checked.
-
-    Raises:
-        UserError: A list cannot be read.
+    Without ``pixels``, only folders, lists and the names of files are checked.
     """
     classes = tuple(dataset.metainfo.get('classes') or ())
     if dataset.ann_file:
@@ -43,17 +36,13 @@ def check_labels(dataset: BaseDataset, report: Report, *, pixels: bool = True) -
         samples = _files(dataset, dataset.img_prefix, -1, report)
     if not samples:
         report.add('error', 'no images', dataset.ann_file or dataset.img_prefix)
-    missing = set(missing_files(sample.path for sample in samples)) if dataset.ann_file else set()
+    missing = missing_files(sample.path for sample in samples) if dataset.ann_file else {}
     for sample in samples:
         if sample.path in missing:
-            report.extend([unreadable('No such file or directory', sample.place)])
+            add_image(report, missing[sample.path], sample.place)
     if pixels:
         paths = [sample.path for sample in samples if sample.path not in missing]
-        for path, image in zip(paths, in_parallel(read_image, paths, report.name), strict=True):
-            if isinstance(image, ReadImage):
-                add_image(report, image)
-            else:
-                report.extend([unreadable(image, relative(path, dataset.data_root))])
+        check_images(report, paths, dataset.data_root)
     if dataset.with_label:
         _count(classes, samples, report)
 

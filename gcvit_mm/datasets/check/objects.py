@@ -20,14 +20,7 @@ MAX_PIXELS, MAX_DISTANCE = 2e9, 1e6
 
 
 def why_skipped(annotation: dict, width: int, height: int, *, needs_mask: bool) -> str:
-    """Why mmdet skips an object; '' if it uses it.
-
-    Args:
-        annotation: An annotation whose fields are valid.
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
-        needs_mask: Whether the pipeline loads masks.
-    """
+    """Why mmdet skips an object whose fields are valid; '' if it uses it."""
     x, y, w, h = annotation['bbox']
     if annotation.get('ignore'):
         return 'marked ignore'
@@ -46,14 +39,9 @@ def why_skipped(annotation: dict, width: int, height: int, *, needs_mask: bool) 
 def check_object(
     annotation: dict, width: int, height: int, *, needs_mask: bool, draw: bool
 ) -> Iterator[Finding]:
-    """Check one object.
+    """Check an object whose fields are valid.
 
-    Args:
-        annotation: An annotation whose fields are valid.
-        width: Width of the image in pixels.
-        height: Height of the image in pixels.
-        needs_mask: Whether an object without a mask is an error.
-        draw: Draw the mask, and compare it with box and area, which takes most of the time.
+    ``draw`` compares its mask with box and area, which takes most of the time.
 
     Yields:
         The problems; ``where`` is the detail.

@@ -34,30 +34,23 @@ class Finding(NamedTuple):
 
 @dataclass
 class Report:
-    """Problems and statistics of a data set, which one or more data loaders read.
+    """Problems and statistics of a data set, which one or more data loaders read."""
 
-    Attributes:
-        name: The splits, such as 'train' or 'val, test'.
-        source: Type and path of the data set.
-        file: The annotation file, or the folder.
-        problems: The places of each problem, in the order of the data.
-        classes: Counts of each class by kind, such as objects and images.
-        folders: The class folders that labels were read from, in the order of the labels.
-        sizes: Values of each kind of size, in pixels unless its name has another unit.
-        digests: Hash of each image file, by path.
-        used: Number of images and objects in the file, and of those that are used.
-        names: The file name of each image, by id, in COCO files.
-    """
-
-    name: str
-    source: str
-    file: str = ''
+    name: str  # the splits, such as 'train' or 'val, test'
+    source: str  # type and path of the data set
+    file: str = ''  # the annotation file, or the folder
+    # The places of each problem, in the order of the data.
     problems: dict[tuple[Severity, str], list[str]] = field(default_factory=dict)
+    # Counts of each class by kind, such as objects and images.
     classes: dict[str, dict[str, float]] = field(default_factory=dict)
+    # The class folders that labels were read from, in the order of the labels.
     folders: list[str] = field(default_factory=list)
+    # Values of each kind of size, in pixels unless its name has another unit.
     sizes: dict[str, list[float]] = field(default_factory=dict)
-    digests: dict[str, bytes] = field(default_factory=dict)
+    digests: dict[str, bytes] = field(default_factory=dict)  # hash of each image file, by path
+    # Number of images and objects in the file, and of those that are used.
     used: dict[str, dict] = field(default_factory=dict)
+    # The file name of each image, by id, in COCO files.
     names: dict[int, str] = field(default_factory=dict)
 
     def add(self, severity: Severity, what: str, where: str = '') -> None:
@@ -144,11 +137,7 @@ def _tables(reports: Sequence[Report]) -> Iterator[Table]:
 
 
 def write_reports(reports: Sequence[Report], path: str) -> None:
-    """Write reports to a JSON file.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
+    """Write reports to a JSON file."""
     atomic_text(path, json.dumps([report.as_dict() for report in reports], indent=1) + '\n')
 
 

@@ -11,7 +11,14 @@ from mmengine.dist import get_world_size
 from mmengine.registry import DATASETS
 from torch.utils.data import DataLoader
 
-from ...config import datasets_of, default_scope, evaluators_of, metainfo_of, transforms_of
+from ...config import (
+    datasets_of,
+    default_scope,
+    dicts_of,
+    evaluators_of,
+    metainfo_of,
+    transforms_of,
+)
 from .report import Report
 
 WORKER_KEYS = ('persistent_workers', 'prefetch_factor', 'timeout')
@@ -33,14 +40,7 @@ ONE_HOT_LOSSES, SOFTMAX_LOSS = ('DiceLoss', 'FocalLoss', 'TverskyLoss'), 'CrossE
 
 
 def check_settings(cfg: Config, loader: str, dataset: BaseDataset, report: Report) -> None:
-    """Check the settings that must fit a data set.
-
-    Args:
-        cfg: The config.
-        loader: The key of the data loader, such as 'train_dataloader'.
-        dataset: A data set of the loader, not initialised.
-        report: The report to add problems to.
-    """
+    """Check the settings of a data loader that must fit its data set, which is not initialised."""
     classes = dataset.metainfo.get('classes') or ()
     problems = [
         *_loader_problems(cfg, loader, dataset),
@@ -91,10 +91,7 @@ def _pools_to_one(head: ConfigDict) -> bool:
 def smallest_batch(cfg: Config, name: str, finite: bool) -> tuple[int, str]:
     """The size of the smallest batch of a data loader in a process, and its reason.
 
-    Args:
-        cfg: The config.
-        name: The key of the data loader.
-        finite: Look at the last batch too, which may be smaller; it takes the number of images.
+    ``finite`` looks at the last batch too, which may be smaller, and reads the number of images.
     """
     loader = cfg[name]
     size = loader.get('batch_size', 1)
@@ -152,21 +149,16 @@ def _heads(cfg: Config) -> Iterator[tuple[str, ConfigDict]]:
             yield f'model.{name}[{i}]' if isinstance(heads, list) else f'model.{name}', head
 
 
-def _class_weights(node: Any, classes: int, key: str = 'model') -> Iterator[tuple[str, str]]:
+def _class_weights(model: Any, classes: int) -> Iterator[tuple[str, str]]:
     """Find lists of class weights of another length than the classes; not in heads of mmseg."""
-    if isinstance(node, list | tuple):
-        node = dict(enumerate(node))
-    if not isinstance(node, dict) or not classes or key.endswith('loss_decode'):
-        return
-    weights = node.get('class_weight')
-    if isinstance(weights, list | tuple):
+    for key, part in dicts_of(model, 'model'):
+        weights = part.get('class_weight')
         # Losses of mmdet have a weight for background too.
-        right = classes + (key.endswith('loss_cls') and not node.get('use_sigmoid'))
-        if len(weights) != right:
+        right = classes + (key.endswith('loss_cls') and not part.get('use_sigmoid'))
+        wrong = isinstance(weights, list | tuple) and len(weights) != right
+        if classes and wrong and 'loss_decode' not in key.split('.'):
             what = f'class_weight has {len(weights)} weights, but the data set {right} classes'
             yield f'{what}{", with background" * (right > classes)}', f'{key}.class_weight'
-    for name, item in node.items():
-        yield from _class_weights(item, classes, f'{key}.{name}')
 
 
 def _map_problems(

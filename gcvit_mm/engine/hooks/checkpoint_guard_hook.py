@@ -6,6 +6,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, Runner
 
 from ...errors import UserError
+from ...training_state import check_training_state
 from ...weights.files import state_dict_of
 from ...weights.load import mismatches
 
@@ -18,20 +19,22 @@ class CheckpointGuardHook(Hook):
     half of them. Configs in checkpoints are not executed.
     """
 
+    priority = 'VERY_HIGH'  # before EMAHook, which loads its part
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the names and shapes of the tensors with those of the model.
 
         Raises:
             UserError: The checkpoint does not fit the model.
         """
-        # mmengine would execute the config to look up the number of GPUs.
-        checkpoint.get('meta', {}).pop('config', None)
         source = runner._load_from or f'the latest in {runner.work_dir}'
-        if runner._resume and 'message_hub' not in checkpoint:
-            raise UserError(
-                f'checkpoint {source} has weights only and cannot be resumed: start a new training '
-                'from it with --cfg-options load_from=FILE'
-            )
+        if runner._resume:
+            try:
+                check_training_state(checkpoint)
+            except UserError as error:
+                raise UserError(f'checkpoint {source}: {error}') from error
+            # mmengine would execute the config to look up the number of GPUs.
+            checkpoint['meta'].pop('config', None)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         file = {k.removeprefix('module.'): v for k, v in state_dict_of(checkpoint).items()}
         own = [name for name in model.state_dict() if 'num_batches_tracked' not in name]

@@ -1,7 +1,9 @@
 """A hook that saves a checkpoint and ends the training on Ctrl-C, or if the job is preempted."""
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,39 +12,53 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-from ..workers import start_resource_tracker, worker_context
+from ..fsdp import ShardedRunner
+from ..workers import Worker, start_resource_tracker, worker_context
 from .safe_checkpoint_hook import checkpoint_hook
 
 OUTLIVING = hasattr(signal, 'sigtimedwait')
 """Whether the system has the functions with which workers outlive signals."""
 
 
+GRACE = 5
+"""Seconds after a signal for the step to end. Docker kills after 10, torchrun after 30."""
+ALARM = getattr(signal, 'SIGALRM', None)  # Windows has none
+
+
 @HOOKS.register_module()
 class PreemptionHook(Hook):
     """On a signal, ends the training after the current step, with a checkpoint and exit status 0.
 
-    After Ctrl-C the status is 130; a second Ctrl-C ends the training at once, without a checkpoint.
+    If the step, the loading of data or an evaluation takes ``GRACE`` seconds longer, or a second
+    signal comes, it is interrupted, and the last finished step is saved. After Ctrl-C the status is
+    130. This needs the loops of this package, and an unsharded model.
 
     In a distributed training, the signal may reach any of the processes, and at different steps.
-    Workers load data until the end; other child processes do not handle the signal.
+    Only a step that is interrupted needs the signal in all of them. Workers load data until the
+    end; other child processes do not handle the signal.
 
     Args:
-        signals: Names of the signals; None takes SIGINT (Ctrl-C) and those that clusters send:
-            SIGTERM and, if the system has it, SIGUSR1.
+        signals: Names of the signals; None takes SIGINT (Ctrl-C), SIGHUP, which closed terminals
+            send, and those that clusters send: SIGTERM and SIGUSR1; all if the system has them.
     """
 
     priority = 'LOWEST'  # after the hook that saves checkpoints
 
     def __init__(self, signals: Sequence[str] | None = None) -> None:
         if signals is None:
-            signals = [name for name in ('SIGINT', 'SIGTERM', 'SIGUSR1') if hasattr(signal, name)]
+            names = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
+            signals = [name for name in names if hasattr(signal, name)]
+            if 'SIGHUP' in signals and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+                signals.remove('SIGHUP')  # nohup
         self.signals = [getattr(signal, name) for name in signals]
         self.received, self.time = 0, 0.0
+        self.loop: Any = None
+        self.evaluates = False
         self.group: Any = None
 
     def before_run(self, runner: Runner) -> None:
@@ -52,7 +68,9 @@ class PreemptionHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Install the signal handlers, and make workers ignore the signals."""
-        _listen(self.signals, self._note)
+        if not isinstance(runner, ShardedRunner):  # whose processes can only save together
+            self.loop = runner.train_loop
+        _listen([*self.signals, *([ALARM] if ALARM else [])], self._note)
         if OUTLIVING:
             for loop in (runner.train_loop, runner.val_loop):
                 loader = getattr(loop, 'dataloader', None)
@@ -65,11 +83,38 @@ class PreemptionHook(Hook):
 
     def _note(self, number: int, frame: Any) -> None:
         # torchrun repeats a signal that the terminal has sent to all processes.
-        if number == self.received == signal.SIGINT and time.monotonic() - self.time > 1:
-            raise KeyboardInterrupt
-        self.received, self.time = number, time.monotonic()
-        if number == signal.SIGINT:  # a handler may interrupt a print
-            os.write(2, b'\ntraining ends after this step; Ctrl-C again ends it without saving\n')
+        again = self.received and number != ALARM and time.monotonic() - self.time > 1
+        if number == ALARM or again:
+            # Other loops cannot tell; they end without a checkpoint if somebody insists.
+            if getattr(self.loop, 'unchanged', again and number == signal.SIGINT):
+                _ignore()
+                raise KeyboardInterrupt
+        elif not self.received:
+            self.received, self.time = number, time.monotonic()
+            if ALARM:
+                signal.setitimer(signal.ITIMER_REAL, GRACE, 1)
+            if number == signal.SIGINT:  # a handler may interrupt a print
+                os.write(2, b'\ntraining ends after this step; Ctrl-C again interrupts the step\n')
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Let a signal interrupt an evaluation: the model is that of the last step."""
+        self._evaluate(self.loop is not None)
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Let a signal wait at the end of an evaluation, when hooks change the model."""
+        if batch_idx == len(runner.val_dataloader) - 1:
+            self._evaluate(False)
+
+    def _evaluate(self, evaluates: bool) -> None:
+        self.evaluates = evaluates
+        if hasattr(self.loop, 'unchanged'):
+            self.loop.unchanged = evaluates
 
     def after_train_iter(
         self,
@@ -84,26 +129,36 @@ class PreemptionHook(Hook):
             SystemExit: This or another process has received a signal.
         """
         # Checkpoints do not hold accumulated gradients.
-        if not runner.optim_wrapper.should_update():
-            return
-        if received := self._received_by_any(runner):
-            for number in self.signals:  # a second signal must not interrupt saving
-                signal.signal(number, signal.SIG_IGN)
-            name = signal.Signals(received).name
-            ends = f'{name}: training ends after iteration {runner.iter + 1}'
-            hook = checkpoint_hook(runner)
-            if hook is None:
-                runner.logger.error(f'{ends} without a checkpoint: use SafeCheckpointHook')
-                raise SystemExit(1)
-            saved = hook.save_now(runner)
-            runner.logger.info(f'{ends}, saved in {hook.out_dir} as {saved}: resume with --resume')
-            raise SystemExit(130 if received == signal.SIGINT else 0)
+        if runner.optim_wrapper.should_update() and (received := self._received_by_any(runner)):
+            self._end(runner, runner.iter + 1, received)
+
+    def _end(self, runner: Runner, step: int, received: int) -> None:
+        _ignore()
+        for hook in runner.hooks if self.evaluates else ():
+            if isinstance(hook, EMAHook):  # the evaluated model is the average
+                hook.after_val_epoch(runner)
+        ends = f'{signal.Signals(received).name}: training ends after iteration {step}'
+        hook = checkpoint_hook(runner)
+        saved = hook.save_now(runner, step) if hook else ''
+        if hook is None or not saved:
+            cure = 'free disk space' if hook else 'use SafeCheckpointHook'
+            runner.logger.error(f'{ends} without a checkpoint: {cure}')
+            raise SystemExit(1)
+        runner.logger.info(f'{ends}, saved in {hook.out_dir} as {saved}: resume with --resume')
+        for child in multiprocessing.active_children():
+            if isinstance(child, Worker):  # one that hangs would not end by itself
+                child.terminate()
+        raise SystemExit(130 if received == signal.SIGINT else 0)
 
     def _received_by_any(self, runner: Runner) -> int:
         if not runner.distributed:
             return self.received
         received = torch.tensor(self.received)
-        dist.all_reduce(received, dist.ReduceOp.MAX, group=self.group)
+        try:
+            dist.all_reduce(received, dist.ReduceOp.MAX, group=self.group)
+        except RuntimeError:  # the others have ended, on the same signal
+            if not self.received:
+                raise
         return int(received)
 
     def after_train(self, runner: Runner) -> None:
@@ -111,7 +166,16 @@ class PreemptionHook(Hook):
         _restore_handlers()
 
     def after_failure(self, runner: Runner) -> None:
-        """Restore the previous signal handlers; the loops of ``gcvit_mm`` call it on an error."""
+        """Restore the previous signal handlers; the loops of ``gcvit_mm`` call it on an error.
+
+        Raises:
+            SystemExit: A signal was received, and the last finished step is saved.
+        """
+        # Communication fails when the other processes have ended on the signal.
+        errors = (KeyboardInterrupt, *([RuntimeError] if runner.distributed else []))
+        expected = isinstance(sys.exception(), errors)
+        if self.received and expected and getattr(self.loop, 'unchanged', False):
+            self._end(runner, runner.iter, self.received)
         _restore_handlers()
 
 
@@ -129,7 +193,15 @@ def _listen(signals: Sequence[int], handler: Callable) -> None:
         signal.signal(number, handler)
 
 
+def _ignore() -> None:
+    """Ignore further signals, which must not interrupt saving."""
+    for number in _handlers:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _restore_handlers() -> None:
+    if ALARM:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     while _handlers:
         number, handler = _handlers.popitem()
         signal.signal(number, handler or signal.SIG_DFL)  # None: Python did not set the handler

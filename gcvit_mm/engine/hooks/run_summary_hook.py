@@ -16,6 +16,7 @@ from ...compat.mmcv_ops import implementation
 from ...models import GCViT
 from ..lr_scaling import effective_batch, learning_rate_factor
 from ..schedule import apply_schedule, check_schedule
+from ..setup import unsaved_states
 
 
 @HOOKS.register_module()
@@ -43,7 +44,7 @@ class RunSummaryHook(Hook):
             UserError: The learning rate would rise again after the end of its schedule.
         """
         _log(runner, [*_environment(runner), *_training(runner), *self.resumed])
-        for line in check_schedule(runner):
+        for line in (*check_schedule(runner), *unsaved_states(runner.cfg)):
             runner.logger.warning(line)
 
     def before_test(self, runner: Runner) -> None:

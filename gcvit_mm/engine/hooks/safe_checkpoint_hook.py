@@ -3,6 +3,8 @@
 import math
 import os
 import re
+import sys
+from logging import FileHandler
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,8 +57,8 @@ class SafeCheckpointHook(CheckpointHook):
         filename_tmpl: Name of a file, with {} for the epoch or iteration.
         save_begin: The first epoch or iteration after which to save.
         backend_args: Arguments of mmengine's file backend; None writes local files atomically.
-        on_failure: 'stop' the training if a checkpoint cannot be written, or log an error and
-            'continue'.
+        on_failure: 'stop' the training if a checkpoint or the log cannot be written, or print an
+            error and 'continue'.
     """
 
     def __init__(
@@ -79,6 +81,9 @@ class SafeCheckpointHook(CheckpointHook):
         for name, value in counts.items():
             if not isinstance(value, int):
                 raise ArgumentError(f'default_hooks.checkpoint.{name}={value}: pass an integer')
+        if on_failure not in ('stop', 'continue'):
+            name = 'default_hooks.checkpoint.on_failure'
+            raise ArgumentError(f"{name}={on_failure}: pass 'stop' or 'continue'")
         super().__init__(
             interval=interval,
             by_epoch=by_epoch,
@@ -94,7 +99,30 @@ class SafeCheckpointHook(CheckpointHook):
             backend_args=backend_args or dict(backend='whole_file'),
         )
         self.on_failure = on_failure
+        self.misses_log = False
         self.saved_iter = -1  # number of iterations before the latest checkpoint
+
+    def before_run(self, runner: Runner) -> None:
+        """Let the log fail as checkpoints do."""
+        if self.on_failure == 'continue':
+            for handler in runner.logger.handlers:
+                if isinstance(handler, FileHandler):
+                    handler.handleError = self._miss_log  # type: ignore[method-assign]
+            add_scalars = runner.visualizer.add_scalars
+
+            def add_or_miss(*args: Any, **kwargs: Any) -> None:
+                try:
+                    add_scalars(*args, **kwargs)
+                except OSError:
+                    self._miss_log()
+
+            runner.visualizer.add_scalars = add_or_miss
+
+    def _miss_log(self, record: Any = None) -> None:
+        if not self.misses_log:
+            self.misses_log = True
+            reason = f'the log cannot be written ({sys.exception()})'
+            print(f'warning: {reason}; training continues without its lines', file=sys.stderr)
 
     def before_train(self, runner: Runner) -> None:
         """Remove unfinished files of an earlier run."""
@@ -106,16 +134,19 @@ class SafeCheckpointHook(CheckpointHook):
                 if re.search(r'\.pth\.\d+\.tmp$', path.name):
                     path.unlink(missing_ok=True)
 
-    def save_now(self, runner: Runner) -> str:
-        """Save a checkpoint in ``after_train_iter``, unless this iteration has one.
+    def save_now(self, runner: Runner, step: int) -> str:
+        """Save a checkpoint, unless there is one of this step.
+
+        Args:
+            runner: The runner.
+            step: Number of finished steps.
 
         Returns:
-            Name of the checkpoint file.
+            Name of the checkpoint file; '' if it cannot be written and the training continues.
         """
-        name = f'iter_{runner.iter + 1}.pth'
-        if self.saved_iter != runner.iter + 1:
-            self._save(runner, name, dict(epoch=runner.epoch, iter=runner.iter + 1))
-        return os.path.basename(str(self.last_ckpt))
+        if self.saved_iter != step:
+            self._save(runner, f'iter_{step}.pth', dict(epoch=runner.epoch, iter=step))
+        return os.path.basename(str(self.last_ckpt)) if self.saved_iter == step else ''
 
     # mmengine's hook calls this method when a checkpoint is due.
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:

@@ -12,15 +12,9 @@ from .tiles import Piece, Window, blend, encode, merge
 
 
 def merge_objects(samples: Iterable[Any], grid: list[list[Window]], shape: tuple[int, int]) -> Any:
-    """Merge the objects of tiles.
+    """Merge the mmdet data samples of tiles, row by row, to that of an image.
 
-    Args:
-        samples: mmdet data sample of each tile, row by row.
-        grid: Windows of the tiles.
-        shape: Height and width of the image.
-
-    Returns:
-        A data sample of the image; its masks are a list of COCO run-length encodings.
+    Its masks are a list of COCO run-length encodings.
     """
     pieces: list[Piece] = []
     flat = [window for row in grid for window in row]
@@ -50,16 +44,9 @@ def _pieces(instances: InstanceData, window: Window) -> Iterable[Piece]:
 def blend_labels(
     samples: Iterable[Any], grid: list[list[Window]], shape: tuple[int, int], model: Any
 ) -> Any:
-    """Blend the class scores of tiles into a label map.
+    """Blend the scores in mmseg data samples of tiles, row by row, into a label map of the image.
 
-    Args:
-        samples: mmseg data sample of each tile, row by row.
-        grid: Windows of the tiles.
-        shape: Height and width of the image.
-        model: The segmenter; a binary segmenter has the threshold of its single class.
-
-    Returns:
-        A data sample of the image, with ``pred_sem_seg`` and without scores.
+    The data sample has no scores. A binary segmenter has the threshold of its single class.
     """
     stream = iter(samples)
     first = next(stream)

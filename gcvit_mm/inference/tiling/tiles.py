@@ -52,13 +52,9 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def windows(height: int, width: int, tile: int, overlap: int) -> list[list[Window]]:
-    """Cover an image with windows, row by row.
+    """Cover an image with windows, row by row, whose neighbours overlap by at least ``overlap``.
 
-    Args:
-        height: Height of the image.
-        width: Width of the image.
-        tile: Side of a window; a window is smaller only if the image is.
-        overlap: Minimum overlap of neighbouring windows, from 1 to ``tile - 1``.
+    A window is smaller than ``tile`` only if the image is.
     """
     return [
         [
@@ -72,13 +68,7 @@ def windows(height: int, width: int, tile: int, overlap: int) -> list[list[Windo
 def depth(start: int, end: int, length: int) -> np.ndarray:
     """Compute how far the pixels along a side of a window are from its borders, from 1.
 
-    Args:
-        start: Start of the window.
-        end: End of the window, exclusive.
-        length: Length of the side of the image.
-
-    Returns:
-        (end - start,); borders of the image are infinitely far, in effect.
+    Borders of the image, which is ``length`` long, are infinitely far, in effect.
     """
     steps = np.arange(1, end - start + 1)
     far = np.full_like(steps, 2**31)
@@ -90,24 +80,14 @@ def depth(start: int, end: int, length: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """The part of an object that is predicted in a window.
-
-    Attributes:
-        window: The window.
-        label: Index of the class.
-        score: From 0 to 1.
-        box: x1, y1, x2, y2 in the image.
-        corner: x and y of the mask's first pixel in the image.
-        mask: COCO run-length encoding of the bounding rectangle; None if the detector has no
-            masks, in which case the box is used in its place.
-    """
+    """The part of an object that is predicted in a window."""
 
     window: Window
     label: int
     score: float
-    box: tuple[float, float, float, float]
-    corner: tuple[int, int] = (0, 0)
-    mask: dict | None = None
+    box: tuple[float, float, float, float]  # x1, y1, x2, y2 in the image
+    corner: tuple[int, int] = (0, 0)  # x and y of the mask's first pixel in the image
+    mask: dict | None = None  # COCO run-length encoding of ``extent``; without, the box is used
 
     @property
     def extent(self) -> Window:
@@ -169,11 +149,6 @@ def merge(pieces: Sequence[Piece], height: int, width: int) -> list[Object]:
     the overlap of the windows; pairs chain, so an object may span any number of windows. An object
     whose pieces are all cut is dropped if another window contains more of it, and has most of it
     (``COVERED``) in an object.
-
-    Args:
-        pieces: Pieces of all windows.
-        height: Height of the image.
-        width: Width of the image.
 
     Returns:
         The objects by descending score, which is the mean of the scores of the pieces, weighted by
@@ -348,13 +323,13 @@ def blend(
     grid: list[list[Window]],
     decide: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Blend the class scores of windows into a label map.
+    """Blend the class scores of windows, (classes, h, w) row by row, into a label map.
 
     Labels are computed as soon as their scores are complete: only the scores of a window, and of
     the overlap of a row of windows with the next row, are in memory.
 
     Args:
-        scores: (classes, h, w) of each window, row by row.
+        scores: Scores of each window.
         grid: The windows, from ``windows``.
         decide: Function from blended scores (classes, h, w) to labels (h, w).
 

@@ -1,0 +1,5 @@
+"""``mask_rcnn_gcvit_xxtiny.py`` for boxes alone."""
+
+_base_ = './mask_rcnn_gcvit_xxtiny.py'
+
+model = dict(type='FasterRCNN', roi_head=dict(mask_roi_extractor=None, mask_head=None))

@@ -1,0 +1,103 @@
+"""A data set in the form that the configs read, which ``bring_in`` writes."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..datasets.check.report import Report
+from ..errors import UserError
+from ..fileio import atomic_text
+
+FILE = 'dataset.json'
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What a folder of ``bring_in`` holds.
+
+        dataset.json            this record
+        import.json             what was read, what was skipped and why
+        train.json, val.json    COCO files, for detection and instances
+        train.txt, val.txt      lists of images, with labels for classification
+        label_maps/**.png       for segmentation: numbers of classes, 255 is ignored
+        images/                 only if the images are copied
+
+    Attributes:
+        root: The folder.
+        images: The folder that names of images in lists and COCO files refer to.
+        format: The format of the source, as in ``FORMATS``.
+        task: One of ``TASKS``; 'instances' are objects with masks.
+        classes: Names of the classes, in the order of the labels.
+        palette: A colour (R, G, B) for each class.
+        counts: For each split, 'train', 'val' and maybe 'test', the number of images and objects.
+        reports: What was read and skipped, for ``print_reports``; only of ``bring_in``.
+    """
+
+    root: Path
+    images: Path
+    format: str
+    task: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    counts: dict[str, dict[str, int]]
+    reports: tuple[Report, ...] = ()
+
+    def ann_file(self, split: str) -> Path:
+        """The COCO file or list of a split, for configs and COCO evaluators."""
+        boxes = self.task in ('detection', 'instances')
+        return self.root / f'{split}.{"json" if boxes else "txt"}'
+
+    def settings(self, split: str) -> dict[str, Any]:
+        """The settings of a split for the data set of a config: all but its type and pipeline."""
+        prefix: dict[str, str] = {'img': str(self.images)}
+        more: dict[str, Any] = {}
+        if self.task == 'segmentation':
+            prefix = {'img_path': str(self.images), 'seg_map_path': str(self.root / 'label_maps')}
+            more = {'img_suffix': '', 'seg_map_suffix': '.png', 'reduce_zero_label': False}
+        elif self.task == 'classification':
+            prefix = {'img_path': str(self.images)}
+        return {
+            'data_root': '',
+            'ann_file': str(self.ann_file(split)),
+            'data_prefix': prefix,
+            'metainfo': {'classes': self.classes, 'palette': self.palette},
+            **more,
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write ``dataset.json`` to a folder that will have the path ``root``."""
+        record = {
+            'format': self.format,
+            'task': self.task,
+            'classes': self.classes,
+            'palette': self.palette,
+            'images': os.path.relpath(self.images, self.root),
+            'counts': self.counts,
+        }
+        atomic_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + '\n')
+
+    @classmethod
+    def load(cls, root: str | os.PathLike) -> 'Dataset':
+        """Read a folder that ``bring_in`` has written.
+
+        Raises:
+            UserError: The folder has no valid ``dataset.json``.
+        """
+        root = Path(root)
+        try:
+            record = json.loads((root / FILE).read_text(encoding='utf-8'))
+            return cls(
+                root=root,
+                images=Path(os.path.normpath(root / record['images'])),
+                format=record['format'],
+                task=record['task'],
+                classes=tuple(record['classes']),
+                palette=tuple(map(tuple, record['palette'])),
+                counts=record['counts'],
+            )
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise UserError(
+                f'{root / FILE} cannot be read ({error}): run gcvit-mm convert-dataset again'
+            ) from error
