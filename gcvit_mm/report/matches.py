@@ -85,8 +85,8 @@ def match_all(
         *((name, float) for name in ('score', 'own', 'other')),
         *((name, *at_ious) for name in ('correct', 'ignored')),
     ]
-    images, annotations = sorted(truth.imgs), []
-    parts, objects = [], []
+    images, parts, objects = sorted(truth.imgs), [], []
+    annotations: list[dict] = []
     for number, image in enumerate(images):
         every = [a for a in truth.imgToAnns[image] if a['category_id'] in label_of]
         every.sort(key=lambda annotation: bool(annotation.get('iscrowd')))
@@ -112,9 +112,9 @@ def match_all(
         part.own, part.own_object = own.max(1), len(annotations) + own.argmax(1)
         part.other, part.other_object = other.max(1), len(annotations) + other.argmax(1)
         free = np.ones((len(needed), count + 1), bool)
-        for i in np.flatnonzero(part.own >= needed.min()):
-            offered = free * own[i]
-            part.correct[i] = right = offered.max(1) >= needed
+        for k in np.flatnonzero(part.own >= needed.min()):
+            offered = free * own[k]
+            part.correct[k] = right = offered.max(1) >= needed
             free[right, offered.argmax(1)[right]] = False
         part.ignored = ~part.correct & (in_crowd[:, None] >= needed)
         parts.append(part)
