@@ -4,7 +4,9 @@ import csv
 import json
 import os
 import runpy
+import sys
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 import gcvit_mm.datasets
 import gcvit_mm.evaluation  # noqa: F401  (registers)
@@ -29,6 +32,7 @@ from gcvit_mm.datasets.shapes import make_shapes
 from gcvit_mm.engine import EvaluatorHook, SafeCheckpointHook
 from gcvit_mm.engine.hooks.safe_checkpoint_hook import WholeFileBackend
 from gcvit_mm.errors import UserError
+from gcvit_mm.evaluation.faster_coco_metric import fastest_evaluation
 from gcvit_mm.evaluation.metrics import repair_coco_metric
 from gcvit_mm.evaluation.prediction_files import (
     PredictionFilesHook,
@@ -187,6 +191,30 @@ def test_both_coco_evaluators_agree_on_crowds_classes_and_proposals(shapes):
         assert 0.1 < slow[kind][f'coco/{kind}_mAP'] < 0.9
         assert len({slow[kind][f'coco/{name}_precision'] for name in ('disk', 'box', 'star')}) == 3
     assert 0.1 < slow['proposal']['coco/AR@1000'] < 0.9
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+@pytest.mark.parametrize('hidden', [[], ['hotcoco'], ['hotcoco', 'faster_coco_eval']])
+def test_the_evaluation_agrees_in_all_digits_whatever_is_installed(
+    hidden, kind, shapes, monkeypatch
+):
+    names = ['hotcoco', 'faster_coco_eval', 'pycocotools']
+    present = [name for name in names if name not in hidden and find_spec(name)]
+    for name in hidden:
+        monkeypatch.setitem(sys.modules, name, None)
+    truth = COCO(str(shapes / 'annotations/instances_validation.json'))
+    results = truth.loadRes(detections(truth))
+    figures = []
+    for create in (fastest_evaluation(), COCOeval):
+        evaluation = create(truth, results, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        figures.append(list(evaluation.stats[:12]))
+        used = type(evaluation).__module__.split('.')[0].replace('builtins', 'hotcoco')
+        assert used == (present[0] if create is not COCOeval else 'pycocotools')
+    assert figures[0] == pytest.approx(figures[1], abs=1e-12)
+    assert 0.1 < figures[0][0] < 0.9
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
