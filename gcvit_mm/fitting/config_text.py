@@ -1,6 +1,7 @@
 """The config file that a fit writes: its decisions, each with its reason in a comment."""
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,7 +122,9 @@ def _loaders(data: Dataset, facts: Facts, made: Decisions) -> Lines:
         train['type'] = 'CocoDataset' if data.task in BOXES else 'CustomDataset'
         train = {'dataset': train, 'oversample_thr': made['rare'].value}
         train = {'_delete_': True, 'type': 'ClassBalancedDataset', **train}
-    yield f'train_dataloader = {_code({"batch_size": made["batch"].value, "dataset": train})}'
+    workers = min(max((os.cpu_count() or 2) // max(facts.gpus, 1), 1), 8)
+    loader = {'batch_size': made['batch'].value, 'num_workers': workers, 'dataset': train}
+    yield f'train_dataloader = {_code(loader)}'
     yield 'val_dataloader = test_dataloader = dict(dataset=dict(**val, pipeline=test_pipeline))'
     if data.task in BOXES:
         yield "val_evaluator = test_evaluator = dict(ann_file=val['ann_file'])"
