@@ -13,11 +13,12 @@ from mmengine.config import Config
 
 from gcvit_mm.config import build_model
 from gcvit_mm.errors import UserError
+from gcvit_mm.fitting.config_text import config_text
 from gcvit_mm.fitting.decisions import Decision, batch_sizes, decide, epochs_for, rate_for
 from gcvit_mm.fitting.facts import Facts, find_facts, read_reports
 from gcvit_mm.fitting.options import Options
-from gcvit_mm.fitting.run import plan
-from gcvit_mm.formats import bring_in
+from gcvit_mm.fitting.run import add_schedule, plan
+from gcvit_mm.formats import Dataset, bring_in
 
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
 PHOTOS = Facts(
@@ -170,6 +171,22 @@ def test_the_same_command_resumes_and_another_is_refused(fitted, tiny_shapes):
     output = succeed('fit.py', *arguments, '--batch', 4)
     assert 'its decisions are used' in output
     assert 'Epoch(train)' not in output
+
+
+@pytest.mark.parametrize(
+    'name', ['a"""b', "it's", 'back\\slash', 'new\nline', '{{ $HOME:x }}', 'ü ß']
+)
+def test_names_of_folders_and_classes_are_text_in_the_config(name, tmp_path):
+    data = Dataset(tmp_path, tmp_path / name, '', 'detection', (name,), ((1, 2, 3),), {})
+    facts = replace(PHOTOS, task='detection', classes=(name,))
+    made = decide(facts, Options(weights='scratch')) | {'batch': Decision(2, name)}
+    made['lr'] = rate_for(facts, made, Options())
+    add_schedule(made, Decision(1, name), 1)
+    config = tmp_path / 'config.py'
+    config.write_text(config_text(data, facts, made, f'gcvit-mm fit {name}'))
+    cfg = Config.fromfile(config)
+    assert cfg.metainfo.classes == (name,)
+    assert cfg.train_dataloader.dataset.data_prefix.img == str(tmp_path / name)
 
 
 def paint(path: Path, number: int) -> None:

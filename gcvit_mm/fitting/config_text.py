@@ -1,11 +1,13 @@
 """The config file that a fit writes: its decisions, each with its reason in a comment."""
 
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from yapf.yapflib.yapf_api import FormatCode
 
+from ..errors import printable
 from ..formats import Dataset
 from .decisions import METRICS, Decisions
 from .facts import BASES, Facts
@@ -29,15 +31,21 @@ def config_text(data: Dataset, facts: Facts, made: Decisions, command: str) -> s
     number = len(data.classes)
     title = f'{data.task.capitalize()}, {number} class{"es" * (number != 1)}, written by'
     advice = 'Edit this file freely, and train it by ``gcvit-mm train``.'
-    head = f'"""{title} ``{command}``.\n\n{advice}\n"""\n\n'
+    head = f'"""{title} ``{in_docstring(command)}``.\n\n{advice}\n"""\n\n'
     parts = (_base, _data, _pipelines, _loaders, _model, _schedule)
     body = '\n'.join('\n'.join(part(data, facts, made)) + '\n' for part in parts)
-    return head + FormatCode(body, style_config=STYLE)[0]
+    # mmengine replaces names in double braces, also in class names.
+    return (head + FormatCode(body, style_config=STYLE)[0]).replace('{{', '{\\x7b')
+
+
+def in_docstring(command: str) -> str:
+    """The command as it stands in the docstring of a config."""
+    return printable(command).replace('\\', '/').replace('"', "'").replace('{{', '{ {')
 
 
 def _why(name: str, made: Decisions, title: str = '') -> str:
     """A comment with a decision and its reason."""
-    return f'# {title or name.capitalize()} {made[name].value}: {made[name].why}.'
+    return printable(f'# {title or name.capitalize()} {made[name].value}: {made[name].why}.')
 
 
 class Code(str):
@@ -121,7 +129,9 @@ def _loaders(data: Dataset, facts: Facts, made: Decisions) -> Lines:
         train['type'] = 'CocoDataset' if data.task in BOXES else 'CustomDataset'
         train = {'dataset': train, 'oversample_thr': made['rare'].value}
         train = {'_delete_': True, 'type': 'ClassBalancedDataset', **train}
-    yield f'train_dataloader = {_code({"batch_size": made["batch"].value, "dataset": train})}'
+    workers = min(max((os.cpu_count() or 2) // max(facts.gpus, 1), 1), 8)
+    loader = {'batch_size': made['batch'].value, 'num_workers': workers, 'dataset': train}
+    yield f'train_dataloader = {_code(loader)}'
     yield 'val_dataloader = test_dataloader = dict(dataset=dict(**val, pipeline=test_pipeline))'
     if data.task in BOXES:
         yield "val_evaluator = test_evaluator = dict(ann_file=val['ann_file'])"

@@ -78,7 +78,7 @@ def _head(facts: Facts, made: Decisions) -> Decision:
 def _weights(facts: Facts, made: Decisions) -> Decision:
     if made['model'].value == 'nano':
         return Decision('scratch', 'nano has no published weights')
-    return Decision('imagenet', 'few images need a trained backbone (licence: not for business)')
+    return Decision('imagenet', 'few images need a trained backbone (non-commercial licence)')
 
 
 def _size(facts: Facts, made: Decisions) -> Decision:

@@ -55,6 +55,8 @@ def plan(
     Raises:
         UserError: The data cannot be used, or a value is wrong.
     """
+    from .config_text import in_docstring
+
     options.check()
     folder = Path(folder)
     if not folder.is_dir():
@@ -64,7 +66,7 @@ def plan(
     command = options.command(folder, work)
     if not config.exists():
         _write_config(folder, work, config, command, options)
-    elif f'``{command}``' in config.read_text():
+    elif f'``{in_docstring(command)}``' in config.read_text():
         print(f'{config} is there already: its decisions are used')
     else:
         raise UserError(
@@ -106,7 +108,7 @@ def _write_config(folder: Path, work: Path, config: Path, command: str, options:
     try:
         for made['batch'] in batch_sizes(facts, options):
             made['lr'] = rate_for(facts, made, options)
-            _add_schedule(made, Decision(1, ''), 1)
+            add_schedule(made, Decision(1, ''), 1)
             atomic_text(trial, config_text(data, facts, made, command))
             print(f'trying a batch of {made["batch"].value} images ...', flush=True)
             try:
@@ -119,7 +121,7 @@ def _write_config(folder: Path, work: Path, config: Path, command: str, options:
     finally:
         trial.unlink(missing_ok=True)
     steps = max(steps // max(gpus, 1), 1)
-    _add_schedule(made, epochs_for(facts, steps, (step, validation), options), steps)
+    add_schedule(made, epochs_for(facts, steps, (step, validation), options), steps)
     text = config_text(data, facts, made, command)
     atomic_text(config, f'{text}randomness = dict(seed={options.seed})\n')
     print(f'\ndecisions, written to {config}:')
@@ -141,7 +143,7 @@ def _get_weights(made: Decisions) -> None:
             made['weights'] = Decision('scratch', 'the published weights could not be downloaded')
 
 
-def _add_schedule(made: Decisions, epochs: Decision, steps: int) -> None:
+def add_schedule(made: Decisions, epochs: Decision, steps: int) -> None:
     """Add what follows from the number of epochs and the steps of one."""
     total = epochs.value * steps
     momentum = float(f'{min(max(20 / total, 2e-4), 0.1):.1g}')

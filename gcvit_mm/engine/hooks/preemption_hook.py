@@ -195,8 +195,10 @@ def _listen(signals: Sequence[int], handler: Callable) -> None:
 
 def _ignore() -> None:
     """Ignore further signals, which must not interrupt saving."""
-    for number in _handlers:
-        signal.signal(number, signal.SIG_IGN)
+    if ALARM:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # at its exit Python would be killed by an alarm
+    for number in _handlers:  # with SIG_IGN, Python prints an error for signals that wait
+        signal.signal(number, lambda *_: None)
 
 
 def _restore_handlers() -> None:
