@@ -7,57 +7,37 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..choices import TASKS
+from ..choices import LABEL_FORMATS, TASKS
 from ..datasets.check.report import Report, write_reports
 from ..drawing.palette import color_of
 from ..errors import ArgumentError, UserError
 from ..fileio import atomic_text
+from ..inference.results import write_labels
 from . import maps, objects
 from .dataset import FILE, Dataset
 from .source import Record, Skip, Source, is_mask, suffix
 from .splits import read_lists, split
-from .write import WRITERS, Sample, annotate, coco, paint, place, save_map, unique_names
+from .write import WRITERS, Sample, annotate, coco, paint, place, unique_names
 
 __all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'describe', 'export', 'recognise']
 
-FORMATS: dict[str, tuple[str, objects.Find, objects.Read]] = {
-    'coco': ('COCO', *objects.COCO),
-    'panoptic': ('COCO panoptic', *maps.PANOPTIC),
-    'cvat': ('CVAT', *objects.CVAT),
-    'labelme': ('LabelMe', *objects.LABELME),
-    'via': ('VIA', *objects.VIA),
-    'supervisely': ('Supervisely', *objects.SUPERVISELY),
-    'voc': ('Pascal VOC', *objects.VOC),
-    'yolo': ('YOLO', objects.find_yolo, objects.read_yolo),
-    'csv': ('CSV', maps.find_csv, maps.read_csv),
-    'instance-masks': (
-        'instance mask',
-        partial(maps.find_masks, kind='instances'),
-        maps.read_instance_masks,
+FORMATS = {name: (objects.FORMATS | maps.FORMATS)[name] for name in LABEL_FORMATS}
+"""The formats in the order in which they are looked for."""
+BOXES = ('detection', 'instances')
+NEEDS: dict[str, tuple[str, Callable[[Record], bool]]] = {
+    'detection': ('boxes or masks of objects', lambda record: bool(record.objects)),
+    'instances': ('masks of objects', lambda record: any(own.mask for own in record.objects)),
+    'segmentation': (
+        'label maps, or masks of objects',
+        lambda record: bool(record.label_map) or any(own.mask for own in record.objects),
     ),
-    'colour-masks': ('colour mask', partial(maps.find_masks, kind='colours'), maps.read_maps),
-    'label-maps': ('label map', partial(maps.find_masks, kind='labels'), maps.read_maps),
-    'folders': ('class folder', maps.find_folders, maps.read_folders),
+    'classification': ('one class for each image', lambda record: bool(record.label)),
 }
-"""The formats in the order in which they are looked for: title, label files, records."""
-NEEDS = {
-    'detection': 'boxes or masks of objects',
-    'instances': 'masks of objects',
-    'segmentation': 'label maps, or masks of objects',
-    'classification': 'one class for each image',
-}
-
-HAS: dict[str, Callable[[Record], bool]] = {
-    'detection': lambda record: bool(record.objects),
-    'instances': lambda record: any(own.mask for own in record.objects),
-    'segmentation': lambda r: bool(r.label_map) or any(own.mask for own in r.objects),
-    'classification': lambda record: bool(record.label),
-}
+"""What the labels of a task are, and whether a record has them."""
 
 
 def bring_in(
@@ -97,7 +77,7 @@ def bring_in(
         for name, samples in read.splits.items():
             for sample in samples if copy else ():
                 place(read.source, sample.record.image, folder / 'images' / sample.name, True)
-            if read.task in ('detection', 'instances'):
+            if read.task in BOXES:
                 atomic_text(folder / f'{name}.json', coco(samples, read.classes))
                 continue
             lines = [sample.name for sample in samples]
@@ -155,8 +135,9 @@ def export(
         raise UserError(f'{dest} is in {root}, whose labels are read: choose a folder outside')
     with _folder(root, dest) as folder:
         read = _read(root, dest, folder, format, None, val, seed)
-        if read.task not in ('detection', 'instances'):
-            raise UserError(f'{to} takes {NEEDS["detection"]}, but {source} has {read.task} data')
+        if read.task not in BOXES:
+            needs, _ = NEEDS['detection']
+            raise UserError(f'{to} takes {needs}, but {source} has {read.task} data')
         unique_names([own for samples in read.splits.values() for own in samples])
         for name, samples in read.splits.items():
             images = WRITERS[to](read.source, folder, name, samples, read.classes)
@@ -175,16 +156,14 @@ def recognise(source: Source) -> tuple[str, list[str]]:
         UserError: There are no labels in a known format, or in the one that was chosen.
     """
     if not source.images:
-        raise UserError(
-            f'{source.root} has no images: pass the folder that holds images and labels'
-        )
+        raise UserError(f'{source.root} has no images: pass the folder of images and labels')
     for name in [source.format] if source.format else FORMATS:
-        if files := FORMATS[name][1](source):
+        if files := FORMATS[name].find(source):
             return name, files
-    kinds = Counter(suffix(path) or 'without a suffix' for path in source.files).most_common(4)
+    counts = Counter(suffix(path) or 'without a suffix' for path in source.files).most_common(4)
     what = f'labels of the format {source.format}' if source.format else 'labels in a known format'
     raise UserError(
-        f'{source.root} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in kinds)}: '
+        f'{source.root} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in counts)}: '
         f'docs/formats.md says by what formats are recognised{source.first_problem()}'
     )
 
@@ -198,7 +177,7 @@ def describe(source: str | os.PathLike) -> str:
     if os.path.isfile(os.path.join(source, FILE)):
         task = Dataset.load(source).task
         return f'{source} holds {task} data in the own form: pass a config that reads them'
-    title = FORMATS[recognise(Source(Path(source), Path(source) / 'gcvit_mm'))[0]][0]
+    title = FORMATS[recognise(Source(Path(source), Path(source) / 'gcvit_mm'))[0]].title
     command = f'gcvit-mm convert-dataset {shlex.quote(str(source))}'
     return f'{source} holds {title} labels, not a config: run {command}'
 
@@ -217,18 +196,14 @@ class _Read:
         """What was skipped, and the images and objects of each class in each split."""
         reports = [self.source.report]
         for name, samples in self.splits.items():
-            report = Report(name, f'{self.task} data')
-            report.digests = {sample.name: b'' for sample in samples}
+            digests = {sample.name: b'' for sample in samples}
             objects = Counter(own for sample in samples for own in sample.present)
             images = Counter(own for sample in samples for own in set(sample.present))
-            counts = {'objects': objects} if self.task in ('detection', 'instances') else {}
-            for own in self.classes:
-                kinds = {**counts, 'images': images}
-                report.classes[own] = {kind: count[own] for kind, count in kinds.items()}
-            reports.append(report)
-        self.source.report.digests = {
-            sample.name: b'' for samples in self.splits.values() for sample in samples
-        }
+            kinds = {'objects': objects} if self.task in BOXES else {}
+            kinds['images'] = images
+            classes = {own: {kind: n[own] for kind, n in kinds.items()} for own in self.classes}
+            reports.append(Report(name, f'{self.task} data', digests=digests, classes=classes))
+            self.source.report.digests |= digests
         return tuple(reports)
 
 
@@ -248,11 +223,11 @@ def _read(
         raise ArgumentError(f'val {val}: choose a share between 0 and 1, such as 0.2')
     source = Source(root, dest, task or '', format or '')
     format, files = recognise(source)
-    title, _, read = FORMATS[format]
-    source.report.source = f'{title} labels in {root}'
+    title = f'{FORMATS[format].title} labels in {root}'
+    source.report.source = title
     read_lists(source)
     records: dict[str, Record] = {}
-    for record in read(source, files):
+    for record in FORMATS[format].read(source, files):
         if record.image in records:
             what, first = 'second label file of an image', records[record.image].place
             source.report.add('warning', what, f'{record.place}: {record.image} is in {first}')
@@ -262,12 +237,13 @@ def _read(
     for image in source.images.values():
         if image not in labelled and not is_mask(image):
             source.report.add('note', 'image without labels: not used', image)
-    if not any(has(record) for has in HAS.values() for record in records.values()):
-        raise UserError(f'{title} labels in {root} cannot be used{source.first_problem()}')
+    if not any(has(record) for _, has in NEEDS.values() for record in records.values()):
+        raise UserError(f'{title} cannot be used{source.first_problem()}')
     task = task or _task(source, records.values())
-    if not any(HAS[task](record) for record in records.values()):
-        found = f'{title} labels in {root} cannot be used for {task}, which needs {NEEDS[task]}'
-        raise UserError(f'{found}{source.first_problem()}')
+    needs, has = NEEDS[task]
+    if not any(map(has, records.values())):
+        what = f'{title} cannot be used for {task}, which needs {needs}'
+        raise UserError(f'{what}{source.first_problem()}')
     names = {own.name for record in records.values() for own in record.objects}
     names |= {record.label for record in records.values() if task == 'classification'} - {''}
     classes = [*dict.fromkeys(source.classes), *sorted(names - {*source.classes})]
@@ -283,22 +259,17 @@ def _read(
 
 
 def _sample(source: Source, record: Record, task: str, classes: list[str], folder: Path) -> Sample:
-    """The labels of an image as a task needs them; a label map is written.
-
-    Raises:
-        Skip: The image cannot be used.
-    """
-    size = source.size(record.image)
+    """The labels of an image as a task needs them; a label map is written."""
+    name, size = record.image, source.size(record.image)
     if all(record.told) and record.told != size:
         raise Skip('labels are for another size of the image', f'{record.told}, image {size}')
-    name = record.image
-    if task in ('segmentation', 'classification') and (name != name.strip() or '\n' in name):
+    if task not in BOXES and (name != name.strip() or '\n' in name):
         raise Skip('image has a name that a list cannot hold: rename it', repr(name))
     if task == 'classification':
         if not record.label:
             raise Skip('image without a class', name)
         return Sample(record, name, size, [], [record.label])
-    annotations = annotate(source, record, size, masks=task in ('instances', 'segmentation'))
+    annotations = annotate(source, record, size, masks=task != 'detection')
     if record.objects and not annotations:
         raise Skip('no object of the image can be used', name)
     if task != 'segmentation':
@@ -306,7 +277,7 @@ def _sample(source: Source, record: Record, task: str, classes: list[str], folde
     labels = record.label_map() if record.label_map else paint(annotations, size, classes)
     if labels.shape[::-1] != size:
         raise Skip('label map has another size than its image', f'{labels.shape[::-1]}, {size}')
-    save_map(folder / 'label_maps' / f'{name}.png', labels)
+    write_labels(folder / 'label_maps' / f'{name}.png', labels)
     present = [classes[value] for value in np.unique(labels) if value != maps.IGNORED]
     return Sample(record, name, size, [], present)
 

@@ -51,31 +51,23 @@ class Dataset:
 
     def settings(self, split: str) -> dict[str, Any]:
         """The settings of a split for the data set of a config: all but its type and pipeline."""
-        prefix: dict[str, str] = {'img': str(self.images)}
-        more: dict[str, Any] = {}
-        if self.task == 'segmentation':
-            prefix = {'img_path': str(self.images), 'seg_map_path': str(self.root / 'label_maps')}
-            more = {'img_suffix': '', 'seg_map_suffix': '.png', 'reduce_zero_label': False}
-        elif self.task == 'classification':
-            prefix = {'img_path': str(self.images)}
-        return {
+        boxes = self.task in ('detection', 'instances')
+        settings: dict[str, Any] = {
             'data_root': '',
             'ann_file': str(self.ann_file(split)),
-            'data_prefix': prefix,
+            'data_prefix': {'img' if boxes else 'img_path': str(self.images)},
             'metainfo': {'classes': self.classes, 'palette': self.palette},
-            **more,
         }
+        if self.task == 'segmentation':
+            settings['data_prefix']['seg_map_path'] = str(self.root / 'label_maps')
+            settings |= {'img_suffix': '', 'seg_map_suffix': '.png', 'reduce_zero_label': False}
+        return settings
 
     def save(self, folder: Path) -> None:
         """Write ``dataset.json`` to a folder that will have the path ``root``."""
-        record = {
-            'format': self.format,
-            'task': self.task,
-            'classes': self.classes,
-            'palette': self.palette,
-            'images': os.path.relpath(self.images, self.root),
-            'counts': self.counts,
-        }
+        keys = ('format', 'task', 'classes', 'palette', 'counts')
+        record = {key: getattr(self, key) for key in keys}
+        record['images'] = os.path.relpath(self.images, self.root)
         atomic_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + '\n')
 
     @classmethod
@@ -85,19 +77,13 @@ class Dataset:
         Raises:
             UserError: The folder has no valid ``dataset.json``.
         """
-        root = Path(root)
+        file = Path(root) / FILE
         try:
-            record = json.loads((root / FILE).read_text(encoding='utf-8'))
-            return cls(
-                root=root,
-                images=Path(os.path.normpath(root / record['images'])),
-                format=record['format'],
-                task=record['task'],
-                classes=tuple(record['classes']),
-                palette=tuple(map(tuple, record['palette'])),
-                counts=record['counts'],
-            )
+            record = json.loads(file.read_text(encoding='utf-8'))
+            record['images'] = Path(os.path.normpath(Path(root) / record['images']))
+            record['classes'] = tuple(record['classes'])
+            record['palette'] = tuple(map(tuple, record['palette']))
+            return cls(Path(root), **record)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f'{root / FILE} cannot be read ({error}): run gcvit-mm convert-dataset again'
-            ) from error
+            what = f'{file} cannot be read ({error}): run gcvit-mm convert-dataset again'
+            raise UserError(what) from error

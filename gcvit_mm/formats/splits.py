@@ -2,11 +2,12 @@
 
 import posixpath
 import re
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from ..datasets.check.images import in_parallel
 from ..errors import UserError
@@ -32,22 +33,24 @@ def read_lists(source: Source) -> None:
     for path in sorted(source.find('.txt'), key=rank):
         split = split_of(stem(path) + '/')
         lines = source.lines(path) if split else []
-        images = []
-        for line in lines:
-            for name in (line, line.split()[0]):
-                try:
-                    images.append(source.locate(path, name))
-                    break
-                except Skip:
-                    continue
-        if 2 * len(images) > len(lines):
-            if len(images) < len(lines):
-                what = 'images of a list are missing'
-                missing = f'{path}: {len(lines) - len(images)} of {len(lines)}'
-                source.report.add('warning', what, missing)
-            for image in images:
-                if source.listed.setdefault(image, split) != split and stem(path) != 'trainval':
-                    source.report.add('warning', 'image is in two lists: the first counts', image)
+        images = [image for line in lines if (image := _image_of(source, path, line))]
+        if 2 * len(images) <= len(lines):
+            continue
+        if missing := len(lines) - len(images):
+            where = f'{path}: {missing} of {len(lines)}'
+            source.report.add('warning', 'images of a list are missing', where)
+        for image in images:
+            if source.listed.setdefault(image, split) != split and stem(path) != 'trainval':
+                source.report.add('warning', 'image is in two lists: the first counts', image)
+
+
+def _image_of(source: Source, path: str, line: str) -> str:
+    for name in (line, line.split()[0]):
+        try:
+            return source.locate(path, name)
+        except Skip:
+            continue
+    return ''
 
 
 def split(
@@ -60,98 +63,88 @@ def split(
     """
     splits: dict[str, list[Sample]] = {'train': [], 'val': [], 'test': []}
     for sample in samples:
-        record = sample.record
-        folder = posixpath.dirname(record.image) + '/'
-        own = source.listed.get(record.image) or record.split or split_of(folder)
+        image = sample.record.image
+        folder = posixpath.dirname(image) + '/'
+        own = source.listed.get(image) or sample.record.split or split_of(folder)
         if source.listed and not own:
-            what = 'image is in no list of a split: not used'
-            source.report.add('warning', what, record.image)
+            source.report.add('warning', 'image is in no list of a split: not used', image)
         else:
             splits[own or 'train'].append(sample)
     if not splits['train']:
         splits = {'train': [*splits['val'], *splits['test']], 'val': [], 'test': []}
     if not splits['val']:
-        splits['train'], splits['val'] = hold_out(source, splits['train'], share, seed)
+        held = hold_out(source, splits['train'], share, seed)
+        for name, side in (('val', True), ('train', False)):
+            pairs = zip(splits['train'], held, strict=True)
+            splits[name] = [sample for sample, chosen in pairs if chosen == side]
     return {name: own for name, own in splits.items() if own}
 
 
-def hold_out(
-    source: Source, samples: list[Sample], share: float, seed: int
-) -> tuple[list[Sample], list[Sample]]:
+def hold_out(source: Source, samples: Sequence[Sample], share: float, seed: int) -> np.ndarray:
     """Draw validation images, with a share of each class.
 
     Folders, else frames of a video, and images that are nearly equal stay on one side, unless that
     leaves no fair choice.
+
+    Returns:
+        Whether each sample is for validation.
     """
     if len(samples) < 2:
         what = f'{source.root} has {len(samples)} image with labels that can be used: 2 are needed'
         raise UserError(what + source.first_problem())
-    names = sorted({name for sample in samples for name in sample.present})
-    columns = {name: number for number, name in enumerate(names)}
+    present = [name for sample in samples for name in sample.present]
+    names, columns = np.unique(present, return_inverse=True)
     counts = np.zeros((len(samples), len(names) + 1))
-    for row, sample in zip(counts, samples, strict=True):
-        for name in sample.present:
-            row[columns[name]] += 1
-        row[-1] = not sample.present
-    alike = near_duplicates(source, samples)
-    keys: list[Callable[[Sample], str]] = [
-        lambda sample: posixpath.dirname(sample.name),
-        lambda sample: re.sub(r'\d+$', '', posixpath.splitext(sample.name)[0]),
-        lambda sample: sample.name,
-    ]
-    for key in keys:
-        groups = _groups([key(sample) for sample in samples], alike)
-        largest = max(map(len, groups)) / len(samples)
-        if len(groups) >= FEWEST_GROUPS and largest <= LARGEST_GROUP:
-            sums = np.array([counts[group].sum(0) for group in groups])
-            alone = (sums[:, :-1] > 0).sum(0) == 1
-            if not names or 2 * alone.sum() <= len(names) or key is keys[-1]:
-                break
-    else:
-        groups = [[number] for number in range(len(samples))]
-        sums = counts
+    lengths = [len(sample.present) for sample in samples]
+    np.add.at(counts, (np.repeat(np.arange(len(samples)), lengths), columns), 1)
+    counts[:, -1] = np.equal(lengths, 0)
+    groups, sums = _groups(source, samples, counts)
     total = sums.sum(0).clip(1)
     shares = sums / total
 
     def distance(held: np.ndarray) -> float:
         return float(np.square(held - share).sum())
 
-    drawn = np.random.default_rng(seed).permutation(len(groups))
+    drawn = np.random.default_rng(seed).permutation(len(sums))
     chosen: list[int] = []
     held = np.zeros_like(total)
     for group in drawn[np.argsort(-shares[drawn].max(1), kind='stable')]:  # rare classes first
         if distance(held + shares[group]) < distance(held):
             chosen.append(int(group))
             held += shares[group]
-    if not chosen or len(chosen) == len(groups):
-        chosen = [min(range(len(groups)), key=lambda group: distance(shares[group]))]
-    val = {number for group in chosen for number in groups[group]}
-    train, held_out = (
-        [own for number, own in enumerate(samples) if (number in val) == side]
-        for side in (False, True)
-    )
-    return train, held_out
+    if not chosen or len(chosen) == len(sums):
+        chosen = [min(range(len(sums)), key=lambda group: distance(shares[group]))]
+    return np.isin(groups, chosen)
 
 
-def _groups(keys: Sequence[str], alike: Sequence[int]) -> list[list[int]]:
-    """Join samples of equal keys, and of equal numbers in ``alike``."""
-    parent: dict[str | int, str | int] = {}
+def _groups(
+    source: Source, samples: Sequence[Sample], counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each sample, and the sums of ``counts`` (samples, classes + 1) in each group."""
+    twins = near_duplicates(source, samples)
+    keys: list[Callable[[str], str]] = [
+        posixpath.dirname,
+        lambda name: re.sub(r'\d+$', '', posixpath.splitext(name)[0]),
+        str,
+    ]
+    for key in keys:
+        _, first, number = np.unique(
+            [key(sample.name) for sample in samples], return_index=True, return_inverse=True
+        )
+        ends = np.r_[twins, first[number]], np.tile(np.arange(len(samples)), 2)
+        graph = coo_array((np.ones(2 * len(samples)), ends), shape=(len(samples),) * 2)
+        count, groups = connected_components(graph, directed=False)
+        sums = np.zeros((count, counts.shape[1]))
+        np.add.at(sums, groups, counts)
+        alone = ((sums[:, :-1] > 0).sum(0) == 1).mean() if counts.shape[1] > 1 else 0
+        largest = np.bincount(groups).max() / len(samples)
+        if count >= FEWEST_GROUPS and largest <= LARGEST_GROUP and (alone <= 0.5 or key is str):
+            return groups, sums
+    return np.arange(len(samples)), counts
 
-    def root(node: str | int) -> str | int:
-        while parent.setdefault(node, node) != node:
-            node = parent[node]
-        return node
 
-    for key, twin in zip(keys, alike, strict=True):
-        parent[root(key)] = root(twin)
-    groups = defaultdict(list)
-    for number, key in enumerate(keys):
-        groups[root(key)].append(number)
-    return list(groups.values())
-
-
-def near_duplicates(source: Source, samples: Sequence[Sample]) -> list[int]:
-    """Number samples so that images which are nearly equal have one number."""
+def near_duplicates(source: Source, samples: Sequence[Sample]) -> np.ndarray:
+    """The number of the first sample whose image is nearly equal to that of each sample."""
 
     def thumbnail(image: str) -> np.ndarray:
         try:
@@ -166,10 +159,5 @@ def near_duplicates(source: Source, samples: Sequence[Sample]) -> list[int]:
 
     images = [sample.record.image for sample in samples]
     small = np.array(list(in_parallel(thumbnail, images, 'near-duplicates')))
-    numbers: list[int] = []
-    for start in range(0, len(small), CHUNK):
-        first = (small[start : start + CHUNK] @ small.T > ALIKE).argmax(axis=1)
-        numbers += range(start, start + len(first))
-        for number, earlier in enumerate(first.tolist(), start):
-            numbers[number] = numbers[earlier] if earlier < number else number
-    return numbers
+    chunks = [small[start : start + CHUNK] for start in range(0, len(small), CHUNK)]
+    return np.concatenate([(chunk @ small.T > ALIKE).argmax(axis=1) for chunk in chunks])
