@@ -6,8 +6,8 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,10 +20,10 @@ from ..inference.results import write_labels
 from . import maps, objects
 from .dataset import FILE, Dataset
 from .source import Record, Skip, Source, is_mask, suffix
-from .splits import read_lists, split
+from .splits import Splits, read_lists, split
 from .write import WRITERS, Sample, annotate, coco, paint, place, unique_names
 
-__all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'describe', 'export', 'recognise']
+__all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'describe', 'export']
 
 FORMATS = {name: (objects.FORMATS | maps.FORMATS)[name] for name in LABEL_FORMATS}
 """The formats in the order in which they are looked for."""
@@ -44,11 +44,8 @@ def bring_in(
     source: str | os.PathLike,
     dest: str | os.PathLike | None = None,
     *,
-    format: str | None = None,
-    task: str | None = None,
-    val: float = 0.2,
-    seed: int = 0,
     copy: bool = False,
+    **options: Any,
 ) -> Dataset:
     """Recognise the labels of a folder, and write them in the form that the configs read.
 
@@ -58,11 +55,10 @@ def bring_in(
         source: The folder with images and labels.
         dest: The folder to write; default: ``gcvit_mm`` in the source. One that was written before
             is replaced when the new one is complete.
-        format: One of ``FORMATS``; default: it is recognised.
-        task: One of ``TASKS``; default: what the labels are for.
-        val: The share of images for validation, if the source has no split.
-        seed: The seed of that split.
         copy: Copy the images too.
+        options: ``format``, one of ``FORMATS``, which is recognised by default; ``task``, one of
+            ``TASKS``, by default what the labels are for; if the source has no split, ``val``, the
+            share of images for validation (0.2), and ``seed`` (0).
 
     Returns:
         The data set. Its ``reports`` say what was read and skipped; ``import.json`` has them too.
@@ -72,11 +68,10 @@ def bring_in(
             be used, or ``dest`` cannot be written.
     """
     root, dest = Path(source), Path(dest) if dest else Path(source) / 'gcvit_mm'
-    with _folder(root, dest) as folder:
-        read = _read(root, dest, folder, format, task, val, seed)
-        for name, samples in read.splits.items():
+    with _converted(root, dest, **options) as (read, folder, splits):
+        for name, samples in splits.items():
             for sample in samples if copy else ():
-                place(read.source, sample.record.image, folder / 'images' / sample.name, True)
+                place(read, sample.record.image, folder / 'images' / sample.name, True)
             if read.task in BOXES:
                 atomic_text(folder / f'{name}.json', coco(samples, read.classes))
                 continue
@@ -84,19 +79,19 @@ def bring_in(
             if read.task == 'classification':
                 lines = [f'{own.name} {read.classes.index(own.record.label)}' for own in samples]
             atomic_text(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
-        palette = read.source.palette
+        colours = enumerate(map(read.palette.get, read.classes))
         dataset = Dataset(
             root=dest,
             images=dest / 'images' if copy else Path(os.path.abspath(root)),
             format=read.format,
             task=read.task,
             classes=tuple(read.classes),
-            palette=tuple(palette.get(c) or color_of((), i) for i, c in enumerate(read.classes)),
+            palette=tuple(colour or color_of((), number) for number, colour in colours),
             counts={
                 name: {'images': len(own), 'objects': sum(len(s.annotations) for s in own)}
-                for name, own in read.splits.items()
+                for name, own in splits.items()
             },
-            reports=read.reports(),
+            reports=_reports(read, splits),
         )
         dataset.save(folder)
         write_reports(dataset.reports, str(folder / 'import.json'))
@@ -108,10 +103,8 @@ def export(
     dest: str | os.PathLike,
     to: str,
     *,
-    format: str | None = None,
-    val: float = 0.2,
-    seed: int = 0,
     copy: bool = False,
+    **options: Any,
 ) -> tuple[Report, ...]:
     """Write boxes and masks in another tool's format, with links to the images.
 
@@ -119,10 +112,8 @@ def export(
         source: The folder with images and labels.
         dest: The folder to write, outside of the source.
         to: One of ``WRITERS``.
-        format: As the further arguments, for ``bring_in``.
-        val: The share of images for validation, if the source has no split.
-        seed: The seed of that split.
         copy: Copy the images instead of linking them.
+        options: As for ``bring_in``.
 
     Returns:
         What was read and skipped.
@@ -133,39 +124,16 @@ def export(
     root, dest = Path(source), Path(dest)
     if Path(os.path.abspath(dest)).is_relative_to(os.path.abspath(root)):
         raise UserError(f'{dest} is in {root}, whose labels are read: choose a folder outside')
-    with _folder(root, dest) as folder:
-        read = _read(root, dest, folder, format, None, val, seed)
+    with _converted(root, dest, **options) as (read, folder, splits):
         if read.task not in BOXES:
             needs, _ = NEEDS['detection']
             raise UserError(f'{to} takes {needs}, but {source} has {read.task} data')
-        unique_names([own for samples in read.splits.values() for own in samples])
-        for name, samples in read.splits.items():
-            images = WRITERS[to](read.source, folder, name, samples, read.classes)
+        unique_names([own for samples in splits.values() for own in samples])
+        for name, samples in splits.items():
+            images = WRITERS[to](read, folder, name, samples, read.classes)
             for sample in samples:
-                place(read.source, sample.record.image, folder / images / sample.name, copy)
-    return read.reports()
-
-
-def recognise(source: Source) -> tuple[str, list[str]]:
-    """Recognise the format of a folder.
-
-    Returns:
-        The key in ``FORMATS``, and its label files.
-
-    Raises:
-        UserError: There are no labels in a known format, or in the one that was chosen.
-    """
-    if not source.images:
-        raise UserError(f'{source.root} has no images: pass the folder of images and labels')
-    for name in [source.format] if source.format else FORMATS:
-        if files := FORMATS[name].find(source):
-            return name, files
-    counts = Counter(suffix(path) or 'without a suffix' for path in source.files).most_common(4)
-    what = f'labels of the format {source.format}' if source.format else 'labels in a known format'
-    raise UserError(
-        f'{source.root} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in counts)}: '
-        f'docs/formats.md says by what formats are recognised{source.first_problem()}'
-    )
+                place(read, sample.record.image, folder / images / sample.name, copy)
+    return _reports(read, splits)
 
 
 def describe(source: str | os.PathLike) -> str:
@@ -177,109 +145,105 @@ def describe(source: str | os.PathLike) -> str:
     if os.path.isfile(os.path.join(source, FILE)):
         task = Dataset.load(source).task
         return f'{source} holds {task} data in the own form: pass a config that reads them'
-    title = FORMATS[recognise(Source(Path(source), Path(source) / 'gcvit_mm'))[0]].title
+    read = Source(Path(source), Path(source) / 'gcvit_mm')
+    _recognise(read)
     command = f'gcvit-mm convert-dataset {shlex.quote(str(source))}'
-    return f'{source} holds {title} labels, not a config: run {command}'
+    return f'{source} holds {FORMATS[read.format].title} labels, not a config: run {command}'
 
 
-@dataclass
-class _Read:
-    """What was read of a source."""
-
-    source: Source
-    format: str
-    task: str
-    classes: list[str]
-    splits: dict[str, list[Sample]]
-
-    def reports(self) -> tuple[Report, ...]:
-        """What was skipped, and the images and objects of each class in each split."""
-        reports = [self.source.report]
-        for name, samples in self.splits.items():
-            digests = {sample.name: b'' for sample in samples}
-            objects = Counter(own for sample in samples for own in sample.present)
-            images = Counter(own for sample in samples for own in set(sample.present))
-            kinds = {'objects': objects} if self.task in BOXES else {}
-            kinds['images'] = images
-            classes = {own: {kind: n[own] for kind, n in kinds.items()} for own in self.classes}
-            reports.append(Report(name, f'{self.task} data', digests=digests, classes=classes))
-            self.source.report.digests |= digests
-        return tuple(reports)
-
-
-def _read(
+@contextmanager
+def _converted(
     root: Path,
     dest: Path,
-    folder: Path,
-    format: str | None,
-    task: str | None,
-    val: float,
-    seed: int,
-) -> _Read:
+    *,
+    format: str | None = None,
+    task: str | None = None,
+    val: float = 0.2,
+    seed: int = 0,
+) -> Iterator[tuple[Source, Path, Splits]]:
+    """Read a source; a new folder becomes ``dest`` when it is complete."""
     for key, value, known in (('format', format, FORMATS), ('task', task, TASKS)):
         if value and value not in known:
             raise ArgumentError(f'{key} {value}: choose {", ".join(known)}')
     if not 0 < val < 1:
         raise ArgumentError(f'val {val}: choose a share between 0 and 1, such as 0.2')
-    source = Source(root, dest, task or '', format or '')
-    format, files = recognise(source)
-    title = f'{FORMATS[format].title} labels in {root}'
-    source.report.source = title
+    if not root.is_dir():
+        hint = 'unpack it, and pass the folder' if root.is_file() else 'check the path'
+        raise UserError(f'{root} is not a folder: {hint}')
+    if (root / FILE).is_file():
+        raise UserError(f'{root} is converted already: pass the folder of the original labels')
+    if dest.exists() and not (dest / FILE).is_file() and (dest.is_file() or any(dest.iterdir())):
+        raise UserError(f'{dest} has other files: choose a new folder to write to')
+    # Hidden, so that it is never read as a source.
+    folder = dest.with_name(f'.{dest.name}.{os.getpid()}.tmp')
+    try:
+        folder.mkdir(parents=True)
+        source = Source(root, dest, task or '', format or '')
+        yield source, folder, split(source, _samples(source, folder), val, seed)
+        if dest.exists():
+            old = folder.with_suffix('.old')
+            dest.rename(old)
+            shutil.rmtree(old)
+        folder.rename(dest)
+    except OSError as error:
+        what = f'{error.filename or dest} cannot be read or written: {error.strerror or error}'
+        raise UserError(what) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _recognise(source: Source) -> list[str]:
+    """Set the format of a source, and return its label files."""
+    if not source.images:
+        raise UserError(f'{source.root} has no images: pass the folder of images and labels')
+    for name in [source.format] if source.format else FORMATS:
+        if files := FORMATS[name].find(source):
+            source.format = name
+            return files
+    counts = Counter(suffix(path) or 'without a suffix' for path in source.files).most_common(4)
+    what = f'labels of the format {source.format}' if source.format else 'labels in a known format'
+    raise UserError(
+        f'{source.root} has no {what}, but {", ".join(f"{n} {kind}" for kind, n in counts)}: '
+        f'docs/formats.md says by what formats are recognised{source.first_problem()}'
+    )
+
+
+def _samples(source: Source, folder: Path) -> list[Sample]:
+    """Read the images that can be used; set the task and the classes of the source."""
+    files = _recognise(source)
+    title = source.report.source = f'{FORMATS[source.format].title} labels in {source.root}'
     read_lists(source)
-    records: dict[str, Record] = {}
-    for record in FORMATS[format].read(source, files):
-        if record.image in records:
-            what, first = 'second label file of an image', records[record.image].place
-            source.report.add('warning', what, f'{record.place}: {record.image} is in {first}')
-        records.setdefault(record.image, record)
+    by_image: dict[str, Record] = {}
+    for record in FORMATS[source.format].read(source, files):
+        first = by_image.setdefault(record.image, record)
+        if first is not record:
+            where = f'{record.place}: {record.image} is in {first.place}'
+            source.report.add('warning', 'second label file of an image', where)
+    records = [*by_image.values()]
     masks = {mask for own in source.masks.values() for mask in own}
-    labelled = masks | records.keys() | source.labelled
+    labelled = masks | by_image.keys() | source.labelled
     for image in source.images.values():
         if image not in labelled and not is_mask(image):
             source.report.add('note', 'image without labels: not used', image)
-    if not any(has(record) for _, has in NEEDS.values() for record in records.values()):
+    if not any(has(record) for _, has in NEEDS.values() for record in records):
         raise UserError(f'{title} cannot be used{source.first_problem()}')
-    task = task or _task(source, records.values())
-    needs, has = NEEDS[task]
-    if not any(map(has, records.values())):
-        what = f'{title} cannot be used for {task}, which needs {needs}'
+    source.task = source.task or _task(source, records)
+    needs, has = NEEDS[source.task]
+    if not any(map(has, records)):
+        what = f'{title} cannot be used for {source.task}, which needs {needs}'
         raise UserError(f'{what}{source.first_problem()}')
-    names = {own.name for record in records.values() for own in record.objects}
-    names |= {record.label for record in records.values() if task == 'classification'} - {''}
-    classes = [*dict.fromkeys(source.classes), *sorted(names - {*source.classes})]
-    if task == 'segmentation' and names and 'background' not in classes:
-        classes.insert(0, 'background')
+    names = {own.name for record in records for own in record.objects}
+    names |= {own.label for own in records if own.label and source.task == 'classification'}
+    source.classes = [*dict.fromkeys(source.classes), *sorted(names - {*source.classes})]
+    if source.task == 'segmentation' and names and 'background' not in source.classes:
+        source.classes.insert(0, 'background')
     samples = []
-    for record in records.values():
+    for record in records:
         with source.entry(record.place):
-            samples.append(_sample(source, record, task, classes, folder))
+            samples.append(_sample(source, record, folder))
     if not samples:
-        raise UserError(f'images in {root} cannot be used{source.first_problem()}')
-    return _Read(source, format, task, classes, split(source, samples, val, seed))
-
-
-def _sample(source: Source, record: Record, task: str, classes: list[str], folder: Path) -> Sample:
-    """The labels of an image as a task needs them; a label map is written."""
-    name, size = record.image, source.size(record.image)
-    if all(record.told) and record.told != size:
-        raise Skip('labels are for another size of the image', f'{record.told}, image {size}')
-    if task not in BOXES and (name != name.strip() or '\n' in name):
-        raise Skip('image has a name that a list cannot hold: rename it', repr(name))
-    if task == 'classification':
-        if not record.label:
-            raise Skip('image without a class', name)
-        return Sample(record, name, size, [], [record.label])
-    annotations = annotate(source, record, size, masks=task != 'detection')
-    if record.objects and not annotations:
-        raise Skip('no object of the image can be used', name)
-    if task != 'segmentation':
-        return Sample(record, name, size, annotations, [own['name'] for own in annotations])
-    labels = record.label_map() if record.label_map else paint(annotations, size, classes)
-    if labels.shape[::-1] != size:
-        raise Skip('label map has another size than its image', f'{labels.shape[::-1]}, {size}')
-    write_labels(folder / 'label_maps' / f'{name}.png', labels)
-    present = [classes[value] for value in np.unique(labels) if value != maps.IGNORED]
-    return Sample(record, name, size, [], present)
+        raise UserError(f'images in {source.root} cannot be used{source.first_problem()}')
+    return samples
 
 
 def _task(source: Source, records: Iterable[Record]) -> str:
@@ -294,28 +258,40 @@ def _task(source: Source, records: Iterable[Record]) -> str:
     return 'detection' if bare else 'instances'
 
 
-@contextmanager
-def _folder(root: Path, dest: Path) -> Iterator[Path]:
-    """A new folder that becomes ``dest`` when it is complete."""
-    if not root.is_dir():
-        hint = 'unpack it, and pass the folder' if root.is_file() else 'check the path'
-        raise UserError(f'{root} is not a folder: {hint}')
-    if (root / FILE).is_file():
-        raise UserError(f'{root} is converted already: pass the folder of the original labels')
-    if dest.exists() and not (dest / FILE).is_file() and (dest.is_file() or any(dest.iterdir())):
-        raise UserError(f'{dest} has other files: choose a new folder to write to')
-    # Hidden, so that it is never read as a source.
-    folder = dest.with_name(f'.{dest.name}.{os.getpid()}.tmp')
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        if dest.exists():
-            old = folder.with_suffix('.old')
-            dest.rename(old)
-            shutil.rmtree(old)
-        folder.rename(dest)
-    except OSError as error:
-        what = f'{error.filename or dest} cannot be read or written: {error.strerror or error}'
-        raise UserError(what) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _sample(source: Source, record: Record, folder: Path) -> Sample:
+    """The labels of an image as a task needs them; a label map is written."""
+    name, task, size = record.image, source.task, source.size(record.image)
+    if all(record.told) and record.told != size:
+        raise Skip('labels are for another size of the image', f'{record.told}, image {size}')
+    if task not in BOXES and (name != name.strip() or '\n' in name):
+        raise Skip('image has a name that a list cannot hold: rename it', repr(name))
+    if task == 'classification':
+        if not record.label:
+            raise Skip('image without a class', name)
+        return Sample(record, name, size, [], [record.label])
+    annotations = annotate(source, record, size, masks=task != 'detection')
+    if record.objects and not annotations:
+        raise Skip('no object of the image can be used', name)
+    if task != 'segmentation':
+        return Sample(record, name, size, annotations, [own['name'] for own in annotations])
+    labels = record.label_map() if record.label_map else paint(annotations, size, source.classes)
+    if labels.shape[::-1] != size:
+        raise Skip('label map has another size than its image', f'{labels.shape[::-1]}, {size}')
+    write_labels(folder / 'label_maps' / f'{name}.png', labels)
+    present = [source.classes[value] for value in np.unique(labels) if value != maps.IGNORED]
+    return Sample(record, name, size, [], present)
+
+
+def _reports(source: Source, splits: Splits) -> tuple[Report, ...]:
+    """What was skipped, and the images and objects of each class in each split."""
+    reports = [source.report]
+    for name, samples in splits.items():
+        digests = {sample.name: b'' for sample in samples}
+        objects = Counter(own for sample in samples for own in sample.present)
+        images = Counter(own for sample in samples for own in set(sample.present))
+        kinds = {'objects': objects} if source.task in BOXES else {}
+        kinds['images'] = images
+        classes = {own: {kind: n[own] for kind, n in kinds.items()} for own in source.classes}
+        reports.append(Report(name, f'{source.task} data', digests=digests, classes=classes))
+        source.report.digests |= digests
+    return tuple(reports)

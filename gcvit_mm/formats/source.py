@@ -74,7 +74,8 @@ class Source:
     """A folder with images and labels. Names in label files mean files of this folder only."""
 
     def __init__(self, root: Path, written: Path, task: str = '', format: str = '') -> None:
-        self.root, self.task, self.format = root, task, format  # the last two may be ''
+        self.root = root
+        self.task, self.format = task, format  # as the person chose, or '' until they are known
         self.files = sorted(self._walk(written))
         self.images = {normal(f): f for f in self.files if suffix(f) in SUFFIXES}
         self.classes: list[str] = []  # in the order of the labels, as far as they are declared

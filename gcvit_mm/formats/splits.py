@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ from ..errors import UserError
 from .source import Skip, Source, split_of, stem
 from .write import Sample
 
+Splits: TypeAlias = dict[str, list[Sample]]
 SIDE, ALIKE = 16, 0.95
 """Near-duplicates: the correlation of two images of 16 x 16 pixels is higher."""
 CHUNK = 256
@@ -53,15 +55,13 @@ def _image_of(source: Source, path: str, line: str) -> str:
     return ''
 
 
-def split(
-    source: Source, samples: Sequence[Sample], share: float, seed: int
-) -> dict[str, list[Sample]]:
+def split(source: Source, samples: Sequence[Sample], share: float, seed: int) -> Splits:
     """Sort samples into 'train', 'val' and maybe 'test'.
 
     Images of a split without a name are not used if there are lists, and else are for training.
     Without validation images, a share of the training images is held out.
     """
-    splits: dict[str, list[Sample]] = {'train': [], 'val': [], 'test': []}
+    splits: Splits = {'train': [], 'val': [], 'test': []}
     for sample in samples:
         image = sample.record.image
         folder = posixpath.dirname(image) + '/'
