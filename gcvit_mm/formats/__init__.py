@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..choices import LABEL_FORMATS, TASKS
+from ..datasets.check.images import upright_size
 from ..datasets.check.report import Report, write_reports
 from ..drawing.palette import color_of
 from ..errors import ArgumentError, UserError
@@ -73,7 +74,7 @@ def bring_in(
             for sample in samples if copy else ():
                 place(read, sample.record.image, folder / 'images' / sample.name, True)
             if read.task in BOXES:
-                atomic_text(folder / f'{name}.json', coco(samples, read.classes))
+                atomic_text(folder / f'{name}.json', coco(read, samples))
                 continue
             lines = [sample.name for sample in samples]
             if read.task == 'classification':
@@ -130,7 +131,7 @@ def export(
             raise UserError(f'{to} takes {needs}, but {source} has {read.task} data')
         unique_names([own for samples in splits.values() for own in samples])
         for name, samples in splits.items():
-            images = WRITERS[to](read, folder, name, samples, read.classes)
+            images = WRITERS[to](read, folder, name, samples)
             for sample in samples:
                 place(read, sample.record.image, folder / images / sample.name, copy)
     return _reports(read, splits)
@@ -260,7 +261,7 @@ def _task(source: Source, records: Iterable[Record]) -> str:
 
 def _sample(source: Source, record: Record, folder: Path) -> Sample:
     """The labels of an image as a task needs them; a label map is written."""
-    name, task, size = record.image, source.task, source.size(record.image)
+    name, task, size = record.image, source.task, source.open(record.image, upright_size)
     if all(record.told) and record.told != size:
         raise Skip('labels are for another size of the image', f'{record.told}, image {size}')
     if task not in BOXES and (name != name.strip() or '\n' in name):

@@ -17,32 +17,22 @@ FILE = 'dataset.json'
 class Dataset:
     """What a folder of ``bring_in`` holds.
 
-        dataset.json            this record
-        import.json             what was read, what was skipped and why
-        train.json, val.json    COCO files, for detection and instances
-        train.txt, val.txt      lists of images, with labels for classification
-        label_maps/**.png       for segmentation: numbers of classes, 255 is ignored
-        images/                 only if the images are copied
-
-    Attributes:
-        root: The folder.
-        images: The folder that names of images in lists and COCO files refer to.
-        format: The format of the source, as in ``FORMATS``.
-        task: One of ``TASKS``; 'instances' are objects with masks.
-        classes: Names of the classes, in the order of the labels.
-        palette: A colour (R, G, B) for each class.
-        counts: For each split, 'train', 'val' and maybe 'test', the number of images and objects.
-        reports: What was read and skipped, for ``print_reports``; only of ``bring_in``.
+    dataset.json            this record
+    import.json             what was read, what was skipped and why
+    train.json, val.json    COCO files, for detection and instances
+    train.txt, val.txt      lists of images, with labels for classification
+    label_maps/**.png       for segmentation: numbers of classes, 255 is ignored
+    images/                 only if the images are copied
     """
 
-    root: Path
-    images: Path
-    format: str
-    task: str
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    counts: dict[str, dict[str, int]]
-    reports: tuple[Report, ...] = ()
+    root: Path  # the folder
+    images: Path  # the folder that names of images in lists and COCO files refer to
+    format: str  # the format of the source, as in ``FORMATS``
+    task: str  # one of ``TASKS``; 'instances' are objects with masks
+    classes: tuple[str, ...]  # in the order of the labels
+    palette: tuple[tuple[int, int, int], ...]  # R, G, B of each class
+    counts: dict[str, dict[str, int]]  # of each split: its number of images and objects
+    reports: tuple[Report, ...] = ()  # what was read and skipped; only of ``bring_in``
 
     def ann_file(self, split: str) -> Path:
         """The COCO file or list of a split, for configs and COCO evaluators."""

@@ -330,7 +330,7 @@ def _classes(source: Source) -> dict[str, str]:
 
 
 FORMATS = {
-    'panoptic': documents('COCO panoptic', '.json', is_panoptic, read_panoptic),
+    'panoptic': documents('COCO panoptic', is_panoptic, read_panoptic),
     'csv': Format('CSV', find_csv, read_csv),
     'instance-masks': Format(
         'instance mask', partial(find_masks, 'instances'), read_instance_masks

@@ -14,6 +14,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from ..datasets.check.coco_file import FLAG
+from ..datasets.check.images import upright_size
 from ..errors import UserError
 from .geometry import decode_png, rectangle, shape
 from .source import SPLITS, Object, Record, Skip, Source, named, split_of, stem
@@ -32,16 +33,18 @@ class Format(NamedTuple):
 
 
 def documents(
-    title: str,
-    kind: str,
-    fits: Callable[[Any], Any],
-    read: Callable[[Source, str, Any], Iterator[Record]],
+    title: str, fits: str | Callable[[dict], Any], read: Callable[[Source, str, Any], Iterator]
 ) -> Format:
-    """A format whose JSON objects or XML files are recognised by their content."""
+    """A format of JSON objects that fit, or of XML files with a tag as their root."""
+    kind = '.xml' if isinstance(fits, str) else '.json'
+
+    def known(content: Any) -> bool:
+        if isinstance(fits, str):
+            return content is not None and content.tag == fits
+        return isinstance(content, dict) and bool(fits(content))
 
     def find(source: Source) -> list[str]:
-        contents = ((path, source.parse(path)) for path in source.find(kind))
-        return [p for p, own in contents if isinstance(own, dict | Element) and fits(own)]
+        return [path for path in source.find(kind) if known(source.parse(path))]
 
     def read_all(source: Source, files: Sequence[str]) -> Iterator[Record]:
         for file in files:
@@ -70,7 +73,7 @@ def record(
     with source.entry(place):
         image = source.image(file, *names)
         width, height = (int(float(length or 0)) for length in told)
-        size = (width, height) if width and height else source.size(image)
+        size = (width, height) if width and height else source.open(image, upright_size)
         groups: dict[Any, Object] = {}
         for number, own in enumerate(source.each(partial(convert, size), entries, place)):
             key = (own.name, own.group) if own.group else number
@@ -187,11 +190,15 @@ def _yolo_object(source: Source, keypoints: bool, size: Size, line: str) -> Obje
     values = values[:4] if keypoints else values
     if not all(-0.01 <= value <= 1.01 for value in values):
         raise Skip('coordinates are not shares of the image, from 0 to 1', line[:60])
+    number, names = int(first), source.classes
+    if names and not 0 <= number < len(names):
+        raise Skip('class is not among the names', f'{number} of {len(names)} names')
+    name = names[number] if names else f'class_{number}'
     values = [value * size[axis % 2] for axis, value in enumerate(values)]
     if len(values) > 4:
-        return Object(source.name_of(int(first)), mask=[values])
+        return Object(name, mask=[values])
     x, y, w, h = values
-    return Object(source.name_of(int(first)), [x - w / 2, y - h / 2, w, h])
+    return Object(name, [x - w / 2, y - h / 2, w, h])
 
 
 # XML: Pascal VOC and CVAT.
@@ -313,15 +320,13 @@ def _supervisely_object(size: Size, own: dict) -> Object:
 
 
 FORMATS = {
-    'coco': documents('COCO', '.json', lambda c: is_coco(c) and not is_panoptic(c), read_coco),
-    'cvat': documents('CVAT', '.xml', lambda root: root.tag == 'annotations', read_cvat),
-    'labelme': documents(
-        'LabelMe', '.json', lambda c: c.keys() >= {'shapes', 'imagePath'}, read_labelme
-    ),
-    'via': documents('VIA', '.json', is_via, read_via),
+    'coco': documents('COCO', lambda c: is_coco(c) and not is_panoptic(c), read_coco),
+    'cvat': documents('CVAT', 'annotations', read_cvat),
+    'labelme': documents('LabelMe', lambda c: c.keys() >= {'shapes', 'imagePath'}, read_labelme),
+    'via': documents('VIA', is_via, read_via),
     'supervisely': documents(
-        'Supervisely', '.json', lambda c: c.keys() >= {'objects', 'size'}, read_supervisely
+        'Supervisely', lambda c: c.keys() >= {'objects', 'size'}, read_supervisely
     ),
-    'voc': documents('Pascal VOC', '.xml', lambda root: root.tag == 'annotation', read_voc),
+    'voc': documents('Pascal VOC', 'annotation', read_voc),
     'yolo': Format('YOLO', find_yolo, read_yolo),
 }

@@ -8,9 +8,9 @@ import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,6 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..datasets.check.images import upright_size
 from ..datasets.check.report import Report
 from ..datasets.load_image import reason
 from ..errors import UserError
@@ -80,8 +79,8 @@ class Source:
         self.images = {normal(f): f for f in self.files if suffix(f) in SUFFIXES}
         self.classes: list[str] = []  # in the order of the labels, as far as they are declared
         self.palette: dict[str, tuple[int, int, int]] = {}
-        self.listed: dict[str, str] = {}  # the splits of images that lists name
         self.labelled: set[str] = set()  # images that label files name
+        self.listed: dict[str, str] = {}  # the splits of images that lists name
         self.masks: dict[str, list[str]] = {}  # by image, after they have been looked for
         self.kind: str | None = None  # of masks: '' if there are none, None if it is not known yet
         self.report = Report('labels', str(root))
@@ -149,12 +148,6 @@ class Source:
                 return names
         return []
 
-    def name_of(self, number: int) -> str:
-        """The name of a class by its number from 0; ``Skip`` if there are not so many names."""
-        if self.classes and not 0 <= number < len(self.classes):
-            raise Skip('class is not among the names', f'{number} of {len(self.classes)} names')
-        return self.classes[number] if self.classes else f'class_{number}'
-
     def declare(self, name: Any, color: str | None = None) -> None:
         """Add a class, and its colour #RRGGBB."""
         if named(name) not in self.classes:
@@ -191,8 +184,8 @@ class Source:
     def first_problem(self) -> str:
         """The end of a message: the first reason why nothing is left."""
         problems = self.report.problems.items()
-        found = [f': {what}, {places[0]}' for (kind, what), places in problems if kind != 'note']
-        return (found or [''])[0]
+        found = (f': {what}, {places[0]}' for (kind, what), places in problems if kind != 'note')
+        return next(found, '')
 
     # Images.
 
@@ -201,27 +194,27 @@ class Source:
         return self._by_name.get(normal(name).casefold(), [])
 
     def image(self, near: str, *names: str | None) -> str:
-        """Find the image that a label file names, as ``locate`` does.
+        """Find the image that the label file ``near`` names."""
+        image = self.locate(near, *names)
+        self.labelled.add(image)
+        return image
 
-        The label file is ``near``; the names are in the order of trust.
-        """
-        problems = []
-        for name in names:
-            try:
-                image = self.locate(near, name or '')
-            except Skip as skip:
-                problems.append(skip)
-            else:
-                self.labelled.add(image)
-                return image
-        raise problems[0]
-
-    def locate(self, near: str, name: str) -> str:
+    def locate(self, near: str, *names: str | None) -> str:
         """Find an image, wherever it lay when the file ``near`` named it.
 
-        The name is a path, of Windows too, or has no suffix. ``Skip`` if there is no such image in
-        the folder, or several are equally likely.
+        The names are in the order of trust; one is a path, of Windows too, or has no suffix.
+        ``Skip`` if there is no such image in the folder, or several are equally likely.
         """
+        try:
+            return self._locate(near, names[0] or '')
+        except Skip:
+            if len(names) == 1:
+                raise
+            with suppress(Skip):
+                return self.locate(near, *names[1:])
+            raise
+
+    def _locate(self, near: str, name: str) -> str:
         name = normal(name.strip().replace('\\', '/'))
         beside = posixpath.normpath(posixpath.join(posixpath.dirname(near), name))
         for path in (beside, posixpath.normpath(name)):
@@ -254,10 +247,6 @@ class Source:
         except Exception as error:  # decoders raise all kinds of errors for damaged files
             raise Skip(f'{what} cannot be read', f'{image}: {reason(error)}') from error
 
-    def size(self, image: str) -> tuple[int, int]:
-        """The width and height of an image, turned upright as training does."""
-        return self.open(image, upright_size)
-
 
 class _NoDoctype(ElementTree.TreeBuilder):
     """Refuses document types, whose entities can fill the memory or name other files."""
@@ -271,7 +260,7 @@ def _without_pixels(pairs: list[tuple[str, Any]]) -> dict:
 
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
-    '.json': lambda text: json.loads(text.decode('utf-8-sig'), object_pairs_hook=_without_pixels),
+    '.json': partial(json.loads, object_pairs_hook=_without_pixels),
     '.xml': lambda text: ElementTree.fromstring(text, ElementTree.XMLParser(target=_NoDoctype())),
     '.yaml': yaml.safe_load,
     '.yml': yaml.safe_load,

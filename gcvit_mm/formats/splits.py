@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeAlias
 
 import numpy as np
@@ -35,7 +36,10 @@ def read_lists(source: Source) -> None:
     for path in sorted(source.find('.txt'), key=rank):
         split = split_of(stem(path) + '/')
         lines = source.lines(path) if split else []
-        images = [image for line in lines if (image := _image_of(source, path, line))]
+        images = []
+        for line in lines:
+            with suppress(Skip):
+                images.append(source.locate(path, line, line.split()[0]))
         if 2 * len(images) <= len(lines):
             continue
         if missing := len(lines) - len(images):
@@ -44,15 +48,6 @@ def read_lists(source: Source) -> None:
         for image in images:
             if source.listed.setdefault(image, split) != split and stem(path) != 'trainval':
                 source.report.add('warning', 'image is in two lists: the first counts', image)
-
-
-def _image_of(source: Source, path: str, line: str) -> str:
-    for name in (line, line.split()[0]):
-        try:
-            return source.locate(path, name)
-        except Skip:
-            continue
-    return ''
 
 
 def split(source: Source, samples: Sequence[Sample], share: float, seed: int) -> Splits:

@@ -86,7 +86,7 @@ def _annotation(item: Object, size: tuple[int, int]) -> tuple[dict, bool]:
     return {**result, 'bbox': box, 'area': area, 'segmentation': mask or []}, clipped
 
 
-def coco(samples: Sequence[Sample], classes: Sequence[str]) -> str:
+def coco(source: Source, samples: Sequence[Sample]) -> str:
     """A COCO file."""
     images: list[dict] = []
     annotations: list[dict] = []
@@ -95,10 +95,10 @@ def coco(samples: Sequence[Sample], classes: Sequence[str]) -> str:
         entry = {'id': number, 'file_name': sample.name, 'width': width, 'height': height}
         images.append(entry)
         for own in sample.annotations:
-            category = classes.index(own['name']) + 1
+            category = source.classes.index(own['name']) + 1
             ids = {'id': len(annotations) + 1, 'image_id': number, 'category_id': category}
             annotations.append({key: ids.get(key, own[key]) for key in own if key != 'name'})
-    categories = [{'id': number, 'name': name} for number, name in enumerate(classes, 1)]
+    categories = [{'id': number, 'name': name} for number, name in enumerate(source.classes, 1)]
     content = {'images': images, 'categories': categories, 'annotations': annotations}
     return json.dumps(content) + '\n'
 
@@ -127,16 +127,12 @@ def place(source: Source, image: str, target: Path, copy: bool) -> None:
 # Other tools' formats. Each function writes one split, and returns the folder for its images.
 
 
-def to_coco(
-    source: Source, folder: Path, split: str, samples: Sequence[Sample], classes: Sequence[str]
-) -> str:
-    atomic_text(folder / 'annotations' / f'instances_{split}.json', coco(samples, classes))
+def to_coco(source: Source, folder: Path, split: str, samples: Sequence[Sample]) -> str:
+    atomic_text(folder / 'annotations' / f'instances_{split}.json', coco(source, samples))
     return split
 
 
-def to_yolo(
-    source: Source, folder: Path, split: str, samples: Sequence[Sample], classes: Sequence[str]
-) -> str:
+def to_yolo(source: Source, folder: Path, split: str, samples: Sequence[Sample]) -> str:
     for sample in samples:
         text = ''
         for own in sample.annotations:
@@ -149,18 +145,16 @@ def to_yolo(
                 values = one_polygon(own['segmentation'], sample.size)
             shares = (value / sample.size[i % 2] for i, value in enumerate(values))
             inside = (repr(min(max(share, 0.0), 1.0)) for share in shares)
-            text += f'{classes.index(own["name"])} {" ".join(inside)}\n'
+            text += f'{source.classes.index(own["name"])} {" ".join(inside)}\n'
         atomic_text(folder / 'labels' / split / f'{stem(sample.name)}.txt', text)
     folders = {own.name: f'images/{own.name}' for own in (folder / 'labels').iterdir()}
-    settings = {**folders, 'names': dict(enumerate(classes))}
+    settings = {**folders, 'names': dict(enumerate(source.classes))}
     # JSON is YAML too.
     atomic_text(folder / 'data.yaml', json.dumps(settings, ensure_ascii=False) + '\n')
     return f'images/{split}'
 
 
-def to_voc(
-    source: Source, folder: Path, split: str, samples: Sequence[Sample], classes: Sequence[str]
-) -> str:
+def to_voc(source: Source, folder: Path, split: str, samples: Sequence[Sample]) -> str:
     for sample in samples:
         objects = []
         for own in sample.annotations:
