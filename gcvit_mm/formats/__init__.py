@@ -22,7 +22,7 @@ from . import maps, objects
 from .dataset import FILE, Dataset
 from .source import Record, Skip, Source, is_mask, suffix
 from .splits import Splits, read_lists, split
-from .write import WRITERS, Sample, annotate, coco, paint, place, unique_names
+from .write import WRITERS, annotate, coco, paint, place, unique_names
 
 __all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'describe', 'export']
 
@@ -70,15 +70,15 @@ def bring_in(
     """
     root, dest = Path(source), Path(dest) if dest else Path(source) / 'gcvit_mm'
     with _converted(root, dest, **options) as (read, folder, splits):
-        for name, samples in splits.items():
-            for sample in samples if copy else ():
-                place(read, sample.record.image, folder / 'images' / sample.name, True)
+        for name, records in splits.items():
+            for record in records if copy else ():
+                place(root / record.image, folder / 'images' / record.name, True)
             if read.task in BOXES:
-                atomic_text(folder / f'{name}.json', coco(read, samples))
+                atomic_text(folder / f'{name}.json', coco(read, records))
                 continue
-            lines = [sample.name for sample in samples]
+            lines = [record.name for record in records]
             if read.task == 'classification':
-                lines = [f'{own.name} {read.classes.index(own.record.label)}' for own in samples]
+                lines = [f'{own.name} {read.classes.index(own.label)}' for own in records]
             atomic_text(folder / f'{name}.txt', ''.join(f'{line}\n' for line in lines))
         colours = enumerate(map(read.palette.get, read.classes))
         dataset = Dataset(
@@ -129,11 +129,11 @@ def export(
         if read.task not in BOXES:
             needs, _ = NEEDS['detection']
             raise UserError(f'{to} takes {needs}, but {source} has {read.task} data')
-        unique_names([own for samples in splits.values() for own in samples])
-        for name, samples in splits.items():
-            images = WRITERS[to](read, folder, name, samples)
-            for sample in samples:
-                place(read, sample.record.image, folder / images / sample.name, copy)
+        unique_names([own for records in splits.values() for own in records])
+        for name, records in splits.items():
+            images = WRITERS[to](read, folder, name, records)
+            for record in records:
+                place(root / record.image, folder / images / record.name, copy)
     return _reports(read, splits)
 
 
@@ -180,7 +180,7 @@ def _converted(
     try:
         folder.mkdir(parents=True)
         source = Source(root, dest, task or '', format or '')
-        yield source, folder, split(source, _samples(source, folder), val, seed)
+        yield source, folder, split(source, _records(source, folder), val, seed)
         if dest.exists():
             old = folder.with_suffix('.old')
             dest.rename(old)
@@ -209,7 +209,7 @@ def _recognise(source: Source) -> list[str]:
     )
 
 
-def _samples(source: Source, folder: Path) -> list[Sample]:
+def _records(source: Source, folder: Path) -> list[Record]:
     """Read the images that can be used; set the task and the classes of the source."""
     files = _recognise(source)
     title = source.report.source = f'{FORMATS[source.format].title} labels in {source.root}'
@@ -238,13 +238,14 @@ def _samples(source: Source, folder: Path) -> list[Sample]:
     source.classes = [*dict.fromkeys(source.classes), *sorted(names - {*source.classes})]
     if source.task == 'segmentation' and names and 'background' not in source.classes:
         source.classes.insert(0, 'background')
-    samples = []
+    usable = []
     for record in records:
         with source.entry(record.place):
-            samples.append(_sample(source, record, folder))
-    if not samples:
+            _prepare(source, record, folder)
+            usable.append(record)
+    if not usable:
         raise UserError(f'images in {source.root} cannot be used{source.first_problem()}')
-    return samples
+    return usable
 
 
 def _task(source: Source, records: Iterable[Record]) -> str:
@@ -259,9 +260,10 @@ def _task(source: Source, records: Iterable[Record]) -> str:
     return 'detection' if bare else 'instances'
 
 
-def _sample(source: Source, record: Record, folder: Path) -> Sample:
-    """The labels of an image as a task needs them; a label map is written."""
-    name, task, size = record.image, source.task, source.open(record.image, upright_size)
+def _prepare(source: Source, record: Record, folder: Path) -> None:
+    """Add to a record what the task needs; a label map is written."""
+    task, name, size = source.task, record.image, source.open(record.image, upright_size)
+    record.name, record.size, record.present = name, size, [record.label]
     if all(record.told) and record.told != size:
         raise Skip('labels are for another size of the image', f'{record.told}, image {size}')
     if task not in BOXES and (name != name.strip() or '\n' in name):
@@ -269,27 +271,28 @@ def _sample(source: Source, record: Record, folder: Path) -> Sample:
     if task == 'classification':
         if not record.label:
             raise Skip('image without a class', name)
-        return Sample(record, name, size, [], [record.label])
-    annotations = annotate(source, record, size, masks=task != 'detection')
-    if record.objects and not annotations:
+        return
+    record.annotations = annotate(source, record, masks=task != 'detection')
+    record.present = [own['name'] for own in record.annotations]
+    if record.objects and not record.annotations:
         raise Skip('no object of the image can be used', name)
-    if task != 'segmentation':
-        return Sample(record, name, size, annotations, [own['name'] for own in annotations])
-    labels = record.label_map() if record.label_map else paint(annotations, size, source.classes)
-    if labels.shape[::-1] != size:
-        raise Skip('label map has another size than its image', f'{labels.shape[::-1]}, {size}')
-    write_labels(folder / 'label_maps' / f'{name}.png', labels)
-    present = [source.classes[value] for value in np.unique(labels) if value != maps.IGNORED]
-    return Sample(record, name, size, [], present)
+    if task == 'segmentation':
+        labels = record.label_map() if record.label_map else paint(record, source.classes)
+        if labels.shape[::-1] != size:
+            raise Skip('label map has another size than its image', f'{labels.shape[::-1]}, {size}')
+        write_labels(folder / 'label_maps' / f'{name}.png', labels)
+        present = np.setdiff1d(labels, [maps.IGNORED])
+        record.present = [source.classes[value] for value in present]
+        record.annotations = []
 
 
 def _reports(source: Source, splits: Splits) -> tuple[Report, ...]:
     """What was skipped, and the images and objects of each class in each split."""
     reports = [source.report]
-    for name, samples in splits.items():
-        digests = {sample.name: b'' for sample in samples}
-        objects = Counter(own for sample in samples for own in sample.present)
-        images = Counter(own for sample in samples for own in set(sample.present))
+    for name, records in splits.items():
+        digests = {record.name: b'' for record in records}
+        objects = Counter(own for record in records for own in record.present)
+        images = Counter(own for record in records for own in set(record.present))
         kinds = {'objects': objects} if source.task in BOXES else {}
         kinds['images'] = images
         classes = {own: {kind: n[own] for kind, n in kinds.items()} for own in source.classes}

@@ -7,12 +7,12 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from ..datasets.check.objects import MARGIN
+from ..datasets.shapes import trace
 from .source import Object, Skip, named
 
 LONGEST = 10**8
@@ -51,7 +51,13 @@ def shape(
         circle = np.column_stack([np.cos(angles), np.sin(angles)])
         outline = outline[0] + circle * np.array(radii, float)
     elif kind in ('mask', 'bitmap') and pixels is not None:
-        return Object(name, mask=_place(pixels, outline[0].astype(int).tolist(), size))
+        left, top = outline[0].astype(int).tolist()
+        if left < 0 or top < 0:
+            raise Skip('mask is outside the image', f'{left}, {top}')
+        whole = np.zeros((size[1], size[0]), bool)
+        inside = whole[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+        inside[:] = pixels[: inside.shape[0], : inside.shape[1]] > 0
+        return Object(name, mask=run_lengths(whole))
     elif kind != 'polygon':
         raise Skip('shape without an area', kind)
     if turn:
@@ -60,8 +66,8 @@ def shape(
         outline = (outline - middle) @ np.array([(cos, sin), (-sin, cos)]) + middle
     mask = [outline.ravel().tolist()]
     if inner := [flat(hole) for hole in holes]:
-        whole, hollow = (mask_utils.decode(encode(own, size)) for own in (mask, inner))
-        return Object(name, mask=run_lengths(whole > hollow))
+        solid, hollow = (mask_utils.decode(encode(own, size)) for own in (mask, inner))
+        return Object(name, mask=run_lengths(solid > hollow))
     return Object(name, mask=mask, group='' if group is None else str(group))
 
 
@@ -73,16 +79,6 @@ def rectangle(left: Any, top: Any, right: Any, bottom: Any) -> list[float]:
     """A box x, y, width, height from its corners."""
     x, y = float(left), float(top)
     return [x, y, float(right) - x, float(bottom) - y]
-
-
-def _place(pixels: np.ndarray, corner: list[int], size: tuple[int, int]) -> dict:
-    whole = np.zeros((size[1], size[0]), bool)
-    left, top = corner
-    if left < 0 or top < 0:
-        raise Skip('mask is outside the image', f'{left}, {top}')
-    inside = whole[top : top + pixels.shape[0], left : left + pixels.shape[1]]
-    inside[:] = pixels[: inside.shape[0], : inside.shape[1]] > 0
-    return run_lengths(whole)
 
 
 def decode_png(text: str) -> np.ndarray:
@@ -121,10 +117,7 @@ def beyond(box: Sequence[float], size: tuple[int, int]) -> bool:
 def one_polygon(mask: Any, size: tuple[int, int]) -> list[float]:
     """One polygon of all parts of a mask, joined by lines of no width; run lengths are traced."""
     if isinstance(mask, dict):
-        pixels = mask_utils.decode(encode(mask, size))
-        fine = cv2.resize(pixels, None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)
-        outlines, _ = cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-        mask = [((own.reshape(-1) + 0.5) / 4).tolist() for own in outlines if len(own) > 2]
+        mask = trace(mask_utils.decode(encode(mask, size)))
     first, *others = mask
     ends = [value for part in others for value in (*first[:2], *part, *part[:2])]
     return first + ends + first[:2] * bool(others)

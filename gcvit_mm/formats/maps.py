@@ -256,12 +256,12 @@ def _colour(values: Any) -> tuple[Any, Any, Any]:
 
 def find_csv(source: Source) -> list[str]:
     """CSV files with columns, or RetinaNet's order, for image and class, and maybe corners."""
-    tables = {path: _rows(source, path)[:SAMPLE] for path in source.find('.csv', '.tsv')}
-    return [
-        path
-        for path, rows in tables.items()
-        if any(source.named(posixpath.basename(row.get('image', ''))) for _, row in rows)
-    ]
+
+    def fits(path: str) -> bool:
+        names = (row.get('image', '') for _, row in _rows(source, path)[:SAMPLE])
+        return any(source.named(posixpath.basename(name)) for name in names)
+
+    return [path for path in source.find('.csv', '.tsv') if fits(path)]
 
 
 def _rows(source: Source, path: str) -> list[tuple[int, dict[str, str]]]:
@@ -302,11 +302,10 @@ def read_csv(source: Source, files: Sequence[str]) -> Iterator[Record]:
 
 def find_folders(source: Source) -> list[str]:
     """Images in folders that are named after their classes."""
-    images = list(source.images.values())
-    masked = sum(map(is_mask, images))  # all of them if with mask and without mask are classes
-    classes = set(_classes(source).values()) - {''}
-    plain = masked in (0, len(images)) or source.format == 'folders'
-    return images if len(classes) > 1 and plain else []
+    classes = _classes(source)
+    masked = sum(map(is_mask, classes))  # all of them if with mask and without mask are classes
+    plain = masked in (0, len(classes)) or source.format == 'folders'
+    return [*classes] if plain and len({*classes.values()} - {''}) > 1 else []
 
 
 def read_folders(source: Source, images: Sequence[str]) -> Iterator[Record]:
@@ -322,11 +321,12 @@ def _classes(source: Source) -> dict[str, str]:
     folders = {image: posixpath.dirname(image) for image in source.images.values()}
     inside = [folder for folder in folders.values() if folder]
     shared = posixpath.commonpath(inside) if inside else ''
-    below = {image: folder[len(shared) :].split('/') for image, folder in folders.items()}
-    return {
-        image: next((part for part in parts if part and not split_of(part + '/')), '')
-        for image, parts in below.items()
-    }
+
+    def first(folder: str) -> str:
+        parts = folder[len(shared) :].split('/')
+        return next((part for part in parts if part and not split_of(part + '/')), '')
+
+    return {image: first(folder) for image, folder in folders.items()}
 
 
 FORMATS = {

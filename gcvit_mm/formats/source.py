@@ -67,6 +67,11 @@ class Record:
     label: str = ''  # the class of the whole image
     label_map: Callable[[], np.ndarray] | None = None  # reads (H, W), where 255 is ignored
     told: tuple[int, int] = (0, 0)  # width and height of the image according to the label file
+    # Of an image that is used:
+    name: str = ''  # its path below the folder of images
+    size: tuple[int, int] = (0, 0)  # width and height in pixels
+    annotations: list[dict] = field(default_factory=list)  # COCO's, with the ``name`` of the class
+    present: list[str] = field(default_factory=list)  # the class of each object, or all classes
 
 
 class Source:

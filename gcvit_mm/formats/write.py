@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,13 @@ from .maps import BOX, IGNORED
 from .source import Object, Record, Skip, Source, stem, suffix
 
 
-@dataclass
-class Sample:
-    """An image that is used."""
-
-    record: Record  # its labels as they were read
-    name: str  # its path below the folder of images
-    size: tuple[int, int]  # width and height in pixels
-    annotations: list[dict]  # COCO's annotations, with the ``name`` of the class
-    present: list[str]  # the class of each object, or all classes of the image
-
-
-def annotate(source: Source, record: Record, size: tuple[int, int], *, masks: bool) -> list[dict]:
+def annotate(source: Source, record: Record, *, masks: bool) -> list[dict]:
     """The COCO annotations of an image with the ``name`` of the class; bad ones are reported."""
 
     def usable(item: Object) -> dict:
         if masks and item.mask is None:
             raise Skip('object without a mask', item.name)
-        annotation, clipped = _annotation(item, size)
+        annotation, clipped = _annotation(item, record.size)
         if clipped:
             what = 'object crosses the image border: the part inside is used'
             source.report.add('note', what, f'{record.place}, {record.image}: {item.name}')
@@ -86,15 +75,15 @@ def _annotation(item: Object, size: tuple[int, int]) -> tuple[dict, bool]:
     return {**result, 'bbox': box, 'area': area, 'segmentation': mask or []}, clipped
 
 
-def coco(source: Source, samples: Sequence[Sample]) -> str:
+def coco(source: Source, records: Sequence[Record]) -> str:
     """A COCO file."""
     images: list[dict] = []
     annotations: list[dict] = []
-    for number, sample in enumerate(samples, 1):
-        width, height = sample.size
-        entry = {'id': number, 'file_name': sample.name, 'width': width, 'height': height}
+    for number, record in enumerate(records, 1):
+        width, height = record.size
+        entry = {'id': number, 'file_name': record.name, 'width': width, 'height': height}
         images.append(entry)
-        for own in sample.annotations:
+        for own in record.annotations:
             category = source.classes.index(own['name']) + 1
             ids = {'id': len(annotations) + 1, 'image_id': number, 'category_id': category}
             annotations.append({key: ids.get(key, own[key]) for key in own if key != 'name'})
@@ -103,50 +92,47 @@ def coco(source: Source, samples: Sequence[Sample]) -> str:
     return json.dumps(content) + '\n'
 
 
-def paint(annotations: Sequence[dict], size: tuple[int, int], classes: Sequence[str]) -> np.ndarray:
+def paint(record: Record, classes: Sequence[str]) -> np.ndarray:
     """A label map of objects with masks: small ones over large ones, crowds ignored."""
-    labels = np.full((size[1], size[0]), classes.index('background'), np.uint8)
-    for own in sorted(annotations, key=lambda own: -own['area']):
-        if own['segmentation']:
-            mask = mask_utils.decode(encode(own['segmentation'], size)) > 0
-            labels[mask] = IGNORED if own['iscrowd'] else classes.index(own['name'])
+    labels = np.full(record.size[::-1], classes.index('background'), np.uint8)
+    for own in sorted(record.annotations, key=lambda own: -own['area']):
+        mask = mask_utils.decode(encode(own['segmentation'], record.size)) > 0
+        labels[mask] = IGNORED if own['iscrowd'] else classes.index(own['name'])
     return labels
 
 
-def place(source: Source, image: str, target: Path, copy: bool) -> None:
+def place(image: Path, target: Path, copy: bool) -> None:
     """Put an image to a place as a link, or as a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
-        try:
-            return target.symlink_to(os.path.abspath(source.root / image))
-        except OSError:  # Windows allows links to some people only
-            pass
-    shutil.copyfile(source.root / image, target)
+        with suppress(OSError):  # Windows allows links to some people only
+            return target.symlink_to(os.path.abspath(image))
+    shutil.copyfile(image, target)
 
 
 # Other tools' formats. Each function writes one split, and returns the folder for its images.
 
 
-def to_coco(source: Source, folder: Path, split: str, samples: Sequence[Sample]) -> str:
-    atomic_text(folder / 'annotations' / f'instances_{split}.json', coco(source, samples))
+def to_coco(source: Source, folder: Path, split: str, records: Sequence[Record]) -> str:
+    atomic_text(folder / 'annotations' / f'instances_{split}.json', coco(source, records))
     return split
 
 
-def to_yolo(source: Source, folder: Path, split: str, samples: Sequence[Sample]) -> str:
-    for sample in samples:
+def to_yolo(source: Source, folder: Path, split: str, records: Sequence[Record]) -> str:
+    for record in records:
         text = ''
-        for own in sample.annotations:
+        for own in record.annotations:
             if own['iscrowd']:
-                source.report.add('warning', 'crowd: YOLO has none', sample.record.image)
+                source.report.add('warning', 'crowd: YOLO has none', record.image)
                 continue
             x, y, w, h = own['bbox']
             values = [x + w / 2, y + h / 2, w, h]
             if own['segmentation']:
-                values = one_polygon(own['segmentation'], sample.size)
-            shares = (value / sample.size[i % 2] for i, value in enumerate(values))
+                values = one_polygon(own['segmentation'], record.size)
+            shares = (value / record.size[i % 2] for i, value in enumerate(values))
             inside = (repr(min(max(share, 0.0), 1.0)) for share in shares)
             text += f'{source.classes.index(own["name"])} {" ".join(inside)}\n'
-        atomic_text(folder / 'labels' / split / f'{stem(sample.name)}.txt', text)
+        atomic_text(folder / 'labels' / split / f'{stem(record.name)}.txt', text)
     folders = {own.name: f'images/{own.name}' for own in (folder / 'labels').iterdir()}
     settings = {**folders, 'names': dict(enumerate(source.classes))}
     # JSON is YAML too.
@@ -154,20 +140,20 @@ def to_yolo(source: Source, folder: Path, split: str, samples: Sequence[Sample])
     return f'images/{split}'
 
 
-def to_voc(source: Source, folder: Path, split: str, samples: Sequence[Sample]) -> str:
-    for sample in samples:
+def to_voc(source: Source, folder: Path, split: str, records: Sequence[Record]) -> str:
+    for record in records:
         objects = []
-        for own in sample.annotations:
+        for own in record.annotations:
             x, y, w, h = own['bbox']
             box = dict(zip(BOX, (x, y, x + w, y + h), strict=True))
             objects.append({'name': own['name'], 'difficult': own['iscrowd'], 'bndbox': box})
-        size = dict(zip(('width', 'height', 'depth'), (*sample.size, 3), strict=True))
+        size = dict(zip(('width', 'height', 'depth'), (*record.size, 3), strict=True))
         root = ElementTree.Element('annotation')
-        _fill(root, {'filename': sample.name, 'size': size, 'object': objects})
+        _fill(root, {'filename': record.name, 'size': size, 'object': objects})
         ElementTree.indent(root)
         text = ElementTree.tostring(root, encoding='unicode') + '\n'
-        atomic_text(folder / 'Annotations' / f'{stem(sample.name)}.xml', text)
-    names = ''.join(f'{stem(sample.name)}\n' for sample in samples)
+        atomic_text(folder / 'Annotations' / f'{stem(record.name)}.xml', text)
+    names = ''.join(f'{stem(record.name)}\n' for record in records)
     atomic_text(folder / 'ImageSets' / 'Main' / f'{split}.txt', names)
     return 'JPEGImages'
 
@@ -185,12 +171,12 @@ def _fill(node: ElementTree.Element, content: Any) -> None:
 WRITERS = {'yolo': to_yolo, 'voc': to_voc, 'coco': to_coco}
 
 
-def unique_names(samples: Sequence[Sample]) -> None:
+def unique_names(records: Sequence[Record]) -> None:
     """Name images for one folder: by their last part, else by all, else with a number."""
     taken: set[str] = set()
-    for sample in samples:
-        whole = sample.name.replace('/', '__')
+    for record in records:
+        whole = record.name.replace('/', '__')
         numbered = (f'{stem(whole)}_{number}{suffix(whole)}' for number in count(2))
-        names = chain([sample.name.rpartition('/')[2], whole], numbered)
-        sample.name = next(name for name in names if stem(name).casefold() not in taken)
-        taken.add(stem(sample.name).casefold())
+        names = chain([record.name.rpartition('/')[2], whole], numbered)
+        record.name = next(name for name in names if stem(name).casefold() not in taken)
+        taken.add(stem(record.name).casefold())
