@@ -293,9 +293,10 @@ def _reports(source: Source, splits: Splits) -> tuple[Report, ...]:
         digests = {record.name: b'' for record in records}
         objects = Counter(own for record in records for own in record.present)
         images = Counter(own for record in records for own in set(record.present))
-        kinds = {'objects': objects} if source.task in BOXES else {}
-        kinds['images'] = images
-        classes = {own: {kind: n[own] for kind, n in kinds.items()} for own in source.classes}
-        reports.append(Report(name, f'{source.task} data', digests=digests, classes=classes))
+        report = Report(name, f'{source.task} data', digests=digests)
+        for own in source.classes:
+            counts = {'objects': objects[own]} if source.task in BOXES else {}
+            report.classes[own] = {**counts, 'images': images[own]}
+        reports.append(report)
         source.report.digests |= digests
     return tuple(reports)

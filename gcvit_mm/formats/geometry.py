@@ -42,7 +42,7 @@ def shape(
     if not (np.abs([*outline, [float(radius) for radius in radii]]) < FARTHEST).all():
         raise Skip('shape is not made of finite numbers', kind)
     if kind in ('rectangle', 'rect', 'box'):
-        left, top, right, bottom = [*outline.min(0).tolist(), *outline.max(0).tolist()]
+        left, top, right, bottom = np.r_[outline.min(0), outline.max(0)].tolist()
         if not turn:
             return Object(name, rectangle(left, top, right, bottom))
         outline = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
@@ -51,11 +51,11 @@ def shape(
         circle = np.column_stack([np.cos(angles), np.sin(angles)])
         outline = outline[0] + circle * np.array(radii, float)
     elif kind in ('mask', 'bitmap') and pixels is not None:
-        left, top = outline[0].astype(int).tolist()
-        if left < 0 or top < 0:
-            raise Skip('mask is outside the image', f'{left}, {top}')
-        whole = np.zeros((size[1], size[0]), bool)
-        inside = whole[top : top + pixels.shape[0], left : left + pixels.shape[1]]
+        x, y = outline[0].astype(int)
+        if x < 0 or y < 0:
+            raise Skip('mask is outside the image', f'{x}, {y}')
+        whole = np.zeros(size[::-1], bool)
+        inside = whole[y : y + pixels.shape[0], x : x + pixels.shape[1]]
         inside[:] = pixels[: inside.shape[0], : inside.shape[1]] > 0
         return Object(name, mask=run_lengths(whole))
     elif kind != 'polygon':

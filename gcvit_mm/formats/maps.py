@@ -161,8 +161,7 @@ def read_instance_masks(source: Source, images: Sequence[str]) -> Iterator[Recor
                 numbers = [values.max()] if len(masks) > 1 else np.unique(values)
                 present = [own for own in numbers if own not in (0, COLOUR)]
                 objects += [Object(name, mask=run_lengths(values == own)) for own in present]
-            size = values.shape[1], values.shape[0]
-            yield Record(image, masks[0], split_of(masks[0]), objects, told=size)
+            yield Record(image, masks[0], split_of(masks[0]), objects)
 
 
 def read_panoptic(source: Source, file: str, content: dict) -> Iterator[Record]:
@@ -183,8 +182,7 @@ def read_panoptic(source: Source, file: str, content: dict) -> Iterator[Record]:
             ids = np.where(values < COLOUR, values, red + 256 * green + 65536 * blue)
             read = partial(_segment, source, categories, ids)
             objects = source.each(read, entry['segments_info'], f'{file}, {mask}')
-            size = ids.shape[1], ids.shape[0]
-            yield Record(image, file, split_of(file), objects, told=size)
+            yield Record(image, file, split_of(file), objects)
 
 
 def _segment(source: Source, categories: dict, ids: np.ndarray, segment: dict) -> Object | None:

@@ -235,7 +235,7 @@ def read_cvat(source: Source, file: str, root: Element) -> Iterator[Record]:
 
 
 def _cvat_object(size: Size, node: Element) -> Object:
-    own, pixels = node.attrib, None
+    own, more = node.attrib, dict[str, Any]()
     points = [point.split(',') for point in own.get('points', '').split(';') if point]
     if node.tag == 'box':
         points = [[own['xtl'], own['ytl']], [own['xbr'], own['ybr']]]
@@ -245,9 +245,9 @@ def _cvat_object(size: Size, node: Element) -> Object:
         points = [[own['left'], own['top']]]
         runs = [int(run) for run in own['rle'].split(',')]
         pixels = np.repeat(np.arange(len(runs)) % 2, runs)
-        pixels = pixels.reshape(int(own['height']), int(own['width']))
-    radii, turn = (own.get('rx', 0), own.get('ry', 0)), math.radians(float(own.get('rotation', 0)))
-    more: dict[str, Any] = {'radii': radii, 'turn': turn, 'pixels': pixels}
+        more['pixels'] = pixels.reshape(int(own['height']), int(own['width']))
+    more['radii'] = own.get('rx', 0), own.get('ry', 0)
+    more['turn'] = math.radians(float(own.get('rotation', 0)))
     return shape(own['label'], node.tag, size, points, group=own.get('group_id'), **more)
 
 

@@ -144,9 +144,9 @@ class Source:
             if not re.fullmatch(NAME_FILES, posixpath.basename(path), re.I):
                 continue
             if suffix(path) != '.json':
-                names = self.lines(path)
-                pairs = [re.fullmatch(r'\d+[\s:,]+(.*\D.*)', name) for name in names]
-                return [pair[1] for pair in pairs if pair] if all(pairs) else names
+                lines = self.lines(path)
+                pairs = [re.fullmatch(r'\d+[\s:,]+(.*\D.*)', line) for line in lines]
+                return [pair[1] for pair in pairs if pair] if all(pairs) else lines
             content = self.parse(path)
             names = content.get('classes') if isinstance(content, dict) else content
             if names and isinstance(names, list) and all(isinstance(name, str) for name in names):

@@ -77,6 +77,7 @@ def _annotation(item: Object, size: tuple[int, int]) -> tuple[dict, bool]:
 
 def coco(source: Source, records: Sequence[Record]) -> str:
     """A COCO file."""
+    numbers = {name: number for number, name in enumerate(source.classes, 1)}
     images: list[dict] = []
     annotations: list[dict] = []
     for number, record in enumerate(records, 1):
@@ -84,10 +85,10 @@ def coco(source: Source, records: Sequence[Record]) -> str:
         entry = {'id': number, 'file_name': record.name, 'width': width, 'height': height}
         images.append(entry)
         for own in record.annotations:
-            category = source.classes.index(own['name']) + 1
-            ids = {'id': len(annotations) + 1, 'image_id': number, 'category_id': category}
-            annotations.append({key: ids.get(key, own[key]) for key in own if key != 'name'})
-    categories = [{'id': number, 'name': name} for number, name in enumerate(source.classes, 1)]
+            ids = {'id': len(annotations) + 1, 'image_id': number}
+            entry = {**own, **ids, 'category_id': numbers[own['name']]}
+            annotations.append({key: value for key, value in entry.items() if key != 'name'})
+    categories = [{'id': number, 'name': name} for name, number in numbers.items()]
     content = {'images': images, 'categories': categories, 'annotations': annotations}
     return json.dumps(content) + '\n'
 
