@@ -59,14 +59,14 @@ def pairs(source: Source) -> dict[str, list[str]]:
     masks = [path for path in source.images.values() if is_mask(path)]
     if any('SegmentationClass' in path for path in masks):
         masks = [path for path in masks if 'SegmentationObject' not in path]
-    by_stem, by_folder = defaultdict(list), defaultdict(list)
+    by_folder = defaultdict(list)
     for path in source.images.values():
         if not is_mask(path):
-            by_stem[stem(path).casefold()].append(path)
             by_folder[posixpath.dirname(posixpath.dirname(path))].append(path)
     for mask in masks:
-        plain = re.sub(rf'([-_. ]({MASK_WORDS}))+$', '', stem(mask), flags=re.I).casefold()
-        found = by_stem.get(stem(mask).casefold()) or by_stem.get(plain)
+        plain = re.sub(rf'([-_. ]({MASK_WORDS}))+$', '', stem(mask), flags=re.I)
+        found = dict.fromkeys(source.named(stem(mask)) + source.named(plain))
+        found = [path for path in found if not is_mask(path)]
         # Kaggle's nuclei have ID/images/ID.png and ID/masks/*.png.
         found = found or by_folder[posixpath.dirname(posixpath.dirname(mask)) or '-']
         found = source.nearest(found, posixpath.dirname(mask))
