@@ -621,6 +621,15 @@ def test_what_is_written_for_other_tools_is_read_again(to, copy, tmp_path):
         close(contents(dataset, split), expected(TRUTH, split, masks))
 
 
+@pytest.mark.parametrize('to', formats.WRITERS)
+def test_signs_of_xml_and_yaml_in_names_of_classes_survive(to, tmp_path):
+    root = as_coco(tmp_path / 's')
+    for path in root.rglob('*.json'):
+        change(path, '"zebra"', '"a & <b>: \'c\' #1"')
+    export(root, tmp_path / to, to)
+    assert "a & <b>: 'c' #1" in bring_in(tmp_path / to).classes
+
+
 boxes = st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(2, 20)] * 2)
 objects = st.lists(st.tuples(st.sampled_from(CLASSES), boxes), max_size=4)
 

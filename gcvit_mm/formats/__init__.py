@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -28,6 +28,7 @@ __all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'describe', 'ex
 
 FORMATS = {name: (objects.FORMATS | maps.FORMATS)[name] for name in LABEL_FORMATS}
 """The formats in the order in which they are looked for."""
+AnyPath: TypeAlias = str | os.PathLike
 BOXES = ('detection', 'instances')
 NEEDS: dict[str, tuple[str, Callable[[Record], bool]]] = {
     'detection': ('boxes or masks of objects', lambda record: bool(record.objects)),
@@ -42,11 +43,7 @@ NEEDS: dict[str, tuple[str, Callable[[Record], bool]]] = {
 
 
 def bring_in(
-    source: str | os.PathLike,
-    dest: str | os.PathLike | None = None,
-    *,
-    copy: bool = False,
-    **options: Any,
+    source: AnyPath, dest: AnyPath | None = None, *, copy: bool = False, **options: Any
 ) -> Dataset:
     """Recognise the labels of a folder, and write them in the form that the configs read.
 
@@ -100,12 +97,7 @@ def bring_in(
 
 
 def export(
-    source: str | os.PathLike,
-    dest: str | os.PathLike,
-    to: str,
-    *,
-    copy: bool = False,
-    **options: Any,
+    source: AnyPath, dest: AnyPath, to: str, *, copy: bool = False, **options: Any
 ) -> tuple[Report, ...]:
     """Write boxes and masks in another tool's format, with links to the images.
 
@@ -137,7 +129,7 @@ def export(
     return _reports(read, splits)
 
 
-def describe(source: str | os.PathLike) -> str:
+def describe(source: AnyPath) -> str:
     """Say what labels a folder holds, and how to use them.
 
     Raises:

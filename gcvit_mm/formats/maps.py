@@ -15,19 +15,7 @@ from PIL import Image
 from ..errors import UserError
 from .geometry import rectangle, run_lengths
 from .objects import Format, documents, is_panoptic
-from .source import (
-    MASK_WORDS,
-    SUFFIXES,
-    Object,
-    Record,
-    Skip,
-    Source,
-    is_mask,
-    named,
-    split_of,
-    stem,
-    suffix,
-)
+from .source import MASK_WORDS, SUFFIXES, Object, Record, Skip, Source, is_mask, split_of, stem
 
 IGNORED = 255
 VOID = ('void', 'unlabeled', 'unlabelled', 'ignore', 'ignored')
@@ -65,8 +53,8 @@ def pairs(source: Source) -> dict[str, list[str]]:
             by_folder[posixpath.dirname(posixpath.dirname(path))].append(path)
     for mask in masks:
         plain = re.sub(rf'([-_. ]({MASK_WORDS}))+$', '', stem(mask), flags=re.I)
-        found = dict.fromkeys(source.named(stem(mask)) + source.named(plain))
-        found = [path for path in found if not is_mask(path)]
+        images = dict.fromkeys(source.named(stem(mask)) + source.named(plain))
+        found = [path for path in images if not is_mask(path)]
         # Kaggle's nuclei have ID/images/ID.png and ID/masks/*.png.
         found = found or by_folder[posixpath.dirname(posixpath.dirname(mask)) or '-']
         found = source.nearest(found, posixpath.dirname(mask))
@@ -186,7 +174,7 @@ def read_panoptic(source: Source, file: str, content: dict) -> Iterator[Record]:
 
 
 def _segment(source: Source, categories: dict, ids: np.ndarray, segment: dict) -> Object | None:
-    name = named(categories[segment['category_id']]['name'])
+    name = categories[segment['category_id']]['name'].strip()
     if name not in source.classes:
         source.report.add('note', 'segment of stuff: only for --task segmentation', name)
         return None
@@ -272,7 +260,7 @@ def _rows(source: Source, path: str) -> list[tuple[int, dict[str, str]]]:
     header = 'image' in keys and 'label' in keys
     if not header:
         keys = [*ORDERS.get(len(titles), ())]
-        if not keys or suffix(titles[0]) not in SUFFIXES:
+        if not keys or not titles[0].endswith(SUFFIXES):
             return []
     # Of two columns for one thing, the first counts.
     entries = [[*zip(keys, map(str.strip, row), strict=False)] for row in rows]

@@ -8,7 +8,7 @@ from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 import numpy as np
 from pycocotools import mask as mask_utils
@@ -143,30 +143,23 @@ def to_yolo(source: Source, folder: Path, split: str, records: Sequence[Record])
 
 def to_voc(source: Source, folder: Path, split: str, records: Sequence[Record]) -> str:
     for record in records:
-        objects = []
+        keys, size = ('width', 'height', 'depth'), (*record.size, 3)
+        text = f'<annotation>\n<filename>{escape(record.name)}</filename>\n'
+        text += f'<size>{_elements(keys, size)}</size>\n'
         for own in record.annotations:
             x, y, w, h = own['bbox']
-            box = dict(zip(BOX, (x, y, x + w, y + h), strict=True))
-            objects.append({'name': own['name'], 'difficult': own['iscrowd'], 'bndbox': box})
-        size = dict(zip(('width', 'height', 'depth'), (*record.size, 3), strict=True))
-        root = ElementTree.Element('annotation')
-        _fill(root, {'filename': record.name, 'size': size, 'object': objects})
-        ElementTree.indent(root)
-        text = ElementTree.tostring(root, encoding='unicode') + '\n'
-        atomic_text(folder / 'Annotations' / f'{stem(record.name)}.xml', text)
+            kind = _elements(('name', 'difficult'), (escape(own['name']), own['iscrowd']))
+            box = _elements(BOX, (x, y, x + w, y + h))
+            text += f'<object>{kind}<bndbox>{box}</bndbox></object>\n'
+        path = folder / 'Annotations' / f'{stem(record.name)}.xml'
+        atomic_text(path, f'{text}</annotation>\n')
     names = ''.join(f'{stem(record.name)}\n' for record in records)
     atomic_text(folder / 'ImageSets' / 'Main' / f'{split}.txt', names)
     return 'JPEGImages'
 
 
-def _fill(node: ElementTree.Element, content: Any) -> None:
-    """Write a dict as child elements, of which a list has several, or a value as text."""
-    if not isinstance(content, dict):
-        node.text = str(content)
-        return
-    for key, value in content.items():
-        for own in value if isinstance(value, list) else [value]:
-            _fill(ElementTree.SubElement(node, key), own)
+def _elements(keys: Sequence[str], values: Sequence[Any]) -> str:
+    return ''.join(f'<{key}>{own}</{key}>' for key, own in zip(keys, values, strict=True))
 
 
 WRITERS = {'yolo': to_yolo, 'voc': to_voc, 'coco': to_coco}
