@@ -14,9 +14,7 @@ from gcvit_mm.errors import UserError, printable
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', metavar='SRC', help='folder of images and labels; not changed')
-    parser.add_argument(
-        'dest', metavar='DST', nargs='?', help='output folder; default: SRC/gcvit_mm'
-    )
+    parser.add_argument('dest', metavar='DST', nargs='?', help='output; default: SRC/gcvit_mm')
     parser.add_argument('--format', choices=LABEL_FORMATS, help='default: it is recognised')
     parser.add_argument('--task', choices=TASKS, help='default: what the labels are for')
     parser.add_argument('--to', choices=LABEL_WRITERS, help='write for another tool instead')
