@@ -67,5 +67,5 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str], streams: li
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = command
-    sys.path[0] = str(Path(command[0]).resolve().parent)
+    sys.path.insert(0, str(Path(command[0]).resolve().parent))
     runpy.run_path(command[0], run_name='__main__')
