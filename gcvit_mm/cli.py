@@ -20,7 +20,7 @@ from typing import IO, Any
 
 # --help and errors in arguments must be fast and work in any environment, so this module imports
 # only the standard library at the top.
-from .compat import environment, on_import
+from .compat import config_format, environment, on_import
 from .errors import UserError, printable_lines
 from .weights.hub import check_path
 from .zoo import TOOLS, config_file
@@ -88,6 +88,7 @@ def run(main: Callable[[], None]) -> None:
     _share_cores()
     on_import.after('mmengine', _hide_foreign_lines)
     on_import.after('mmengine', _find_bases_at_once)
+    on_import.after('mmengine', config_format.install)
     logging.FileHandler.handleError = _raise_full_disk  # type: ignore
     on_import.after('pycocotools.coco', _hide_loading)
     try:
