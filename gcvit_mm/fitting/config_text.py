@@ -142,10 +142,10 @@ def _loaders(data: Dataset, facts: Facts, made: Decisions) -> Lines:
 def _model(data: Dataset, facts: Facts, made: Decisions) -> Lines:
     number = {'num_classes': Code('num_classes')}
     head, weights = made['head'].value, made['weights'].value
-    model: dict[str, Any] = {'backbone': {'init_cfg': None}} if weights == 'scratch' else {}
+    model: dict[str, Any] = {} if weights == 'imagenet' else {'backbone': {'init_cfg': None}}
     if head in ('mask_rcnn', 'faster_rcnn'):
         yield _why('anchors', made, 'Anchors from')
-        scale = made['anchors'].value // 4
+        scale = made['anchors'].value / 4
         model['rpn_head'] = {'anchor_generator': {'scales': [scale]}}
         # An object as large as the second smallest anchor goes to the second feature map.
         finest = {'finest_scale': 7 * scale}

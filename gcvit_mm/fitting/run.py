@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from ..cli import locked
 from ..errors import UserError
 from ..fileio import atomic_text
 from ..zoo import TOOLS
@@ -65,7 +66,8 @@ def plan(
     config = work.with_name(f'{work.name}.py')
     command = options.command(folder, work)
     if not config.exists():
-        _write_config(folder, work, config, command, options)
+        with locked(work):
+            _write_config(folder, work, config, command, options)
     elif f'``{in_docstring(command)}``' in config.read_text():
         print(f'{config} is there already: its decisions are used')
     else:

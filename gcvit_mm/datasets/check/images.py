@@ -40,20 +40,23 @@ def read_image(path: str) -> ReadImage | str:
     try:
         data = Path(path).read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            width, height = upright_size(image)
+            size = image.size
             # A JPEG is decoded completely, but at an eighth of its size, which is a third faster.
             image.draft(None, (1, 1))
             eight_bits(image, upright=False)
+            # Only now, because the EXIF data of a PNG are known when it is decoded.
+            width, height = upright_size(image, size)
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         return reason(error)
     return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest())
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height of an opened image after rotation by its EXIF orientation."""
+def upright_size(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Width and height of an image after rotation by its EXIF orientation, ``size`` before it."""
+    size = size or image.size
     turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS
     # Pillow turns TIFF files, and their size, by itself.
-    return image.size[::-1] if turned and image.format != 'TIFF' else image.size
+    return size[::-1] if turned and image.format != 'TIFF' else size
 
 
 def list_entries(dataset: BaseDataset) -> list[dict]:
