@@ -11,6 +11,7 @@ import runpy
 import sys
 import tempfile
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -43,14 +44,22 @@ def _start_server() -> None:
             os.environ['PYTHONPATH'] = before
 
 
+def start_tool(
+    command: list[str], cwd: Path, environment: dict[str, str], streams: list[str]
+) -> BaseProcess:
+    """Start a Python script whose output and errors go to these files."""
+    _start_server()
+    process = _CONTEXT.Process(target=_run, args=(command, cwd, environment, streams))
+    process.start()
+    return process
+
+
 def run_tool(command: list[str], cwd: Path, environment: dict[str, str]) -> CompletedProcess:
     """Run a Python script to its end, as ``subprocess.run`` with captured output."""
-    _start_server()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         # Descriptors cannot be passed, but files can be opened by their names in the other process.
         names = [f'/proc/{os.getpid()}/fd/{file.fileno()}' for file in (out, err)]
-        process = _CONTEXT.Process(target=_run, args=(command, cwd, environment, names))
-        process.start()
+        process = start_tool(command, cwd, environment, names)
         process.join()
         texts = []
         for file in (out, err):
@@ -67,5 +76,5 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str], streams: li
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = command
-    sys.path[0] = str(Path(command[0]).resolve().parent)
+    sys.path.insert(0, str(Path(command[0]).resolve().parent))
     runpy.run_path(command[0], run_name='__main__')
