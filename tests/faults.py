@@ -11,9 +11,13 @@ from typing import Any
 
 import torch
 from mmcv.transforms import BaseTransform
+from mmengine.config import config
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
+
+# Each start of a training would format its config several times, for seconds.
+config.FormatCode = lambda text, **_: (text, True)
 
 
 @HOOKS.register_module()

@@ -5,6 +5,7 @@ tests start tools as a shell does (``command_line.call`` with streams), and so d
 """
 
 import functools
+import gc
 import multiprocessing
 import os
 import runpy
@@ -27,6 +28,8 @@ if 'multiprocessing.forkserver' in sys.orig_argv[-1]:
     import mmseg.apis  # noqa: F401
 
     import gcvit_mm.register  # noqa: F401
+
+    gc.freeze()  # data sets collect garbage, half a second each time with all these objects
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 
