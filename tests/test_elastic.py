@@ -17,6 +17,8 @@ from gcvit_mm.datasets.shapes import make_shapes
 
 BATCH, IMAGES = 12, 20
 """Images of a step, of all processes together, and of an epoch, whose last step is incomplete."""
+INTERVAL = 4
+"""Steps between checkpoints."""
 CONFIG = f"""
 _base_ = '{ROOT}/configs/upernet_gcvit_nano_shapes.py'
 custom_imports = dict(imports=['gcvit_mm', 'gcvit_mm.datasets', 'gcvit_mm.engine', 'faults'])
@@ -34,7 +36,7 @@ sgd = dict(_delete_=True, type='SGD', lr=0.01, momentum=0.9, weight_decay=0.01)
 optim_wrapper = dict(optimizer=sgd)
 train_dataloader = dict(sampler=dict(type='DefaultSampler'), persistent_workers=False)
 val_dataloader = dict(num_workers=0, persistent_workers=False)
-default_hooks = dict(checkpoint=dict(interval=8, max_keep_ckpts=2, save_best=None))
+default_hooks = dict(checkpoint=dict(interval={INTERVAL}, max_keep_ckpts=2, save_best=None))
 """
 
 
@@ -137,8 +139,6 @@ def test_another_number_of_processes_at_each_restart_changes_neither_samples_nor
 
 
 KINDS = ('SIGKILL', 'SIGTERM', 'SIGHUP', 'validation', 'save', 'worker')
-INTERVAL = 3
-"""Steps between checkpoints."""
 
 
 @pytest.mark.slow
