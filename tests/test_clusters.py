@@ -146,6 +146,33 @@ def test_the_command_of_a_cluster_is_stopped_and_started_until_the_training_has_
     assert (tmp_path / 'work/epoch_4.pth').exists()
 
 
+@pytest.mark.slow
+def test_all_machines_of_a_job_set_save_and_end_when_one_is_drained(tiny_shapes, tmp_path):
+    options = on(tiny_shapes, 'train_cfg.max_epochs=99', 'train_dataloader.batch_size=1')[1:]
+    options += ['default_hooks.logger.interval=1']
+    options += ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None']
+    (container,) = pod_of(MACHINES)['containers']
+    args = [a for a in container['args'][3:] if not a.startswith('--work-dir')]
+    command = [sys.executable, '-m', 'gcvit_mm', 'dist_train', NANO, '1']
+    command += [f'--work-dir={tmp_path}/work', *args, *options]
+    shared = {**ENVIRONMENT, 'PORT': unused_port(), 'MASTER_ADDR': '127.0.0.2', 'NNODES': '2'}
+    logs = [tmp_path / str(rank) for rank in range(2)]
+    agents = []
+    for rank, log in enumerate(logs):
+        environment = {**shared, 'NODE_RANK': str(rank)}
+        with open(log, 'w') as file:
+            agents.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+            )
+    while '[1][2/4]' not in logs[0].read_text() + logs[1].read_text():
+        assert agents[0].poll() is None, logs[0].read_text()
+        time.sleep(0.1)
+    agents[1].terminate()
+    assert [agent.wait(200) for agent in agents] == [75, 75], [log.read_text() for log in logs]
+    assert 'Traceback' not in logs[0].read_text() + logs[1].read_text()
+    assert (tmp_path / 'work/last_checkpoint').read_text().startswith('iter_')
+
+
 def first_process(pid: int, program: str) -> int:
     """The process that a cluster signals: that in a namespace of its own, or the one started."""
     if program != 'unshare':
