@@ -15,6 +15,8 @@ from test_distributed import unused_port
 
 OPTION = 'default_hooks.preemption.exit_status='
 RESTARTED = [75, 143]
+ENTRYPOINT = [sys.executable, '-c', 'from gcvit_mm.command import main; main()']
+"""The command `gcvit-mm`, which the image runs."""
 
 
 def read(name: str) -> dict:
@@ -72,7 +74,7 @@ def kubernetes_command(config: str, work: Path, options: list[str]) -> list[str]
     args = list(pod_of(JOB)['containers'][0]['args'])
     args[1:3] = [config, '1']
     args[args.index(next(a for a in args if a.startswith('--work-dir')))] = f'--work-dir={work}'
-    command = [sys.executable, '-m', 'gcvit_mm', *args, *options]
+    command = [*ENTRYPOINT, *args, *options]
     isolated = ['unshare', '--fork', '--pid', '--mount-proc', '--kill-child']
     if shutil.which('unshare') and not subprocess.run([*isolated, 'true']).returncode:
         return [*isolated, *command]  # as process 1, the hardest case
@@ -102,8 +104,12 @@ SKYPILOT = {
 @pytest.mark.parametrize(
     ('command', 'moments', 'statuses'),
     [
-        (kubernetes_command, ['nothing to resume', '[1][2/8]', 'Epoch(train)'], [143, 75, 75]),
-        (skypilot_command, ['[1][2/8]'], [75]),
+        (
+            kubernetes_command,
+            ['nothing to resume', '[1][2/8]', 'Epoch(train)'],
+            [{143}, {75}, {75, 143}],
+        ),
+        (skypilot_command, ['[1][2/8]'], [{75}]),
     ],
 )
 def test_the_command_of_a_cluster_is_stopped_and_started_until_the_training_has_finished(
@@ -141,19 +147,20 @@ def test_the_command_of_a_cluster_is_stopped_and_started_until_the_training_has_
         assert 'Traceback' not in output, output
         found.append(process.returncode)
         print(moment, process.returncode, output[-3000:])
-    assert found == [*statuses, 0]
-    assert set(statuses) <= set(RESTARTED)
+    assert found[-1] == 0
+    assert all(a in b for a, b in zip(found[:-1], statuses, strict=True)), found
+    assert set().union(*statuses) <= set(RESTARTED)
     assert (tmp_path / 'work/epoch_4.pth').exists()
 
 
 @pytest.mark.slow
 def test_all_machines_of_a_job_set_save_and_end_when_one_is_drained(tiny_shapes, tmp_path):
-    options = on(tiny_shapes, 'train_cfg.max_epochs=99', 'train_dataloader.batch_size=1')[1:]
+    options = on(tiny_shapes, 'train_cfg.max_epochs=8', 'train_dataloader.batch_size=1')[1:]
     options += ['default_hooks.logger.interval=1']
     options += ['val_cfg=None', 'val_dataloader=None', 'val_evaluator=None']
     (container,) = pod_of(MACHINES)['containers']
     args = [a for a in container['args'][3:] if not a.startswith('--work-dir')]
-    command = [sys.executable, '-m', 'gcvit_mm', 'dist_train', NANO, '1']
+    command = [*ENTRYPOINT, 'dist_train', NANO, '1']
     command += [f'--work-dir={tmp_path}/work', *args, *options]
     shared = {**ENVIRONMENT, 'PORT': unused_port(), 'MASTER_ADDR': '127.0.0.2', 'NNODES': '2'}
     logs = [tmp_path / str(rank) for rank in range(2)]
