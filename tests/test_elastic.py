@@ -33,7 +33,7 @@ model = dict(
     auxiliary_head=dict(in_channels=64, **head),
 )
 # At higher rates rounding errors grow beyond 1e-5, as in any long training.
-sgd = dict(_delete_=True, type='SGD', lr=0.003, momentum=0.9, weight_decay=0.01)
+sgd = dict(_delete_=True, type='SGD', lr=0.001, momentum=0.9, weight_decay=0.01)
 optim_wrapper = dict(optimizer=sgd)
 train_dataloader = dict(sampler=dict(type='DefaultSampler'), persistent_workers=False)
 val_dataloader = dict(num_workers=0, persistent_workers=False)
