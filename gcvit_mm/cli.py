@@ -20,7 +20,7 @@ from typing import IO, Any
 
 # --help and errors in arguments must be fast and work in any environment, so this module imports
 # only the standard library at the top.
-from .compat import environment, on_import
+from .compat import config_format, environment, on_import
 from .errors import UserError, printable_lines
 from .weights.hub import check_path
 from .zoo import TOOLS, config_file
@@ -88,6 +88,7 @@ def run(main: Callable[[], None]) -> None:
     _share_cores()
     on_import.after('mmengine', _hide_foreign_lines)
     on_import.after('mmengine', _find_bases_at_once)
+    on_import.after('mmengine', config_format.install)
     logging.FileHandler.handleError = _raise_full_disk  # type: ignore
     on_import.after('pycocotools.coco', _hide_loading)
     try:
@@ -124,6 +125,7 @@ def locked(*folders: str | os.PathLike, wait: float = 5) -> Iterator[None]:
     """
     ranks = map(os.environ.get, ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'))
     files: dict[str, IO] = {}
+    new = [folder for folder in map(os.path.realpath, folders) if not os.path.exists(folder)]
     try:
         if fcntl and next(filter(None, ranks), '0') == '0':
             for folder in dict.fromkeys(map(os.path.realpath, folders)):
@@ -133,6 +135,9 @@ def locked(*folders: str | os.PathLike, wait: float = 5) -> Iterator[None]:
         for folder, file in files.items():
             Path(folder, LOCK).unlink(missing_ok=True)
             file.close()
+        for folder in new:
+            with suppress(OSError):  # it is not empty
+                os.rmdir(folder)
 
 
 def _lock(folder: str, wait: float) -> IO:
@@ -144,7 +149,10 @@ def _lock(folder: str, wait: float) -> IO:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
             file = os.fdopen(number, 'a+', encoding='utf-8', errors='replace')
         except OSError as error:
-            raise UserError(f'folder {folder} cannot be written: {error.strerror}') from error
+            what = f'folder {folder} cannot be written: {error.strerror}'
+            if os.path.isfile(folder):
+                what = f'{folder} is a file: choose a folder'
+            raise UserError(what) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The process that held the lock removes the file.

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import zlib
+from functools import partial
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -61,6 +63,10 @@ def flat(points):
     return [float(value) for point in points for value in point]
 
 
+def stem(name):
+    return os.path.splitext(name)[0]
+
+
 def write(path, content):
     path.parent.mkdir(parents=True, exist_ok=True)
     text = content if isinstance(content, str) else json.dumps(content)
@@ -73,25 +79,23 @@ def write(path, content):
 def as_coco(folder, truth=TRUTH):
     scene(folder, '{split}2017/{name}', truth)
     for split in ('train', 'val'):
-        content = {'images': [], 'annotations': [], 'categories': []}
+        content = {'images': [], 'annotations': []}
         content['categories'] = [{'id': 7 - i, 'name': c} for i, c in enumerate(CLASSES)]
         for name, width, height, own, objects in truth:
-            if own == split:
-                number = 100 + len(content['images'])
-                entry = {'id': number, 'file_name': name, 'width': width, 'height': height}
-                content['images'].append(entry)
-                for label, box in objects:
-                    x, y, right, bottom = box
-                    annotation = {
-                        'id': len(content['annotations']),
-                        'image_id': number,
-                        'category_id': 7 - CLASSES.index(label),
-                        'bbox': [x, y, right - x, bottom - y],
-                        'area': (right - x) * (bottom - y),
-                        'iscrowd': 0,
-                        'segmentation': [flat(corners(box))],
-                    }
-                    content['annotations'].append(annotation)
+            if own != split:
+                continue
+            number = 100 + len(content['images'])
+            entry = {'id': number, 'file_name': name, 'width': width, 'height': height}
+            content['images'].append(entry)
+            for label, (x, y, right, bottom) in objects:
+                annotation = {
+                    **{'id': len(content['annotations']), 'image_id': number, 'iscrowd': 0},
+                    'category_id': 7 - CLASSES.index(label),
+                    'bbox': [x, y, right - x, bottom - y],
+                    'area': (right - x) * (bottom - y),
+                    'segmentation': [flat(corners((x, y, right, bottom)))],
+                }
+                content['annotations'].append(annotation)
         write(folder / f'annotations/instances_{split}2017.json', content)
     return folder
 
@@ -122,18 +126,6 @@ def as_yolo(folder, truth=TRUTH, polygons=False, layout='images/{split}/{name}',
     return folder
 
 
-def as_yolo_polygons(folder, truth=TRUTH):
-    return as_yolo(folder, truth, polygons=True)
-
-
-def as_roboflow(folder, truth=TRUTH):
-    return as_yolo(folder, truth, layout='{split}/images/{name}')
-
-
-def as_yolo_lists(folder, truth=TRUTH):
-    return as_yolo(folder, truth, layout='images/{name}', listed=True)
-
-
 def as_voc(folder, truth=TRUTH):
     scene(folder, 'VOCdevkit/VOC2012/JPEGImages/{name}', truth)
     root = folder / 'VOCdevkit/VOC2012'
@@ -146,9 +138,8 @@ def as_voc(folder, truth=TRUTH):
             nodes += f'<object><name>{label}</name><bndbox>{inside}</bndbox></object>'
         size = f'<size><width>{width}</width><height>{height}</height><depth>3</depth></size>'
         text = f'<annotation><filename>{name}</filename>{size}{nodes}</annotation>'
-        base = os.path.splitext(name)[0]
-        write(root / 'Annotations' / f'{base}.xml', text)
-        lists[split] += f'{base}\n'
+        write(root / 'Annotations' / f'{stem(name)}.xml', text)
+        lists[split] += f'{stem(name)}\n'
     for split, text in lists.items():
         write(root / 'ImageSets/Main' / f'{split}.txt', text)
     return folder
@@ -157,18 +148,13 @@ def as_voc(folder, truth=TRUTH):
 def as_labelme(folder, truth=TRUTH):
     scene(folder, '{split}/{name}', truth)
     for name, width, height, split, objects in truth:
-        shapes = []
-        for label, box in objects:
-            entry = {'label': label, 'points': corners(box), 'shape_type': 'polygon'}
-            shapes.append(entry)
-        content = {
-            'imagePath': f'..\\{split}\\{name}',
-            'shapes': shapes,
-            'imageWidth': width,
-            'imageHeight': height,
-            'imageData': base64.b64encode(b'pixels').decode(),
-        }
-        write(folder / split / f'{os.path.splitext(name)[0]}.json', content)
+        shapes = [
+            {'label': label, 'points': corners(box), 'shape_type': 'polygon'}
+            for label, box in objects
+        ]
+        content = {'imagePath': f'..\\{split}\\{name}', 'shapes': shapes}
+        content |= {'imageWidth': width, 'imageHeight': height, 'imageData': 'cGl4ZWxz'}
+        write(folder / split / f'{stem(name)}.json', content)
     return folder
 
 
@@ -210,11 +196,10 @@ def as_supervisely(folder, truth=TRUTH):
     scene(folder, '{split}/img/{name}', truth)
     write(folder / 'meta.json', {'classes': [{'title': c, 'color': '#010203'} for c in CLASSES]})
     for name, width, height, split, objects in truth:
-        entries = []
-        for label, (x, y, right, bottom) in objects:
-            points = {'exterior': corners((x, y, right, bottom)), 'interior': []}
-            entry = {'classTitle': label, 'geometryType': 'polygon', 'points': points}
-            entries.append(entry)
+        entries = [
+            {'classTitle': label, 'geometryType': 'polygon', 'points': {'exterior': corners(box)}}
+            for label, box in objects
+        ]
         content = {'size': {'width': width, 'height': height}, 'objects': entries}
         write(folder / split / 'ann' / f'{name}.json', content)
     return folder
@@ -238,23 +223,19 @@ def as_csv(folder, truth=TRUTH, header=True):
     return folder
 
 
-def as_retinanet(folder, truth=TRUTH):
-    return as_csv(folder, truth, header=False)
-
-
 OBJECTS = {
     'coco': (as_coco, 'instances'),
     'yolo': (as_yolo, 'detection'),
-    'yolo-polygons': (as_yolo_polygons, 'instances'),
-    'yolo-roboflow': (as_roboflow, 'detection'),
-    'yolo-lists': (as_yolo_lists, 'detection'),
+    'yolo-polygons': (partial(as_yolo, polygons=True), 'instances'),
+    'yolo-roboflow': (partial(as_yolo, layout='{split}/images/{name}'), 'detection'),
+    'yolo-lists': (partial(as_yolo, layout='images/{name}', listed=True), 'detection'),
     'voc': (as_voc, 'detection'),
     'labelme': (as_labelme, 'instances'),
     'cvat': (as_cvat, 'instances'),
     'via': (as_via, 'instances'),
     'supervisely': (as_supervisely, 'instances'),
     'csv': (as_csv, 'detection'),
-    'csv-retinanet': (as_retinanet, 'detection'),
+    'csv-retinanet': (partial(as_csv, header=False), 'detection'),
 }
 
 
@@ -286,23 +267,18 @@ def pixels(annotation, image):
     return mask_utils.decode(mask).tobytes().hex()
 
 
-def expected(truth, split, masks, empty=True):
-    result = {}
-    for name, width, height, own, objects in truth:
-        if own == split:
-            result[name] = sorted(
-                (
-                    label,
-                    (x, y, right - x, bottom - y),
-                    pixels(
-                        {'segmentation': [flat(corners((x, y, right, bottom)))] if masks else []},
-                        {'height': height, 'width': width},
-                    ),
-                    0,
-                )
-                for label, (x, y, right, bottom) in objects
-            )
-    return result
+def expected(truth, split, masks):
+    def of(label, box, width, height):
+        x, y, right, bottom = box
+        annotation = {'segmentation': [flat(corners(box))] if masks else []}
+        mask = pixels(annotation, {'height': height, 'width': width})
+        return label, (x, y, right - x, bottom - y), mask, 0
+
+    return {
+        name: sorted(of(*own, width, height) for own in objects)
+        for name, width, height, part, objects in truth
+        if part == split
+    }
 
 
 def close(ours, theirs):
@@ -362,14 +338,15 @@ def save(path, values, palette=None):
     image.save(path)
 
 
-def stem(name):
-    return os.path.splitext(name)[0]
+def pairs(folder, images, masks, convert=lambda values: values, palette=None):
+    """Write images, and what a function makes of their values as masks."""
+    for name in scene(folder, images):
+        save(folder / masks.format(stem(name)), convert(MAPS[name]), palette)
+    return folder
 
 
 def as_pennfudan(folder):
-    for name in scene(folder, 'PNGImages/{name}'):
-        save(folder / 'PedMasks' / f'{stem(name)}_mask.png', MAPS[name])
-    return folder
+    return pairs(folder, 'PNGImages/{name}', 'PedMasks/{}_mask.png')
 
 
 def as_nuclei(folder):
@@ -435,11 +412,10 @@ def test_a_chosen_format_says_what_values_mean(tmp_path):
 
 
 def as_camvid(folder, alpha=False):
-    colours = np.array([*COLORS.values()], np.uint8)
-    for name in scene(folder, '701_StillsRaw_full/{name}'):
-        mask = colours[MAPS[name]]
-        mask = np.dstack([mask, np.full(mask.shape[:2], 200, np.uint8)]) if alpha else mask
-        save(folder / 'LabeledApproved_full' / f'{stem(name)}_L.png', mask)
+    colours = np.array([(*color, 200) for color in COLORS.values()], np.uint8)
+    colours = colours if alpha else colours[:, :3]
+    masks = 'LabeledApproved_full/{}_L.png'
+    pairs(folder, '701_StillsRaw_full/{name}', masks, lambda values: colours[values])
     lines = [f'{r} {g} {b}\t\t{name}\r\n' for name, (r, g, b) in COLORS.items()]
     write(folder / 'label_colors.txt', ''.join(lines))
     return folder
@@ -456,19 +432,16 @@ def as_class_dict(folder):
 def as_cvat_masks(folder):
     """CVAT's "Segmentation mask 1.1": palettes, and a second mask with instances."""
     palette = [value for color in COLORS.values() for value in color]
-    for name in scene(folder, 'JPEGImages/{name}'):
-        for kind in ('SegmentationClass', 'SegmentationObject'):
-            save(folder / kind / f'{stem(name)}.png', MAPS[name], palette)
+    for kind in ('SegmentationClass', 'SegmentationObject'):
+        pairs(folder, 'JPEGImages/{name}', kind + '/{}.png', palette=palette)
     lines = [f'{name}:{r},{g},{b}::\n' for name, (r, g, b) in COLORS.items()]
     write(folder / 'labelmap.txt', '# label:color_rgb:parts:actions\n' + ''.join(lines))
     return folder
 
 
 def as_label_maps(folder, names='void\nSky\ntree top\ncar\n'):
-    for name in scene(folder, 'images/{name}'):
-        save(folder / 'annotations' / f'{stem(name)}.png', MAPS[name])
     write(folder / 'classes.txt', '\ufeff' + names)
-    return folder
+    return pairs(folder, 'images/{name}', 'annotations/{}.png')
 
 
 def as_ade(folder):
@@ -502,8 +475,7 @@ def maps_of(dataset):
 
 @pytest.mark.parametrize('white', [255, 1])
 def test_binary_masks_are_background_and_foreground(white, tmp_path):
-    for name in scene(tmp_path / 's', 'image/{name}'):
-        save(tmp_path / 's/mask' / f'{stem(name)}.png', (MAPS[name] > 1) * np.uint8(white))
+    pairs(tmp_path / 's', 'image/{name}', 'mask/{}.png', lambda v: (v > 1) * np.uint8(white))
     dataset = bring_in(tmp_path / 's')
     if white == 255:
         assert dataset.classes == ('background', 'foreground')
@@ -647,6 +619,15 @@ def test_what_is_written_for_other_tools_is_read_again(to, copy, tmp_path):
     assert dataset.task == ('instances' if masks else 'detection')
     for split in ('train', 'val'):
         close(contents(dataset, split), expected(TRUTH, split, masks))
+
+
+@pytest.mark.parametrize('to', formats.WRITERS)
+def test_signs_of_xml_and_yaml_in_names_of_classes_survive(to, tmp_path):
+    root = as_coco(tmp_path / 's')
+    for path in root.rglob('*.json'):
+        change(path, '"zebra"', '"a & <b>: \'c\' #1"')
+    export(root, tmp_path / to, to)
+    assert "a & <b>: 'c' #1" in bring_in(tmp_path / to).classes
 
 
 boxes = st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(2, 20)] * 2)
@@ -798,6 +779,7 @@ def change(path, old, new):
     path.write_text(text.replace(old, new, 1))
 
 
+VAL = 'instances_val2017.json'
 BROKEN = {
     'text as coordinate': ('voc', 'c.d.xml', '<xmin>10<', '<xmin>ten<', 'ten'),
     'no coordinate': ('voc', 'c.d.xml', '<xmin>10</xmin>', '', 'c.d.xml'),
@@ -807,23 +789,11 @@ BROKEN = {
     'unknown number': ('yolo', 'c.d.txt', '0 ', '17 ', '17 of 3 names'),
     'pixels': ('yolo', 'c.d.txt', '0 0.3', '0 30.5', 'shares'),
     'few numbers': ('yolo', 'c.d.txt', '0 0.3', '0.3', 'numbers'),
-    'short polygon': (
-        'labelme',
-        'c.d.json',
-        '[10, 10], [20, 10], [20, 20], [15.0, 20], ',
-        '',
-        'point',
-    ),
+    'short polygon': ('labelme', 'c.d.json', ', [20, 10], [20, 20], [15.0, 20]', '', 'point'),
     'a line': ('labelme', 'c.d.json', '"polygon"', '"linestrip"', 'linestrip'),
-    'no category': ('coco', 'instances_val2017.json', '"category_id": 7', '"category_id": 8', '8'),
-    'half a box': (
-        'coco',
-        'instances_val2017.json',
-        '"bbox": [10, 10, 10, 10]',
-        '"bbox": [10]',
-        'box',
-    ),
-    'crowd': ('coco', 'instances_val2017.json', '"iscrowd": 0', '"iscrowd": "no"', 'iscrowd'),
+    'no category': ('coco', VAL, '"category_id": 7', '"category_id": 8', '8'),
+    'half a box': ('coco', VAL, '"bbox": [10, 10, 10, 10]', '"bbox": [10]', 'box'),
+    'crowd': ('coco', VAL, '"iscrowd": 0', '"iscrowd": "no"', 'iscrowd'),
 }
 
 
@@ -842,8 +812,9 @@ def test_a_bad_object_is_skipped_and_listed_with_its_file(case, tmp_path):
     assert [place] in [own['where'] for own in written[0]['problems']]
 
 
+ENTITIES = '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><annotations>&d;'
 BROKEN_FILES = {
-    'json': ('coco', 'instances_val2017.json', '{"images"', '{{"images"', 'instances_val2017.json'),
+    'json': ('coco', VAL, '{"images"', '{{"images"', VAL),
     'yaml': ('yolo', 'data.yaml', 'names:', 'names: [', 'data.yaml'),
     'python in yaml': (
         'yolo',
@@ -853,13 +824,7 @@ BROKEN_FILES = {
         'yaml',
     ),
     'xml': ('cvat', 'annotations.xml', '</meta>', '', 'annotations.xml'),
-    'bomb': (
-        'cvat',
-        'annotations.xml',
-        '<annotations>',
-        '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><annotations>&d;',
-        'document type',
-    ),
+    'bomb': ('cvat', 'annotations.xml', '<annotations>', ENTITIES, 'document type'),
 }
 
 
@@ -989,9 +954,9 @@ RUNS = np.flatnonzero(np.diff(NOTCH[5:25, 10:30].ravel(), prepend=~NOTCH[5, 10])
 CVAT_RUNS = ', '.join(map(str, np.diff([*RUNS, 400])))
 
 
-def labelme(**shape):
-    content = {'imagePath': '0.png', 'shapes': [{'label': 'x', **shape}]}
-    return {f'{i}.json': {**content, 'imagePath': f'{i}.png'} for i in range(2)}
+def labelme(*shapes):
+    shapes = [{'label': 'x', **shape} for shape in shapes]
+    return {f'{i}.json': {'imagePath': f'{i}.png', 'shapes': shapes} for i in (0, 1)}
 
 
 def cvat(node):
@@ -1006,88 +971,71 @@ def via(**shape):
     return {'v.json': {f'{i}': {'filename': f'{i}.png', 'regions': {'0': region}} for i in (0, 1)}}
 
 
-def supervisely(**entry):
-    content = {'size': {'width': 50, 'height': 40}, 'objects': [{'classTitle': 'x', **entry}]}
-    return {f'{i}.png.json': content for i in range(2)}
+def supervisely(kind, **entry):
+    entry = {'classTitle': 'x', 'geometryType': kind, **entry}
+    content = {'size': {'width': 50, 'height': 40}, 'objects': [entry]}
+    return {f'{i}.png.json': content for i in (0, 1)}
 
 
+def lay(folder, label_files):
+    """Write label files and their two images."""
+    for name, content in label_files.items():
+        write(folder / name, content)
+    for i in (0, 1):
+        Image.new('RGB', (50, 40), (i, 0, 0)).save(folder / f'{i}.png')
+    return folder
+
+
+def square(x, y, right, bottom):
+    return [[x, y], [right, y], [right, bottom], [x, bottom]]
+
+
+ELLIPSE = '<ellipse label="x" cx="25" cy="20" rx="8" ry="16" rotation="90"></ellipse>'
+TURNED = '<box label="x" xtl="15" ytl="18" xbr="35" ybr="22" rotation="90.0"></box>'
+MASK = f'<mask label="x" rle="{CVAT_RUNS}" left="10" top="5" width="20" height="20"></mask>'
+WITH_HOLE = {'exterior': square(10, 5, 30, 25), 'interior': [square(15, 10, 20, 20)]}
+BITMAP = {'origin': [10, 5], 'data': base64.b64encode(zlib.compress(PNG.getvalue())).decode()}
 SHAPES = {
     'labelme circle': (
-        labelme(shape_type='circle', points=[[20, 20], [20, 30]]),
+        labelme({'shape_type': 'circle', 'points': [[20, 20], [20, 30]]}),
         disk(20, 20, 10, 10),
     ),
     'labelme mask': (
-        labelme(shape_type='mask', points=[[10, 5], [29, 24]], mask=PNG_64),
+        labelme({'shape_type': 'mask', 'points': [[10, 5], [29, 24]], 'mask': PNG_64}),
         NOTCH,
     ),
     'labelme group': (
-        {
-            f'{i}.json': {
-                'imagePath': f'{i}.png',
-                'shapes': [
-                    {
-                        'label': 'x',
-                        'group_id': 0,
-                        'points': [[a, 5], [a + 9, 5], [a + 9, 9], [a, 9]],
-                    }
-                    for a in (3, 20)
-                ],
-            }
-            for i in range(2)
-        },
+        labelme(*({'group_id': 0, 'points': square(x, 5, x + 9, 9)} for x in (3, 20))),
         block(3, 5, 12, 9) | block(20, 5, 29, 9),
     ),
-    'cvat ellipse': (
-        cvat('<ellipse label="x" cx="25" cy="20" rx="8" ry="16" rotation="90"></ellipse>'),
-        disk(25, 20, 16, 8),
-    ),
-    'cvat turned box': (
-        cvat('<box label="x" xtl="15" ytl="18" xbr="35" ybr="22" rotation="90.0"></box>'),
-        block(23, 10, 27, 30),
-    ),
-    'cvat mask': (
-        cvat(f'<mask label="x" rle="{CVAT_RUNS}" left="10" top="5" width="20" height="20"></mask>'),
-        NOTCH,
-    ),
+    'cvat ellipse': (cvat(ELLIPSE), disk(25, 20, 16, 8)),
+    'cvat turned box': (cvat(TURNED), block(23, 10, 27, 30)),
+    'cvat mask': (cvat(MASK), NOTCH),
     'via circle': (via(name='circle', cx=20, cy=20, r=10), disk(20, 20, 10, 10)),
     'via ellipse': (via(name='ellipse', cx=25, cy=20, rx=16, ry=8, theta=0), disk(25, 20, 16, 8)),
-    'supervisely hole': (
-        supervisely(
-            geometryType='polygon',
-            points={
-                'exterior': [[10, 5], [30, 5], [30, 25], [10, 25]],
-                'interior': [[[15, 10], [20, 10], [20, 20], [15, 20]]],
-            },
-        ),
-        HOLE,
-    ),
-    'supervisely bitmap': (
-        supervisely(
-            geometryType='bitmap',
-            bitmap={
-                'origin': [10, 5],
-                'data': base64.b64encode(zlib.compress(PNG.getvalue())).decode(),
-            },
-        ),
-        NOTCH,
-    ),
+    'supervisely hole': (supervisely('polygon', points=WITH_HOLE), HOLE),
+    'supervisely bitmap': (supervisely('bitmap', bitmap=BITMAP), NOTCH),
 }
 
 
 @pytest.mark.parametrize('case', SHAPES)
-def test_shapes_of_tools_become_masks(case, tmp_path):
+def test_shapes_of_tools_become_masks_that_yolo_keeps(case, tmp_path):
     label_files, truth = SHAPES[case]
-    for name, content in label_files.items():
-        write(tmp_path / name, content)
-    for i in (0, 1):
-        Image.new('RGB', (50, 40), (i, 0, 0)).save(tmp_path / f'{i}.png')
-    dataset = bring_in(tmp_path)
+    root = lay(tmp_path, label_files)
+    dataset = bring_in(root, tmp_path / 'out')
     assert (dataset.format, dataset.classes) == (case.split()[0], ('x',))
-    ((name, _, mask, _),) = contents(dataset, 'val').popitem()[1]
-    ours = np.frombuffer(bytes.fromhex(mask), np.uint8).reshape(40, 50) > 0
-    union = ours | truth
     exact = 'mask' in case or 'bitmap' in case
-    assert (ours & truth).sum() >= (1 if exact else 0.93) * union.sum()
+    assert overlap(dataset, truth) >= (1 if exact else 0.93)
+    with TemporaryDirectory() as folder:
+        export(root, folder, 'yolo')
+        assert overlap(bring_in(folder), truth) >= 0.93
+
+
+def overlap(dataset, truth):
+    """The IoU of the only object of the validation image with a mask."""
+    ((_, _, mask, _),) = contents(dataset, 'val').popitem()[1]
+    ours = np.frombuffer(bytes.fromhex(mask), np.uint8).reshape(40, 50) > 0
+    return (ours & truth).sum() / (ours | truth).sum()
 
 
 # Other habits of tools.
@@ -1112,21 +1060,6 @@ def test_yolo_files_beside_images_have_their_names_in_classes_txt(tmp_path):
     dataset = bring_in(tmp_path)
     assert dataset.classes == tuple(CLASSES)
     assert sum(own['images'] for own in dataset.counts.values()) == 4
-
-
-def test_images_turned_by_exif_are_read_as_training_does(tmp_path):
-    root = as_voc(tmp_path / 's')
-    (path,) = root.rglob('straße.JPG')
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new('RGB', (96, 64)).save(path, exif=exif)  # 64 x 96 upright
-    dataset = bring_in(root)
-    (image,) = [
-        image
-        for image in json.loads(dataset.ann_file('train').read_text())['images']
-        if 'straße' in image['file_name']
-    ]
-    assert (image['width'], image['height']) == (64, 96)
 
 
 def test_objects_across_the_border_keep_the_part_inside(tmp_path):
@@ -1220,23 +1153,18 @@ def test_what_is_written_passes_the_check_of_data(make, tmp_path):
     assert [len(report.digests) for report in reports] == [3, 1]
 
 
-@pytest.mark.parametrize(
-    'label_files',
-    [
-        labelme(shape_type='rectangle', points=[[30, 5], [10, 25]]),
-        labelme(shape_type='rectangle', points=[[10, 5], [30, 5], [30, 25], [10, 25]]),
-        cvat('<box label="x" xtl="10" ytl="5" xbr="30" ybr="25"></box>'),
-        via(name='rect', x=10, y=5, width=20, height=20),
-        supervisely(geometryType='rectangle', points={'exterior': [[30, 25], [10, 5]]}),
-    ],
-    ids=['labelme', 'labelme 6', 'cvat', 'via', 'supervisely'],
-)
-def test_rectangles_are_boxes_from_whatever_corner(label_files, tmp_path):
-    for name, content in label_files.items():
-        write(tmp_path / name, content)
-    for i in (0, 1):
-        Image.new('RGB', (50, 40), (i, 0, 0)).save(tmp_path / f'{i}.png')
-    dataset = bring_in(tmp_path)
+RECTANGLES = {
+    'labelme': labelme({'shape_type': 'rectangle', 'points': [[30, 5], [10, 25]]}),
+    'labelme 6': labelme({'shape_type': 'rectangle', 'points': square(10, 5, 30, 25)}),
+    'cvat': cvat('<box label="x" xtl="10" ytl="5" xbr="30" ybr="25"></box>'),
+    'via': via(name='rect', x=10, y=5, width=20, height=20),
+    'supervisely': supervisely('rectangle', points={'exterior': [[30, 25], [10, 5]]}),
+}
+
+
+@pytest.mark.parametrize('tool', RECTANGLES)
+def test_rectangles_are_boxes_from_whatever_corner(tool, tmp_path):
+    dataset = bring_in(lay(tmp_path, RECTANGLES[tool]))
     assert dataset.task == 'detection'
     assert contents(dataset, 'val').popitem()[1] == [('x', (10, 5, 20, 20), '', 0)]
 
@@ -1252,9 +1180,20 @@ def test_crowds_are_kept_or_listed(to, tmp_path):
 
 
 def test_tags_of_cvat_are_classes_of_images(tmp_path):
-    files = cvat('<tag label="x" source="manual"></tag>')
-    write(tmp_path / 'a.xml', files['a.xml'].replace('x"', 'y"', 1))
-    for i in (0, 1):
-        Image.new('RGB', (50, 40), (i, 0, 0)).save(tmp_path / f'{i}.png')
-    dataset = bring_in(tmp_path)
+    (text,) = cvat('<tag label="x" source="manual"></tag>').values()
+    dataset = bring_in(lay(tmp_path, {'a.xml': text.replace('x"', 'y"', 1)}))
     assert (dataset.task, dataset.classes) == ('classification', ('x', 'y'))
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'tif'])
+def test_images_turned_by_exif_are_read_as_training_does(suffix, tmp_path):
+    (text,) = RECTANGLES['cvat'].values()
+    root = lay(tmp_path, {'a.xml': text.replace('.png', f'.{suffix}')})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for i in (0, 1):
+        (root / f'{i}.png').unlink()
+        Image.new('RGB', (40, 50), (i, 0, 0)).save(root / f'{i}.{suffix}', exif=exif)
+    dataset = bring_in(root)
+    (image,) = json.loads(dataset.ann_file('val').read_text())['images']
+    assert (image['width'], image['height']) == (50, 40)

@@ -115,8 +115,10 @@ def test_a_link_in_the_folder_and_a_file_in_its_place_are_refused(tmp_path):
     (tmp_path / 'precious').write_text('content')
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out/.lock').symlink_to(tmp_path / 'precious')
-    for folder in (tmp_path / 'out', tmp_path / 'precious', '/proc/none'):
-        with pytest.raises(UserError, match=f'{folder} cannot be written'), locked(folder):
+    cannot = 'cannot be written'
+    wrong = {tmp_path / 'out': cannot, tmp_path / 'precious': 'is a file', '/proc/none': cannot}
+    for folder, message in wrong.items():
+        with pytest.raises(UserError, match=f'{folder} {message}'), locked(folder):
             pass
     assert (tmp_path / 'precious').read_text() == 'content'
 

@@ -14,19 +14,12 @@ from gcvit_mm.errors import UserError, printable
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('source', metavar='SRC', help='folder of images and labels; not changed')
-    parser.add_argument(
-        'dest', metavar='DST', nargs='?', help='folder to write; default: SRC/gcvit_mm'
-    )
+    parser.add_argument('dest', metavar='DST', nargs='?', help='output; default: SRC/gcvit_mm')
     parser.add_argument('--format', choices=LABEL_FORMATS, help='default: it is recognised')
     parser.add_argument('--task', choices=TASKS, help='default: what the labels are for')
     parser.add_argument('--to', choices=LABEL_WRITERS, help='write for another tool instead')
-    parser.add_argument(
-        '--val',
-        type=float,
-        default=0.2,
-        metavar='SHARE',
-        help='share of validation images, if SRC has no split; default: 0.2',
-    )
+    help = 'share of validation images, if SRC has no split; default: 0.2'
+    parser.add_argument('--val', type=float, default=0.2, metavar='SHARE', help=help)
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of that split')
     parser.add_argument('--copy', action='store_true', help='copy the images, not refer to them')
     return parser.parse_args()
@@ -40,11 +33,11 @@ def main() -> None:
         from gcvit_mm.datasets.check import print_reports
         from gcvit_mm.formats import bring_in, export
 
-    options = {key: vars(args)[key] for key in ('format', 'val', 'seed', 'copy')}
+    options = {key: vars(args)[key] for key in ('format', 'task', 'val', 'seed', 'copy')}
     if args.to:
         reports, dest = export(args.source, args.dest, args.to, **options), args.dest
     else:
-        dataset = bring_in(args.source, args.dest, task=args.task, **options)
+        dataset = bring_in(args.source, args.dest, **options)
         reports, dest = dataset.reports, dataset.root
     print_reports(reports)
     print(f'written: {printable(str(dest))}')

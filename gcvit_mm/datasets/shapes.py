@@ -336,7 +336,7 @@ def _annotation(shape: Shape) -> dict:
     mask = shape.visible.astype(np.uint8)
     return {
         'category_id': shape.label + 1,
-        'segmentation': _run_lengths(mask) if shape.is_crowd else _polygons(mask),
+        'segmentation': _run_lengths(mask) if shape.is_crowd else trace(mask),
         'area': int(mask.sum()),
         'bbox': [float(v) for v in cv2.boundingRect(mask)],
         'iscrowd': int(shape.is_crowd),
@@ -351,7 +351,7 @@ def _run_lengths(mask: np.ndarray) -> dict:
     return {'counts': runs.tolist(), 'size': list(mask.shape)}
 
 
-def _polygons(mask: np.ndarray) -> list[list[float]]:
+def trace(mask: np.ndarray) -> list[list[float]]:
     """Trace the outlines of a mask (size, size) of 0 and 1 as flat lists x, y, ... in pixels."""
     # Contours run through pixel centres and lose half a pixel on each side; on a mask of 4 times
     # the resolution they lose an eighth.
@@ -364,5 +364,5 @@ def _polygons(mask: np.ndarray) -> list[list[float]]:
             left, right = mask.copy(), mask.copy()
             left[:, column:] = 0
             right[:, :column] = 0
-            return _polygons(left) + _polygons(right)
+            return trace(left) + trace(right)
     return [((contour.reshape(-1) + 0.5) / 4).tolist() for contour in contours]

@@ -5,16 +5,13 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from yapf.yapflib.yapf_api import FormatCode
-
+from ..compat.config_format import format_code
 from ..errors import printable
 from ..formats import Dataset
 from .decisions import METRICS, Decisions
 from .facts import BASES, Facts
 
 FLIPS = "prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']"
-# mmengine formats configs with yapf too.
-STYLE = dict(based_on_style='pep8', column_limit=100, dedent_closing_brackets=True)
 SPLITS = {'train': 'to train on', 'val': 'to validate'}
 BOXES = ('detection', 'instances')
 
@@ -33,9 +30,13 @@ def config_text(data: Dataset, facts: Facts, made: Decisions, command: str) -> s
     advice = 'Edit this file freely, and train it by ``gcvit-mm train``.'
     head = f'"""{title} ``{in_docstring(command)}``.\n\n{advice}\n"""\n\n'
     parts = (_base, _data, _pipelines, _loaders, _model, _schedule)
-    body = '\n'.join('\n'.join(part(data, facts, made)) + '\n' for part in parts)
+    body = '\n'.join(''.join(map(_lines, part(data, facts, made))) for part in parts)
     # mmengine replaces names in double braces, also in class names.
-    return (head + FormatCode(body, style_config=STYLE)[0]).replace('{{', '{\\x7b')
+    return (head + body).replace('{{', '{\\x7b')
+
+
+def _lines(text: str) -> str:
+    return f'{text}\n' if text.startswith('#') else format_code(text)
 
 
 def in_docstring(command: str) -> str:
@@ -112,13 +113,14 @@ def _pipelines(data: Dataset, facts: Facts, made: Decisions) -> Lines:
         crop = min(512, size // 64 * 32) if size > 128 else size
         yield f'crop = train_pipeline[3].crop_size = {crop, crop}'
         sides = [int(size * ratio) for ratio in (0.75, 1.0, 1.25)]
-        yield f'for step, side in zip(tta_pipeline[1].transforms[0], {sides}):'
-        yield '    step.scale = side, side'
+        steps = f'zip(tta_pipeline[1].transforms[0], {sides})'
+        yield f'for step, side in {steps}:\n    step.scale = side, side'
         flip = 4
     if made['flips'].value == 'all':
         yield f'train_pipeline[{flip}].update({FLIPS})'
     if facts.grey:
-        yield f'del train_pipeline[{flip + 1}]  # changes colours, but the images are grey'
+        yield '# The images are grey: no changes of colours.'
+        yield f'del train_pipeline[{flip + 1}]'
 
 
 def _loaders(data: Dataset, facts: Facts, made: Decisions) -> Lines:

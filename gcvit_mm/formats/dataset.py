@@ -17,32 +17,22 @@ FILE = 'dataset.json'
 class Dataset:
     """What a folder of ``bring_in`` holds.
 
-        dataset.json            this record
-        import.json             what was read, what was skipped and why
-        train.json, val.json    COCO files, for detection and instances
-        train.txt, val.txt      lists of images, with labels for classification
-        label_maps/**.png       for segmentation: numbers of classes, 255 is ignored
-        images/                 only if the images are copied
-
-    Attributes:
-        root: The folder.
-        images: The folder that names of images in lists and COCO files refer to.
-        format: The format of the source, as in ``FORMATS``.
-        task: One of ``TASKS``; 'instances' are objects with masks.
-        classes: Names of the classes, in the order of the labels.
-        palette: A colour (R, G, B) for each class.
-        counts: For each split, 'train', 'val' and maybe 'test', the number of images and objects.
-        reports: What was read and skipped, for ``print_reports``; only of ``bring_in``.
+    dataset.json            this record
+    import.json             what was read, what was skipped and why
+    train.json, val.json    COCO files, for detection and instances
+    train.txt, val.txt      lists of images, with labels for classification
+    label_maps/**.png       for segmentation: numbers of classes, 255 is ignored
+    images/                 only if the images are copied
     """
 
-    root: Path
-    images: Path
-    format: str
-    task: str
-    classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
-    counts: dict[str, dict[str, int]]
-    reports: tuple[Report, ...] = ()
+    root: Path  # the folder
+    images: Path  # the folder that names of images in lists and COCO files refer to
+    format: str  # the format of the source, as in ``FORMATS``
+    task: str  # one of ``TASKS``; 'instances' are objects with masks
+    classes: tuple[str, ...]  # in the order of the labels
+    palette: tuple[tuple[int, int, int], ...]  # R, G, B of each class
+    counts: dict[str, dict[str, int]]  # of each split: its number of images and objects
+    reports: tuple[Report, ...] = ()  # what was read and skipped; only of ``bring_in``
 
     def ann_file(self, split: str) -> Path:
         """The COCO file or list of a split, for configs and COCO evaluators."""
@@ -51,31 +41,23 @@ class Dataset:
 
     def settings(self, split: str) -> dict[str, Any]:
         """The settings of a split for the data set of a config: all but its type and pipeline."""
-        prefix: dict[str, str] = {'img': str(self.images)}
-        more: dict[str, Any] = {}
-        if self.task == 'segmentation':
-            prefix = {'img_path': str(self.images), 'seg_map_path': str(self.root / 'label_maps')}
-            more = {'img_suffix': '', 'seg_map_suffix': '.png', 'reduce_zero_label': False}
-        elif self.task == 'classification':
-            prefix = {'img_path': str(self.images)}
-        return {
+        boxes = self.task in ('detection', 'instances')
+        settings: dict[str, Any] = {
             'data_root': '',
             'ann_file': str(self.ann_file(split)),
-            'data_prefix': prefix,
+            'data_prefix': {'img' if boxes else 'img_path': str(self.images)},
             'metainfo': {'classes': self.classes, 'palette': self.palette},
-            **more,
         }
+        if self.task == 'segmentation':
+            settings['data_prefix']['seg_map_path'] = str(self.root / 'label_maps')
+            settings |= {'img_suffix': '', 'seg_map_suffix': '.png', 'reduce_zero_label': False}
+        return settings
 
     def save(self, folder: Path) -> None:
         """Write ``dataset.json`` to a folder that will have the path ``root``."""
-        record = {
-            'format': self.format,
-            'task': self.task,
-            'classes': self.classes,
-            'palette': self.palette,
-            'images': os.path.relpath(self.images, self.root),
-            'counts': self.counts,
-        }
+        keys = ('format', 'task', 'classes', 'palette', 'counts')
+        record = {key: getattr(self, key) for key in keys}
+        record['images'] = os.path.relpath(self.images, self.root)
         atomic_text(folder / FILE, json.dumps(record, indent=1, ensure_ascii=False) + '\n')
 
     @classmethod
@@ -85,19 +67,13 @@ class Dataset:
         Raises:
             UserError: The folder has no valid ``dataset.json``.
         """
-        root = Path(root)
+        file = Path(root) / FILE
         try:
-            record = json.loads((root / FILE).read_text(encoding='utf-8'))
-            return cls(
-                root=root,
-                images=Path(os.path.normpath(root / record['images'])),
-                format=record['format'],
-                task=record['task'],
-                classes=tuple(record['classes']),
-                palette=tuple(map(tuple, record['palette'])),
-                counts=record['counts'],
-            )
+            record = json.loads(file.read_text(encoding='utf-8'))
+            record['images'] = Path(os.path.normpath(Path(root) / record['images']))
+            record['classes'] = tuple(record['classes'])
+            record['palette'] = tuple(map(tuple, record['palette']))
+            return cls(Path(root), **record)
         except (OSError, ValueError, LookupError, TypeError) as error:
-            raise UserError(
-                f'{root / FILE} cannot be read ({error}): run gcvit-mm convert-dataset again'
-            ) from error
+            what = f'{file} cannot be read ({error}): run gcvit-mm convert-dataset again'
+            raise UserError(what) from error

@@ -8,9 +8,9 @@ import unicodedata
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +18,6 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ..datasets.check.images import EXIF_ORIENTATION, EXIF_QUARTER_TURNS
 from ..datasets.check.report import Report
 from ..datasets.load_image import reason
 from ..errors import UserError
@@ -27,9 +26,7 @@ from .dataset import FILE
 Item = TypeVar('Item')
 Result = TypeVar('Result')
 
-SUFFIXES = frozenset(
-    ['.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.ppm', '.pgm']
-)
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.gif', '.ppm', '.pgm')
 SPLITS = {
     **dict.fromkeys(('train', 'training', 'trainval'), 'train'),
     **dict.fromkeys(('val', 'valid', 'validation', 'dev'), 'val'),
@@ -37,7 +34,6 @@ SPLITS = {
 }
 JUNK = ('__MACOSX', 'Thumbs.db', 'desktop.ini', '@eaDir')
 NAME_FILES = r'(.*classes|labels|(class|label)_?names|obj)\.(txt|names|json)'
-
 MASK_WORDS = (
     r'masks?|labels?|label_?ids|annot(ation)?s?|seg(m|mentation)?|gt(_?fine)?|ground_?truth|L|'
     'semantic|instances?'
@@ -50,75 +46,48 @@ class Skip(Exception):
 
 @dataclass
 class Object:
-    """A labelled object.
+    """A labelled object."""
 
-    Attributes:
-        name: Its class.
-        box: x, y, width and height in pixels; it may be missing if there is a mask.
-        mask: Polygons (x, y, x, y, ...) or COCO's run lengths.
-        crowd: Whether it is a group, which counts neither as an object nor as background.
-        area: In pixels; it may be missing.
-        group: Polygons of one group and class are one object.
-    """
-
-    name: str
-    box: list[float] | None = None
-    mask: Any = None
-    crowd: bool = False
+    name: str  # its class
+    box: list[float] | None = None  # x, y, width, height; it may be missing if there is a mask
+    mask: Any = None  # polygons [x, y, x, y, ...], or COCO's run lengths
+    crowd: bool = False  # a group, which counts neither as an object nor as background
     area: float | None = None
-    group: Any = None
+    group: str = ''  # polygons of one group and class are one object
 
 
 @dataclass
 class Record:
-    """The labels of an image.
+    """The labels of an image."""
 
-    Attributes:
-        image: The path of the image in the source.
-        place: The label file.
-        split: 'train', 'val', 'test', or '' if the label file does not say it.
-        objects: The labelled objects.
-        label: The class of the whole image.
-        label_map: Reads the numbers of classes (H, W), where 255 is ignored.
-        told: The width and height of the image according to the label file.
-    """
-
-    image: str
-    place: str
-    split: str = ''
+    image: str  # its path in the source
+    place: str  # the label file
+    split: str = ''  # '' if the label file does not say it
     objects: list[Object] = field(default_factory=list)
-    label: str = ''
-    label_map: Callable[[], np.ndarray] | None = None
-    told: tuple[int, int] = (0, 0)
+    label: str = ''  # the class of the whole image
+    label_map: Callable[[], np.ndarray] | None = None  # reads (H, W), where 255 is ignored
+    told: tuple[int, int] = (0, 0)  # width and height of the image according to the label file
+    # Of an image that is used:
+    name: str = ''  # its path below the folder of images
+    size: tuple[int, int] = (0, 0)  # width and height in pixels
+    annotations: list[dict] = field(default_factory=list)  # COCO's, with the ``name`` of the class
+    present: list[str] = field(default_factory=list)  # the class of each object, or all classes
 
 
 class Source:
-    """A folder with images and labels. Names in label files mean files of this folder only.
-
-    Attributes:
-        root: The folder.
-        files: The paths of its files, with slashes.
-        classes: Names of the classes in the order of the labels, as far as they are declared.
-        palette: Declared colours of classes.
-        listed: The splits of images that lists name.
-        labelled: The images that label files name.
-        masks: The masks of each image, when they have been looked for.
-        kind: What the masks hold, '' if there are none, None if it is not known yet.
-        task: The task that the person chose, or ''.
-        format: The format that the person chose, or ''.
-        report: What is wrong in it.
-    """
+    """A folder with images and labels. Names in label files mean files of this folder only."""
 
     def __init__(self, root: Path, written: Path, task: str = '', format: str = '') -> None:
-        self.root, self.task, self.format = root, task, format
+        self.root = root
+        self.task, self.format = task, format  # as the person chose, or '' until they are known
         self.files = sorted(self._walk(written))
         self.images = {normal(f): f for f in self.files if suffix(f) in SUFFIXES}
-        self.classes: list[str] = []
+        self.classes: list[str] = []  # in the order of the labels, as far as they are declared
         self.palette: dict[str, tuple[int, int, int]] = {}
-        self.listed: dict[str, str] = {}
-        self.masks: dict[str, list[str]] = {}
-        self.kind: str | None = None
-        self.labelled: set[str] = set()
+        self.labelled: set[str] = set()  # images that label files name
+        self.listed: dict[str, str] = {}  # the splits of images that lists name
+        self.masks: dict[str, list[str]] = {}  # by image, after they have been looked for
+        self.kind: str | None = None  # of masks: '' if there are none, None if it is not known yet
         self.report = Report('labels', str(root))
         self._parsed: dict[str, Any] = {}
         self._by_name: dict[str, list[str]] = defaultdict(list)
@@ -137,27 +106,23 @@ class Source:
                 continue
             seen.add(real)
             folders[:] = [name for name in folders if name[0] != '.' and name not in JUNK]
-            inside = os.path.relpath(folder, self.root)
-            for name in files:
-                if name[0] != '.' and name not in JUNK:
-                    yield posixpath.normpath(f'{inside}/{name}'.replace(os.sep, '/'))
+            inside = os.path.relpath(folder, self.root).replace(os.sep, '/')
+            names = (name for name in files if name[0] != '.' and name not in JUNK)
+            yield from (posixpath.normpath(f'{inside}/{name}') for name in names)
 
     def find(self, *suffixes: str) -> list[str]:
         return [path for path in self.files if suffix(path) in suffixes]
 
-    # Label files. A broken one is skipped if it is that of a single image.
-
     def parse(self, path: str) -> Any:
-        """The content of a JSON, XML or YAML file; None if it is broken."""
+        """The content of a JSON, XML or YAML file; None if it is that of an image, and broken."""
         if path not in self._parsed:
             try:
                 self._parsed[path] = PARSERS[suffix(path)]((self.root / path).read_bytes())
             except (OSError, ValueError, RecursionError, SyntaxError, yaml.YAMLError) as error:
                 problem = f'{path}: {" ".join(str(error).split())}'
                 if not self.named(stem(path)):
-                    raise UserError(
-                        f'label file {self.root}/{problem}: export it again, or delete it'
-                    ) from error
+                    what = f'label file {self.root}/{problem}: export it again, or delete it'
+                    raise UserError(what) from error
                 self.report.add('warning', 'label file cannot be read', problem)
                 self._parsed[path] = None
         return self._parsed[path]
@@ -176,18 +141,25 @@ class Source:
     def names(self) -> list[str]:
         """The names of a file such as classes.txt; numbers before them are removed."""
         for path in self.files:
-            if re.fullmatch(NAME_FILES, posixpath.basename(path), re.I):
-                if suffix(path) == '.json':
-                    content = self.parse(path)
-                    content = content.get('classes') if isinstance(content, dict) else content
-                    names = content if isinstance(content, list) else []
-                    if not names or not all(isinstance(name, str) for name in names):
-                        continue
-                    return list(names)
-                names = self.lines(path)
-                pairs = [re.fullmatch(r'\d+[\s:,]+(.*\D.*)', name) for name in names]
-                return [pair[1] for pair in pairs if pair] if all(pairs) else names
+            if not re.fullmatch(NAME_FILES, posixpath.basename(path), re.I):
+                continue
+            if suffix(path) != '.json':
+                lines = self.lines(path)
+                pairs = [re.fullmatch(r'\d+[\s:,]+(.*\D.*)', line) for line in lines]
+                return [pair[1] for pair in pairs if pair] if all(pairs) else lines
+            content = self.parse(path)
+            names = content.get('classes') if isinstance(content, dict) else content
+            if names and isinstance(names, list) and all(isinstance(name, str) for name in names):
+                return names
         return []
+
+    def declare(self, name: Any, color: str | None = None) -> None:
+        """Add a class, and its colour #RRGGBB."""
+        if named(name) not in self.classes:
+            self.classes.append(named(name))
+        if color and len(color) == 7:
+            red, green, blue = bytes.fromhex(color[1:])
+            self.palette[named(name)] = red, green, blue
 
     # Entries of label files.
 
@@ -216,10 +188,9 @@ class Source:
 
     def first_problem(self) -> str:
         """The end of a message: the first reason why nothing is left."""
-        for (severity, what), places in self.report.problems.items():
-            if severity != 'note':
-                return f': {what}, {places[0]}'
-        return ''
+        problems = self.report.problems.items()
+        found = (f': {what}, {places[0]}' for (kind, what), places in problems if kind != 'note')
+        return next(found, '')
 
     # Images.
 
@@ -228,29 +199,27 @@ class Source:
         return self._by_name.get(normal(name).casefold(), [])
 
     def image(self, near: str, *names: str | None) -> str:
-        """Find the image that a label file names, wherever the image lay when it was labelled.
+        """Find the image that the label file ``near`` names."""
+        image = self.locate(near, *names)
+        self.labelled.add(image)
+        return image
 
-        Args:
-            near: The path of the label file.
-            names: What the file calls the image, in the order of trust: a path, of Windows too,
-                or a name without its suffix.
+    def locate(self, near: str, *names: str | None) -> str:
+        """Find an image, wherever it lay when the file ``near`` named it.
 
-        Raises:
-            Skip: There is no such image in the folder, or several are equally likely.
+        The names are in the order of trust; one is a path, of Windows too, or has no suffix.
+        ``Skip`` if there is no such image in the folder, or several are equally likely.
         """
-        problems = []
-        for name in names:
-            try:
-                image = self.locate(near, name or '')
-            except Skip as skip:
-                problems.append(skip)
-            else:
-                self.labelled.add(image)
-                return image
-        raise problems[0]
+        try:
+            return self._locate(near, names[0] or '')
+        except Skip:
+            if len(names) == 1:
+                raise
+            with suppress(Skip):
+                return self.locate(near, *names[1:])
+            raise
 
-    def locate(self, near: str, name: str) -> str:
-        """Find an image as ``image`` does, which need not have labels."""
+    def _locate(self, near: str, name: str) -> str:
         name = normal(name.strip().replace('\\', '/'))
         beside = posixpath.normpath(posixpath.join(posixpath.dirname(near), name))
         for path in (beside, posixpath.normpath(name)):
@@ -271,32 +240,17 @@ class Source:
         """Of images of one name, those whose folders have most words in common with a path."""
         hints = words(near)
         likeness = [len(words(posixpath.dirname(path)) & hints) for path in images]
-        most = max(likeness, default=0)
-        return [path for path, like in zip(images, likeness, strict=True) if like == most]
+        return [p for p, like in zip(images, likeness, strict=True) if like == max(likeness)]
 
-    def size(self, image: str) -> tuple[int, int]:
-        """The width and height of an image as training loads it, turned by its EXIF orientation.
-
-        Raises:
-            Skip: It cannot be read.
-        """
+    def open(
+        self, image: str, read: Callable[[Image.Image], Result], what: str = 'image'
+    ) -> Result:
+        """Read from an image or a mask; ``Skip`` if that fails."""
         try:
             with Image.open(self.root / image) as opened:
-                width, height = opened.size
-                turned = opened.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS
+                return read(opened)
         except Exception as error:  # decoders raise all kinds of errors for damaged files
-            raise Skip('image cannot be read', f'{image}: {reason(error)}') from error
-        return (height, width) if turned else (width, height)
-
-    def name_of(self, number: int) -> str:
-        """The name of a class by its number, which counts from 0.
-
-        Raises:
-            Skip: There are names, but not that many.
-        """
-        if self.classes and not 0 <= number < len(self.classes):
-            raise Skip('class is not among the names', f'{number} of {len(self.classes)} names')
-        return self.classes[number] if self.classes else f'class_{number}'
+            raise Skip(f'{what} cannot be read', f'{image}: {reason(error)}') from error
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -306,19 +260,23 @@ class _NoDoctype(ElementTree.TreeBuilder):
         raise ValueError(f'it declares a document type ({name}), which label files do not need')
 
 
-def _json(content: bytes) -> Any:
-    def without_pixels(pairs: list[tuple[str, Any]]) -> dict:
-        return {key: value for key, value in pairs if key != 'imageData'}  # of LabelMe
-
-    return json.loads(content.decode('utf-8-sig'), object_pairs_hook=without_pixels)
+def _without_pixels(pairs: list[tuple[str, Any]]) -> dict:
+    return {key: value for key, value in pairs if key != 'imageData'}  # of LabelMe
 
 
 PARSERS: dict[str, Callable[[bytes], Any]] = {
-    '.json': _json,
+    '.json': partial(json.loads, object_pairs_hook=_without_pixels),
     '.xml': lambda text: ElementTree.fromstring(text, ElementTree.XMLParser(target=_NoDoctype())),
     '.yaml': yaml.safe_load,
     '.yml': yaml.safe_load,
 }
+
+
+def named(name: Any) -> str:
+    """The name of a class; ``Skip`` if there is none."""
+    if not isinstance(name, str) or not name.strip():
+        raise Skip('object without a class', repr(name))
+    return name.strip()
 
 
 def normal(path: str) -> str:

@@ -40,16 +40,20 @@ def read_image(path: str) -> ReadImage | str:
     try:
         data = Path(path).read_bytes()
         with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
+            width, height = upright_size(image)
             # A JPEG is decoded completely, but at an eighth of its size, which is a third faster.
             image.draft(None, (1, 1))
             eight_bits(image, upright=False)
-            # Pillow turns TIFF files, and their size, by itself.
-            if image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS:
-                width, height = height, width
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         return reason(error)
     return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest())
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an opened image after rotation by its EXIF orientation."""
+    turned = image.getexif().get(EXIF_ORIENTATION) in EXIF_QUARTER_TURNS
+    # Pillow turns TIFF files, and their size, by itself.
+    return image.size[::-1] if turned and image.format != 'TIFF' else image.size
 
 
 def list_entries(dataset: BaseDataset) -> list[dict]:
