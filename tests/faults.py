@@ -1,17 +1,23 @@
 """Faults for tests to train with: a config imports this module, and names one."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmcv.transforms import BaseTransform
+from mmengine.config import config
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, TRANSFORMS
+
+# Each start of a training would format its config several times, for seconds.
+config.FormatCode = lambda text, **_: (text, True)
 
 
 @HOOKS.register_module()
@@ -136,3 +142,63 @@ class KillInValidation(Hook):
         if runner.epoch == self.epoch and not done.exists():
             done.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+@HOOKS.register_module()
+class SampleRecorder(Hook):
+    """Writes the images of each step of each process into the work directory."""
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        names = [Path(sample.img_path).stem for sample in data_batch['data_samples']]
+        with open(f'{runner.work_dir}/samples', 'a') as file:
+            file.write(f'{runner.iter} {" ".join(names)}\n')
+
+
+@HOOKS.register_module()
+class Attack(Hook):
+    """Ends one process from an iteration on, as the environment variable ATTACK says.
+
+    It has four parts: a kind, the iteration, the rank of the process, and a delay in seconds. Kinds
+    are the names of signals, 'validation', 'save', 'worker' and 'agent'; all but signals are
+    SIGKILL.
+    """
+
+    priority = 'VERY_LOW'  # after the recorders
+
+    def before_train(self, runner: Any) -> None:
+        self.kind, iteration, rank, delay = os.environ.get('ATTACK', 'none 0 0 0').split()
+        self.iteration, self.delay = int(iteration), float(delay)
+        if int(rank) != runner.rank:
+            self.kind = 'none'
+
+    def _kill(self, pid: int, name: str = 'SIGKILL') -> None:
+        print(f'attack: {self.kind}', flush=True)
+        os.kill(pid, getattr(signal, name))
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if runner.iter < self.iteration:
+            return
+        if self.kind.startswith('SIG'):
+            name, self.kind = self.kind, f'{self.kind} in step {runner.iter}'
+            timer = threading.Timer(self.delay, self._kill, (os.getpid(), name))
+            timer.daemon = True
+            timer.start()
+        elif self.kind == 'worker':
+            self._kill(multiprocessing.active_children()[-1].pid)
+            self.kind = 'none'
+        elif self.kind == 'agent':
+            self._kill(os.getppid())
+            self.kind = 'none'
+
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        if self.kind == 'validation' and runner.iter >= self.iteration and batch_idx:
+            self._kill(os.getpid())
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
+        if self.kind == 'save' and runner.iter >= self.iteration:
+            threading.Thread(target=self._kill_writer, args=(runner.work_dir,), daemon=True).start()
+
+    def _kill_writer(self, folder: str) -> None:
+        while not list(Path(folder).glob('*.tmp')):
+            time.sleep(0)
+        self._kill(os.getpid())

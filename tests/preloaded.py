@@ -5,12 +5,14 @@ tests start tools as a shell does (``command_line.call`` with streams), and so d
 """
 
 import functools
+import gc
 import multiprocessing
 import os
 import runpy
 import sys
 import tempfile
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -26,6 +28,8 @@ if 'multiprocessing.forkserver' in sys.orig_argv[-1]:
     import mmseg.apis  # noqa: F401
 
     import gcvit_mm.register  # noqa: F401
+
+    gc.freeze()  # data sets collect garbage, half a second each time with all these objects
 
 _CONTEXT = multiprocessing.get_context('forkserver')
 
@@ -43,14 +47,22 @@ def _start_server() -> None:
             os.environ['PYTHONPATH'] = before
 
 
+def start_tool(
+    command: list[str], cwd: Path, environment: dict[str, str], streams: list[str]
+) -> BaseProcess:
+    """Start a Python script whose output and errors go to these files."""
+    _start_server()
+    process = _CONTEXT.Process(target=_run, args=(command, cwd, environment, streams))
+    process.start()
+    return process
+
+
 def run_tool(command: list[str], cwd: Path, environment: dict[str, str]) -> CompletedProcess:
     """Run a Python script to its end, as ``subprocess.run`` with captured output."""
-    _start_server()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         # Descriptors cannot be passed, but files can be opened by their names in the other process.
         names = [f'/proc/{os.getpid()}/fd/{file.fileno()}' for file in (out, err)]
-        process = _CONTEXT.Process(target=_run, args=(command, cwd, environment, names))
-        process.start()
+        process = start_tool(command, cwd, environment, names)
         process.join()
         texts = []
         for file in (out, err):

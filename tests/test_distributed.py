@@ -203,7 +203,8 @@ def test_a_killed_process_is_started_again_and_the_result_is_the_same(
 ):
     monkeypatch.setitem(ENVIRONMENT, 'MAX_RESTARTS', '1')
     run = train(tmp_path, tiny_shapes, 2, kill=4)
-    assert f'training resumes from {tmp_path}/work/iter_4.pth' in run.output
+    # The other process may save the step after it, on torchrun's signal.
+    assert re.search(r'training resumes from .*/work/iter_[45]\.pth', run.output)
     assert run.losses == by_two.losses
     expected = read_checkpoint(by_two.checkpoint)['state_dict']
     found = read_checkpoint(run.checkpoint)['state_dict']

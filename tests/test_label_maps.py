@@ -406,7 +406,8 @@ SETTINGS = [
         'no batch is left', 'batch_size=8 with 3 images',
     ),
     (
-        {'train_dataloader.sampler.type': 'DefaultSampler', 'train_dataloader.batch_size': 2},
+        {'train_dataloader.sampler.type': 'DefaultSampler', 'train_dataloader.batch_size': 2,
+         'train_cfg.type': 'IterBasedTrainLoop'},
         'batch norm of model.decode_head', 'batch_size=2 with 3 images',
     ),
     ({'train_dataloader.dataset.data_prefix': dict(_delete_=True, img_path='images/training')},

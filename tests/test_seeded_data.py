@@ -2,15 +2,16 @@
 
 import json
 from collections import Counter
+from itertools import chain, islice
 
-import mmpretrain.datasets
+import mmpretrain.datasets  # noqa: F401
 import numpy as np
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmdet.datasets.samplers import ClassAwareSampler  # noqa: F401
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from gcvit_mm.engine import SeededBatchSampler, SeededDataset
 
@@ -19,12 +20,18 @@ REPEAT = dict(type='mmpretrain.RepeatAugSampler', num_repeats=3)
 
 @DATASETS.register_module()
 class RandomNumbers(Dataset):
-    """Twelve samples of two classes, each a random number as an augmentation draws it."""
+    """Samples of two classes, each a random number as an augmentation draws it."""
 
     metainfo = dict(classes=('a', 'b'))
 
+    def __init__(self, length=12):
+        self.length = length
+
     def __len__(self):
-        return 12
+        return self.length
+
+    def get_data_info(self, index):
+        return dict(width=2 + index % 3, height=3)
 
     def __getitem__(self, index):
         return np.random.random()
@@ -58,15 +65,58 @@ def test_an_index_that_comes_once_in_an_epoch_keeps_the_key_of_earlier_versions(
     assert {len(key) for key in keys} == {3} and len(set(keys)) == 12
 
 
-def write_keys(rank, folder):
+def write_keys(rank, processes, folder):
+    dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=processes)
+    keys = [steps_of(*case, 12 // processes) for case in CASES]
+    (folder / f'{rank}.json').write_text(json.dumps(keys))
+
+
+CASES = [
+    (REPEAT, None, False),
+    (dict(type='DefaultSampler', shuffle=True), None, False),
+    (dict(type='DefaultSampler', shuffle=True), None, True),
+    (dict(type='InfiniteSampler', shuffle=True), None, False),
+    (dict(type='mmdet.ClassAwareSampler', num_sample_class=4), None, False),
+    (dict(type='DefaultSampler'), dict(type='mmdet.AspectRatioBatchSampler'), False),
+]
+
+
+def steps_of(sampler, batch_sampler, drop_last, batch_size):
+    """The keys of the first three steps of each epoch; none has a multiple of 12 images."""
+    dataset = SeededDataset(RandomNumbers(31))
+    built = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=0))
+    batches = SeededBatchSampler(built, batch_size, 0, sampler, batch_sampler, drop_last)
+    return [[list(map(int, key)) for key in batch] for batch in islice(batches, 3)]
+
+
+@pytest.mark.parametrize('processes', [2, 3, 4])
+def test_processes_share_the_samples_and_random_numbers_of_one(processes, tmp_path):
+    mp.start_processes(write_keys, (processes, tmp_path), processes, start_method='fork')
+    shares = [json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(processes)]
+    for case, *parts in zip(CASES, *shares, strict=True):
+        one = steps_of(*case, 12)
+        assert [len(step) for step in one] == [12] * (2 if case[2] else 3)
+        together = [sorted(chain(*step)) for step in zip(*parts, strict=True)]
+        assert together == [sorted(step) for step in one], case
+        assert {len(step) for part in parts for step in part} == {12 // processes}
+
+
+def test_a_last_batch_is_filled_with_samples_that_are_augmented_anew():
+    (batch,) = steps_of(*CASES[1], 50)
+    keys = list(map(tuple, batch))
+    assert len(set(keys)) == 50 and {key[-1] for key in keys} == set(range(31))
+    data = SeededDataset(RandomNumbers(31))
+    assert len({data[key] for key in keys}) == 50
+
+
+def check_composition(rank, folder):
     dist.init_process_group('gloo', f'file://{folder}/store', rank=rank, world_size=2)
-    (folder / f'{rank}.json').write_text(json.dumps(keys_of(REPEAT, batch_size=2)))
+    sampler = dict(type='mmdet.MultiSourceSampler', batch_size=4, source_ratio=[1, 3])
+    dataset = SeededDataset(ConcatDataset([RandomNumbers(5), RandomNumbers(9)]))
+    built = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=0))
+    for batch in islice(SeededBatchSampler(built, 4, 0, sampler), 9):
+        assert [key[-1] < 5 for key in batch] == [True, False, False, False]
 
 
-def test_two_processes_have_the_random_numbers_of_one(tmp_path):
-    mp.spawn(write_keys, (tmp_path,), nprocs=2)
-    both = [
-        tuple(key) for rank in (0, 1) for key in json.loads((tmp_path / f'{rank}.json').read_text())
-    ]
-    assert sorted(both) == sorted(keys_of(REPEAT, batch_size=4))
-    assert mmpretrain.datasets
+def test_samplers_that_compose_the_batches_of_a_process_go_on_doing_so(tmp_path):
+    mp.start_processes(check_composition, (tmp_path,), 2, start_method='fork')

@@ -325,6 +325,7 @@ def train_here(tiny_shapes, tmp_path, monkeypatch):
         ('model.train_cfg.rcnn.sampler.num=x', "model.train_cfg: num='x': pass a number"),
         ('default_hooks.checkpoint.intervall=2', 'intervall'),
         ('default_hooks.checkpoint.max_keep_ckpts=few', 'max_keep_ckpts=few: pass an integer'),
+        ('default_hooks.preemption.exit_status=256', 'exit_status=256: pass an integer from 0'),
         ('train_dataloader.dataset=None', 'as its dataset'),
         ('train_dataloader=abc', "'abc' as its dataset"),
         ('optim_wrapper.optimizer.rate=1', 'rate'),

@@ -50,6 +50,7 @@ def start(script: str, description: str, *files: str) -> None:
     tool = [str(Path(__file__).with_name(script)), *(vars(args)[name] for name in files)]
 
     from torch.distributed.elastic.multiprocessing import PContext, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     ended: list[int] = []
@@ -65,9 +66,16 @@ def start(script: str, description: str, *files: str) -> None:
     PContext.close = close_and_note
     try:
         torchrun([*options(args.gpus), *tool, *args.arguments, '--launcher', 'pytorch'])
+    except ChildFailedError as error:  # the process has printed the reason, and torchrun its rank
+        sys.exit(exit_status([error.get_first_failure()[1].exitcode]))
     except SignalException:
         # Processes that have saved a checkpoint end with status 0, and 130 after Ctrl-C.
-        sys.exit(next((code if code > 0 else 128 - code for code in ended if code), 0))
+        sys.exit(exit_status(ended))
+
+
+def exit_status(codes: list[int]) -> int:
+    """The first failure of processes as the exit status of a shell."""
+    return next((code if code > 0 else 128 - code for code in codes if code), 0)
 
 
 def pass_on_signals(context: PContext) -> None:

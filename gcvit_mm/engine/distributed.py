@@ -1,7 +1,10 @@
 """The process group of a run: setting it up, and sharing decisions."""
 
+import ctypes
 import os
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +20,9 @@ def init_processes(cfg: Config) -> None:
     """Initialise the process group for ``cfg.launcher``, with gloo on machines without GPUs."""
     if cfg.launcher == 'none':
         return
+    if sys.platform == 'linux' and 'TORCHELASTIC_RUN_ID' in os.environ:
+        # PR_SET_PDEATHSIG: save and end if torchrun is killed, instead of training on without it.
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     env, gpus = cfg.get('env_cfg', {}), torch.cuda.device_count()
     here = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_NTASKS_PER_NODE')
     if here:

@@ -1,10 +1,11 @@
 """Samples whose augmentation depends only on their position in a training."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import contextmanager, nullcontext
+from itertools import chain, cycle
 from typing import Any
 
+import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Dataset
@@ -77,9 +78,14 @@ def _noting(say: Callable[[], str]) -> Iterator[None]:
 class SeededBatchSampler:
     """Batches of keys for ``SeededDataset``, from any position in an epoch.
 
-    A key is (seed, epoch, index). It does not depend on the number of processes. Samplers that may
-    give an index more than once in an epoch get the keys (seed, epoch, position in the epoch,
-    index), so that each copy is augmented in its own way.
+    The batch of a step is that of a single process with the total batch size, and the processes
+    share it, so its samples do not depend on their number. A last batch that is incomplete is
+    filled with the first samples of the epoch. Samplers that compose the batches of a process
+    (those with a ``batch_size``, such as mmdet's ``MultiSourceSampler``) depend on the number.
+
+    A key is (seed, epoch, index). Samplers that may give an index more than once in an epoch get
+    the keys (seed, epoch, position in the epoch, index), so that each copy is augmented in its own
+    way; so do samples that fill a batch.
 
     Args:
         sampler: A sampler of the data set.
@@ -104,6 +110,9 @@ class SeededBatchSampler:
         self.sampler_cfg = sampler_cfg
         self.batch_sampler_cfg = batch_sampler_cfg
         self.drop_last = drop_last
+        # These samplers look up the number of processes when they are built.
+        composes = hasattr(sampler, 'batch_size') or 'batch_size' in (batch_sampler_cfg or {})
+        self.shared = hasattr(sampler, 'world_size') and not composes
         self.go_to(seed, 0, 0)
 
     def go_to(self, seed: int, passes: int, samples: int) -> None:
@@ -118,13 +127,15 @@ class SeededBatchSampler:
         self.passes = passes
         self.first = samples // self.samples_per_batch
         own = dict(dataset=self.dataset, seed=seed)
-        self.sampler = DATA_SAMPLERS.build(self.sampler_cfg, default_args=own)
+        with _as_one_process() if self.shared else nullcontext():
+            self.sampler = DATA_SAMPLERS.build(self.sampler_cfg, default_args=own)
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(passes)
+        size = self.samples_per_batch if self.shared else self.batch_size
         if self.batch_sampler_cfg is None:
-            self.batches = BatchSampler(self.sampler, self.batch_size, self.drop_last)
+            self.batches = BatchSampler(self.sampler, size, self.drop_last)
         else:
-            own = dict(sampler=self.sampler, batch_size=self.batch_size)
+            own = dict(sampler=self.sampler, batch_size=size)
             self.batches = DATA_SAMPLERS.build(self.batch_sampler_cfg, default_args=own)
 
     @property
@@ -133,16 +144,33 @@ class SeededBatchSampler:
         return self.batch_size * get_world_size()
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        world_size, rank = get_world_size(), get_rank()
+        processes, rank, total = get_world_size(), get_rank(), self.samples_per_batch
         repeats = type(self.sampler).__name__ not in ONCE
-        for number, batch in enumerate(islice(self.batches, self.first, None), self.first):
+        places = range(total) if self.shared else range(rank, total, processes)
+        start: list[int] = []
+        for number, batch in enumerate(self.batches):
+            start = start or batch
+            if number < self.first:
+                continue
             # One iteration over an infinite sampler has many epochs.
-            rounds = self.passes + number * self.samples_per_batch // len(self.dataset)
-            position = number * self.samples_per_batch + rank
-            yield [
-                (self.seed, rounds, *([position + i * world_size] * repeats), index)
-                for i, index in enumerate(batch)
+            rounds = self.passes + number * total // len(self.dataset)
+            filled = chain(batch, cycle(start)) if self.shared else batch
+            keys = [
+                (self.seed, rounds, *([number * total + k] * (repeats or i >= len(batch))), index)
+                for i, (k, index) in enumerate(zip(places, filled, strict=False))
             ]
+            yield keys[rank::processes] if self.shared else keys
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+@contextmanager
+def _as_one_process() -> Iterator[None]:
+    """Let samplers that are built meanwhile give the samples of all processes."""
+    before = torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = before

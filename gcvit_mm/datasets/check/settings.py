@@ -71,7 +71,8 @@ def _loader_problems(cfg: Config, name: str, dataset: BaseDataset) -> Iterator[t
         return
     pooling = [key for key, head in _heads(cfg) if _pools_to_one(head)]
     training = name == 'train_dataloader'
-    least, reason = smallest_batch(cfg, name, finite=bool(training and pooling))
+    fills = str((cfg.get('train_cfg') or {}).get('type')).startswith('Exact')  # the last batch too
+    least, reason = smallest_batch(cfg, name, finite=bool(training and pooling and not fills))
     if not least:
         what = 'no batch is left by drop_last: lower batch_size, or set drop_last=False'
         yield what, reason
@@ -107,7 +108,7 @@ def smallest_batch(cfg: Config, name: str, finite: bool) -> tuple[int, str]:
     own = math.ceil(images / get_world_size())
     reason = f'{name}.batch_size={size} with {own} images for a process'
     if drops:
-        return (size if own >= size else 0), reason
+        return (size if images // get_world_size() >= size else 0), reason
     return own % size or size, reason
 
 

@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
+from ...errors import ArgumentError
 from ..fsdp import ShardedRunner
 from ..workers import Worker, start_resource_tracker, worker_context
 from .safe_checkpoint_hook import checkpoint_hook
@@ -32,7 +33,7 @@ ALARM = getattr(signal, 'SIGALRM', None)  # Windows has none
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """On a signal, ends the training after the current step, with a checkpoint and exit status 0.
+    """On a signal, ends the training after the current step, with a checkpoint.
 
     If the step, the loading of data or an evaluation takes ``GRACE`` seconds longer, or a second
     signal comes, it is interrupted, and the last finished step is saved. After Ctrl-C the status is
@@ -45,17 +46,23 @@ class PreemptionHook(Hook):
     Args:
         signals: Names of the signals; None takes SIGINT (Ctrl-C), SIGHUP, which closed terminals
             send, and those that clusters send: SIGTERM and SIGUSR1; all if the system has them.
+        exit_status: Exit status after such a signal, other than SIGINT. Clusters that start a job
+            again by its status need one that differs from the 0 of a finished training.
     """
 
     priority = 'LOWEST'  # after the hook that saves checkpoints
 
-    def __init__(self, signals: Sequence[str] | None = None) -> None:
+    def __init__(self, signals: Sequence[str] | None = None, exit_status: int = 0) -> None:
+        if exit_status not in range(256):
+            name = 'default_hooks.preemption.exit_status'
+            raise ArgumentError(f'{name}={exit_status}: pass an integer from 0 to 255')
         if signals is None:
             names = ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1')
             signals = [name for name in names if hasattr(signal, name)]
             if 'SIGHUP' in signals and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
                 signals.remove('SIGHUP')  # nohup
         self.signals = [getattr(signal, name) for name in signals]
+        self.exit_status = exit_status
         self.received, self.time = 0, 0.0
         self.loop: Any = None
         self.evaluates = False
@@ -148,7 +155,7 @@ class PreemptionHook(Hook):
         for child in multiprocessing.active_children():
             if isinstance(child, Worker):  # one that hangs would not end by itself
                 child.terminate()
-        raise SystemExit(130 if received == signal.SIGINT else 0)
+        raise SystemExit(130 if received == signal.SIGINT else self.exit_status)
 
     def _received_by_any(self, runner: Runner) -> int:
         if not runner.distributed:
