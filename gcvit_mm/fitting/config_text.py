@@ -88,7 +88,7 @@ def _data(data: Dataset, facts: Facts, made: Decisions) -> Lines:
     yield f'metainfo = {_code(data.settings("train")["metainfo"])}'
     yield "num_classes = len(metainfo['classes'])"
     for split in SPLITS:
-        settings = {key: value for key, value in data.settings(split).items() if value != ''}
+        settings = {key: value for key, value in data.settings(split).items() if key != 'data_root'}
         yield f'{split} = {_code({**settings, "metainfo": Code("metainfo")})}'
 
 
