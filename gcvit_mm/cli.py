@@ -65,6 +65,7 @@ FOREIGN = '|'.join(
         'The prefix is not set in metric class',
         'Default ``avg_non_ignore`` is False',
         'The draw is False, it means that the hook',
+        'The model and loaded state dict do not match',  # CheckpointGuardHook says more
     )
 )
 """Beginnings of messages that the OpenMMLab packages print at each start."""

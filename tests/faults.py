@@ -172,20 +172,20 @@ class Attack(Hook):
             self.kind = 'none'
 
     def _kill(self, pid: int, name: str = 'SIGKILL') -> None:
-        print(f'attack: {self.kind}', flush=True)
+        print(f'attack: {name} to {pid}', flush=True)
         os.kill(pid, getattr(signal, name))
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         if runner.iter < self.iteration:
             return
         if self.kind.startswith('SIG'):
-            name, self.kind = self.kind, f'{self.kind} in step {runner.iter}'
+            name, self.kind = self.kind, 'none'
             timer = threading.Timer(self.delay, self._kill, (os.getpid(), name))
             timer.daemon = True
             timer.start()
         elif self.kind == 'worker':
+            # Again in later steps: one that has done its work is not missed.
             self._kill(multiprocessing.active_children()[-1].pid)
-            self.kind = 'none'
         elif self.kind == 'agent':
             self._kill(os.getppid())
             self.kind = 'none'
@@ -197,6 +197,7 @@ class Attack(Hook):
     def before_save_checkpoint(self, runner: Any, checkpoint: dict) -> None:
         if self.kind == 'save' and runner.iter >= self.iteration:
             threading.Thread(target=self._kill_writer, args=(runner.work_dir,), daemon=True).start()
+            os.replace = lambda *_: self._kill(os.getpid())  # at the latest
 
     def _kill_writer(self, folder: str) -> None:
         while not list(Path(folder).glob('*.tmp')):

@@ -84,7 +84,7 @@ class Training:
             environment = {**shared, 'RANK': rank, 'LOCAL_RANK': rank}
             started.append(start_tool(command, ROOT, environment, [str(log)] * 2))
         for process in started:
-            process.join(100)
+            process.join(300)
         return [process.exitcode for process in started]
 
     def run_by_torchrun(self, processes: int, workers: int, attack: str) -> int:

@@ -1,5 +1,6 @@
 """From a folder of labels to a trained model: what is decided, written and run."""
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -207,6 +208,23 @@ def test_each_task_is_trained_and_evaluated(task, tiny_shapes, tmp_path):
     output = succeed('fit.py', source, '--work-dir', tmp_path / 'w', '--task', task, '--epochs', 2)
     assert 'best: ' in output
     assert (tmp_path / 'w/report.html').is_file()
+
+
+@pytest.mark.slow
+def test_a_model_of_yours_is_trained_on_for_other_classes(fitted, tiny_shapes, tmp_path):
+    source = tmp_path / 'data'
+    shutil.copytree(tiny_shapes, source)
+    for file in source.rglob('instances_*.json'):
+        labels = json.loads(file.read_text())
+        labels['categories'] = [{'id': 1, 'name': 'thing'}]
+        labels['annotations'] = [label | {'category_id': 1} for label in labels['annotations']]
+        file.write_text(json.dumps(labels))
+    (best,) = fitted[0].glob('best_coco_segm_mAP_*.pth')
+    work = tmp_path / 'w'
+    output = succeed('fit.py', source, '--work-dir', work, '--from', best, '--epochs', 1)
+    (line,) = [line for line in output.splitlines() if 'start anew' in line]
+    assert str(best) in line and 'fc_cls.weight' in line and 'backbone' not in line
+    assert 'size mismatch' not in output
 
 
 def test_data_with_errors_are_refused_before_a_config_is_written(tmp_path):

@@ -189,8 +189,12 @@ def _summary(cfg: Config, work: Path, best: str) -> Iterator[str]:
         kind = 'segm' if 'segm' in metric else 'bbox'
         truth = Path(evaluators_of(cfg, 'test')[0].ann_file)
         score, f1 = best_threshold(truth, work / f'validation.{kind}.json')
-        yield f'score from which to use predictions: {score:.2f} (F1 {f1:.3f} on validation images)'
-        options = f' --score {score:.2f}'
+        if f1:
+            where = f'F1 {f1:.3f} on validation images'
+            yield f'score from which to use predictions: {score:.2f} ({where})'
+            options = f' --score {score:.2f}'
+        else:
+            yield 'no prediction for a validation image is correct: train longer'
     yield f'report: {work / "report.html"}, inputs of the training: {work / "browse/index.html"}'
     yield f'predict: gcvit-mm infer {shlex.quote(str(work))} IMAGES --out FOLDER{options}'
     yield f'in the browser: gcvit-mm app {shlex.quote(str(work))}'

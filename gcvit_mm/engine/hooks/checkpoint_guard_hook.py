@@ -49,4 +49,6 @@ class CheckpointGuardHook(Hook):
         runner.logger.info(
             f'Checkpoint {source}: {len(own) - len(missing)} of {len(own)} tensors fit, '
             f'{len(file.keys() - own)} are not used'
+            + f'. These start anew: {", ".join(missing)}'
+            * bool(missing)
         )
