@@ -155,6 +155,8 @@ class PreemptionHook(Hook):
         for child in multiprocessing.active_children():
             if isinstance(child, Worker):  # one that hangs would not end by itself
                 child.terminate()
+        for number in _handlers:  # Python's exit removes its handlers, but not this one
+            signal.signal(number, signal.SIG_IGN)
         raise SystemExit(130 if received == signal.SIGINT else self.exit_status)
 
     def _received_by_any(self, runner: Runner) -> int:
