@@ -59,7 +59,7 @@ class TAODINO(DINO):
                 branches[i] = branches[0]
 
     def _init_layers(self) -> None:
-        settings = self.decoder
+        settings: Any = self.decoder
         super()._init_layers()
         self.decoder = _Decoder(**settings)
 

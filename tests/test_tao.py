@@ -30,17 +30,15 @@ def keys(name: str) -> dict:
 
 def tao_state(name: str) -> dict[str, torch.Tensor]:
     """The tensors of a model as TAO's file has them, with copies of the tied ones."""
-    listed = keys(name)
-    listed = listed if 'keys' in listed else dict(keys=listed, aliases={}, scales={})
+    listed = {'aliases': {}, 'scales': {}, **keys(name)}
     state = {
         key: tensor(key, tuple(shape)) * np.float32(listed['scales'].get(key, 1))
         for key, shape in listed['keys'].items()
         if key not in listed['aliases']
     }
     state |= {alias: state[own].clone() for alias, own in listed['aliases'].items()}
-    return state | {
-        key: torch.zeros(49, 49, dtype=torch.int64) for key in listed.get('index_buffers', ())
-    }
+    index = torch.zeros(49, 49, dtype=torch.int64)
+    return state | dict.fromkeys(listed['index_buffers'], index)
 
 
 @pytest.fixture(scope='module')
@@ -243,14 +241,14 @@ def test_the_tool_writes_weights_and_the_config_that_they_need(name, small, tmp_
     assert cfg.model.encoder.layer_cfg.ffn_cfg.feedforward_channels == (
         2048 if name == 'dino' else 1024
     )
-    cfg.model.data_preprocessor.sides = (96, 160)
-    cfg.test_dataloader.dataset.pipeline[1].scale = (64, 128)
+    cfg.model.data_preprocessor.sides = (192, 256)
+    cfg.test_dataloader.dataset.pipeline[1].scale = (128, 200)
     cfg.dump(tmp_path / 'small.py')
     predictor = Predictor(tmp_path / 'small.py', target)
     sizes = []
     predictor.model.backbone.register_forward_hook(lambda *a: sizes.append(a[1][0].shape[2:]))
     pixels = np.random.default_rng(0).integers(0, 255, (100, 70, 3), dtype=np.uint8)
-    for picture, size in ((pixels, (160, 96)), (pixels.transpose(1, 0, 2), (96, 160))):
+    for picture, size in ((pixels, (256, 192)), (pixels.transpose(1, 0, 2), (192, 256))):
         (sample,) = predictor(np.ascontiguousarray(picture))
         assert sizes.pop() == size
         assert len(sample.pred_instances) == (300 if name == 'dino' else 100)
@@ -325,31 +323,26 @@ def test_a_converted_detector_is_fine_tuned_on_other_classes(name, small, tiny_s
     torch.save(small(name), tmp_path / 'tao.pth')
     arguments = [tmp_path / 'tao.pth', tmp_path / 'ours.pth', '--task', 'detection']
     succeed('convert_checkpoint.py', *arguments)
-    options = {
-        'load_from': tmp_path / 'ours.pth',
-        'model.bbox_head.num_classes': 3,
-        'train_cfg.max_epochs': 1,
-        'default_hooks.logger.interval': 1,
-        'train_dataloader.dataset.pipeline.3': "{'type':'Resize','scale':(64,64)}",
-        'model.data_preprocessor.sides': '(64,64)',
-    }
-    for split, folder in {'train': 'training', 'val': 'validation', 'test': 'validation'}.items():
-        loader, file = f'{split}_dataloader', f'annotations/instances_{folder}.json'
-        options |= {
-            f'{loader}.num_workers': 0,
-            f'{loader}.persistent_workers': False,
-            f'{loader}.dataset.data_root': tiny_shapes,
-            f'{loader}.dataset.ann_file': file,
-            f'{loader}.dataset.data_prefix.img': f'{folder}/',
-            f'{loader}.dataset.metainfo.classes': "('disk','box','star')",
-        }
-        if split != 'train':
-            options[f'{split}_evaluator.ann_file'] = tiny_shapes / file
-            options[f'{loader}.dataset.pipeline.1.scale'] = '(64,64)'
-    output = succeed(
-        'train.py', tmp_path / 'ours.py', '--work-dir', tmp_path / 'work',
-        '--cfg-options', *(f'{key}={value}' for key, value in options.items()),
-    )  # fmt: skip
+    cfg = Config.fromfile(tmp_path / 'ours.py')
+    cfg.load_from = str(tmp_path / 'ours.pth')
+    cfg.model.bbox_head.num_classes, cfg.model.num_queries = 3, 50
+    cfg.model.test_cfg.max_per_img = 50
+    cfg.model.data_preprocessor.sides = (64, 64)
+    cfg.train_cfg.max_epochs = cfg.default_hooks.logger.interval = 1
+    del cfg.train_dataloader.dataset.pipeline[2:4]  # flips and sizes
+    cfg.test_dataloader.dataset.pipeline[1].scale = (64, 64)
+    cfg.val_dataloader = cfg.test_dataloader
+    for loader, folder in (('train', 'training'), ('val', 'validation'), ('test', 'validation')):
+        file = f'annotations/instances_{folder}.json'
+        cfg[f'{loader}_dataloader'].update(num_workers=0, persistent_workers=False)
+        cfg[f'{loader}_dataloader'].dataset.update(
+            data_root=str(tiny_shapes), ann_file=file, data_prefix=dict(img=f'images/{folder}'),
+            metainfo=dict(classes=('disk', 'box', 'star')),
+        )  # fmt: skip
+        if loader != 'train':
+            cfg[f'{loader}_evaluator'].ann_file = str(tiny_shapes / file)
+    cfg.dump(tmp_path / 'shapes.py')
+    output = succeed('train.py', tmp_path / 'shapes.py', '--work-dir', tmp_path / 'work')
     assert 'tensors fit' in output and 'coco/bbox_mAP' in output
     trained = read_checkpoint(tmp_path / 'work/epoch_1.pth')['state_dict']
     heads = [trained[f'bbox_head.cls_branches.{i}.weight'] for i in range(2)]

@@ -8,6 +8,7 @@ NVIDIA's TAO toolkit, whose config is written beside DST.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ import _package  # noqa: F401
 from gcvit_mm.choices import SUFFIXES
 from gcvit_mm.cli import add_trust_argument, run
 from gcvit_mm.errors import UserError, printable
-from gcvit_mm.weights.hub import check_path, resolve
+from gcvit_mm.weights.hub import check_path, published, resolve
 
 if TYPE_CHECKING:
     from gcvit_mm.weights.convert import Conversion
@@ -116,18 +117,23 @@ def convert_detection(args: argparse.Namespace, source: str) -> None:
         for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
             loader.dataset.metainfo = dict(classes=detector.names)
     model = build_model(cfg, meta=True)
-    if wrong := [
-        *mismatches(model, detector.tensors),
-        *detector.tensors.keys() - model.state_dict(),
-    ]:
+    wrong = mismatches(model, detector.tensors)
+    wrong += sorted(detector.tensors.keys() - model.state_dict().keys())
+    if wrong:
         raise UserError(
-            f'checkpoint {source} does not fit {detector.config}: {len(wrong)} tensors are missing, '
-            f'unknown or of another shape ({shorten(wrong, 3)})'
+            f'checkpoint {source} does not fit {detector.config}: {len(wrong)} tensors are '
+            f'missing, unknown or of another shape ({shorten(wrong, 3)})'
         )
     variant = f'GC ViT {cfg.model.backbone.arch}'
     meta = dict(naming='gcvit_mm', variant=variant, task=args.task)
     write_checkpoint(args.target, detector.tensors, meta)
     atomic_text(config_file, cfg.pretty_text)
+    known = [each for each in published().values() if each.member == os.path.basename(source)]
+    for each in known:
+        with open(source, 'rb') as file:
+            same = hashlib.file_digest(file, 'sha256').hexdigest() == each.sha256
+        state = 'is' if same else 'is NOT'
+        print(f'published: {each.name}, licence {each.licence}; its sha256 {state} the known one')
     print(f"source: TAO's {cfg.model.type.removeprefix('TAO')} with {variant}")
     print(f'converted: {len(detector.tensors)} tensors, {cfg.model.bbox_head.num_classes} classes')
     print(f'skipped: {sum(map(len, detector.skipped.values()))} tensors')

@@ -215,8 +215,8 @@ def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
     tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
     if isinstance(content, Mapping) and content.get('state_dict_encrypted'):
         raise UserError(
-            "the file is encrypted by NVIDIA's TAO: get one that is not encrypted, or save it again "
-            'in TAO without a key'
+            "the file is encrypted by NVIDIA's TAO: get one that is not encrypted, or save it "
+            'again in TAO without a key'
         )
     if not tensors:
         raise UserError(

@@ -27,21 +27,22 @@ class Weights:
     windows: list[int]  # window size of each stage
     url: str  # address of the file
     licence: str  # licence of the weights
-    top1: float  # published ImageNet-1k accuracy in percent
-    size_mb: int = 0  # size of the file in 10^6 bytes; 0 if it is not published
+    top1: float | str = '-'  # published ImageNet-1k accuracy in percent
+    size_mb: float = 0  # size of the file in 10^6 bytes; 0 if it is not published
     tensors_mb: int = 0  # size of the tensors, used if ``size_mb`` is 0
     # The SHA-256 of the file or its first digits; if empty, that of the hub is used.
     sha256: str = ''
+    member: str = ''  # name of the file, if ``url`` is the page of files that need an account
 
     @property
     def file(self) -> str:
         """Name of the file, in its address and on the disk."""
-        return self.url.rsplit('/', 1)[1]
+        return self.member or self.url.rsplit('/', 1)[1]
 
     @property
     def size(self) -> str:
         """Size of the download for printing."""
-        return f'{self.size_mb} MB' if self.size_mb else f'~{self.tensors_mb} MB'
+        return f'{self.size_mb:.0f} MB' if self.size_mb else f'~{self.tensors_mb} MB'
 
 
 def published() -> dict[str, Weights]:
@@ -99,6 +100,11 @@ def fetch(weights: Weights, folder: Path) -> Path:
     path = folder / weights.file
     if path.is_file():
         return path
+    if weights.member:
+        raise UserError(
+            f'{weights.file} needs an account at its publisher: download it from {weights.url} '
+            f'(licence {weights.licence}) to {path} yourself'
+        )
     url = _url(weights)
     by_hand = f'download {url} to {path} yourself'
     try:
@@ -151,7 +157,7 @@ def _download(weights: Weights, url: str, path: Path) -> None:
     size, sha256 = _remote_file(weights, url, token)
     # The name has the hash, so the part of another version is not resumed.
     part = path.with_name(f'{path.name}.{sha256[:8]}.part')
-    _check_space(size or (weights.size_mb or weights.tensors_mb) * 10**6, part)
+    _check_space(size or int((weights.size_mb or weights.tensors_mb) * 10**6), part)
     print(f'{weights.file}: {weights.size}, licence {weights.licence}, from {url}', flush=True)
     _complete(part, url, size, token, weights.file)
     actual = _sha256(part)

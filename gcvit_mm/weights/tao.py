@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from .convert import convert
-from .names import rename
+from .names import Renames, rename
 
 _LAYER = [
     (r'^transformer\.(encoder|decoder)\.layers\.', r'\1.layers.'),
@@ -24,7 +24,7 @@ _LAYER = [
     (r'\.linear1\.', '.ffn.layers.0.0.'),
     (r'\.linear2\.', '.ffn.layers.1.'),
 ]
-_HEAD = [
+_HEAD: Renames = [
     (r'^transformer\.decoder\.(?=(class|bbox)_embed\.)', ''),
     (r'^class_embed\.', 'bbox_head.cls_branches.'),
     (r'^bbox_embed\.', 'bbox_head.reg_branches.'),
@@ -42,7 +42,7 @@ _REST = [
     (r'^transformer\.decoder\.(?=norm\.|ref_point_head\.)', 'decoder.'),
     (r'^label_enc\.', 'dn_query_generator.label_embedding.'),
 ]
-RENAMES = [*_LAYER, *_HEAD, *_REST]
+RENAMES: Renames = [*_LAYER, *_HEAD, *_REST]
 """Replacements that convert TAO's names to mmdet's, applied in order."""
 
 _MARKER = 'transformer.level_embed'
