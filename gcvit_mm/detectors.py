@@ -59,7 +59,7 @@ class TAODINO(DINO):
                 branches[i] = branches[0]
 
     def _init_layers(self) -> None:
-        settings: Any = self.decoder
+        settings = vars(self)['decoder']  # a dict until the next line
         super()._init_layers()
         self.decoder = _Decoder(**settings)
 
