@@ -29,8 +29,8 @@ PAGES = sorted(
 )
 FIRST = 'README.md'
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
-ELSEWHERE = {'docs/use_in_your_config.md'}
-"""Run by `tests/test_stock_configs.py` and `tests/test_layer_decay.py`, as that page says."""
+ELSEWHERE = {'docs/use_in_your_config.md', 'docs/other_libraries.md'}
+"""Run by the tests that these pages name."""
 COMMAND = re.compile(
     r'([A-Z_]+=\S+ )*(python3? |tools/|gcvit-mm |uv |docker |make |pip |source |torchrun |'
     r'tensorboard |mlflow |cp |truncate |export |cat |git |tests/)'
