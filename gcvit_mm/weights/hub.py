@@ -13,6 +13,9 @@ from ..errors import UserError
 from ..zoo import ROOT
 
 SCHEME = 'gcvit://'
+REPOSITORY = 'hub:'
+MODEL_FILES = ('config.py', 'model.safetensors')
+"""Files of a published model, in a folder or on the hub, beside its card."""
 HUB = 'https://huggingface.co'
 MANIFEST = ROOT / 'checkpoints' / 'manifest.yml'
 
@@ -91,6 +94,36 @@ def resolve(checkpoint: str) -> str:
     return str(fetch(find(checkpoint), default_folder()))
 
 
+def fetch_repository(name: str) -> Path:
+    """Download a published model ``hub:OWNER/NAME`` of the Hugging Face hub, and return its folder.
+
+    Raises:
+        UserError: It cannot be downloaded, or has other files than ``tools/publish_checkpoint.py``
+            writes.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HFValidationError
+    except ImportError as error:
+        raise UserError(f'{name} needs huggingface_hub: pip install huggingface_hub') from error
+    try:
+        paths = [
+            hf_hub_download(name.removeprefix(REPOSITORY), file, endpoint=endpoint())
+            for file in MODEL_FILES
+        ]
+    except (*failures(), HFValidationError) as error:
+        raise UserError(
+            f'{name} cannot be downloaded ({_reason(error)}): check the name, it must be '
+            f'{REPOSITORY}OWNER/NAME of a model with {" and ".join(MODEL_FILES)}'
+        ) from error
+    return Path(paths[0]).parent
+
+
+def endpoint() -> str:
+    """The address of the hub, or of its mirror."""
+    return (os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')
+
+
 def fetch(weights: Weights, folder: Path) -> Path:
     """Download a file to a folder, unless a file of its name is there, which is not verified.
 
@@ -123,14 +156,15 @@ def fetch(weights: Weights, folder: Path) -> Path:
                     _download(weights, url, path)
             finally:
                 lock.unlink(missing_ok=True)
-    except _failures() as error:
+    except failures() as error:
         raise UserError(
             f'{weights.file} cannot be downloaded ({_reason(error)}): try again, or {by_hand}'
         ) from error
     return path
 
 
-def _failures() -> tuple[Any, ...]:
+def failures() -> tuple[Any, ...]:
+    """The errors of requests to the hub."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # Versions of huggingface_hub use different HTTP libraries, and raise their errors.
@@ -139,7 +173,7 @@ def _failures() -> tuple[Any, ...]:
 
 def _url(weights: Weights) -> str:
     # huggingface_hub uses this variable for mirrors.
-    return weights.url.replace(HUB, (os.environ.get('HF_ENDPOINT') or HUB).rstrip('/'))
+    return weights.url.replace(HUB, endpoint())
 
 
 def _reason(error: BaseException) -> str:
@@ -207,7 +241,7 @@ def _complete(part: Path, url: str, size: int | None, token: bool | None, label:
                     expected_size=size,
                     displayed_filename=label,
                 )
-            except _failures() as error:
+            except failures() as error:
                 if _status(error) == 416:  # the part is complete
                     return
                 if file.tell() <= have:  # otherwise the connection broke: resume
