@@ -42,6 +42,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers['Content-Length']))
+        url = f'http://{self.headers["Host"]}/me/model'
         if self.path.endswith('/repos/create'):
             answer = {
                 'url': f'http://{self.headers["Host"]}/me/model',
@@ -57,9 +58,7 @@ class Hub(BaseHTTPRequestHandler):
                 if line['key'] == 'file':
                     value = line['value']
                     self.files[value['path']] = base64.b64decode(value['content'])
-            answer = dict(
-                success=True, commitOid='7' * 40, commitUrl='http://hub/me/model/commit/7'
-            )
+            answer = dict(success=True, commitOid='7' * 40, commitUrl=f'{url}/commit/{"7" * 40}')
         else:
             answer = {}
         self.reply(json.dumps(answer).encode(), Content_Type='application/json')
