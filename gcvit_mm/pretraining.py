@@ -94,8 +94,10 @@ class FeatureDistillation(_Pretraining):
         super().__init__(backbone, **settings)
         network = MODELS.build(teacher)
         network.init_weights()
+        network.eval()
+        network.requires_grad_(False)
         # In a tuple it is no submodule: it is neither trained nor saved.
-        self._teacher = (network.eval().requires_grad_(False),)
+        self._teacher = (network,)
         channels = self.teach(torch.zeros(1, 3, 224, 224)).shape[1]
         self.projection = nn.Conv2d(self.channels, channels, 1)
 

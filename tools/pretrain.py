@@ -1,8 +1,8 @@
 """Pre-train a GC ViT on a folder of images without labels.
 
 It reconstructs hidden parts of the images, or with --teacher predicts the features of another
-model. Writes WORK_DIR.py, an ordinary config, and trains; the same command resumes. The last
-checkpoint is the init_cfg of any config, and --from of tools/fit.py.
+model. Writes WORK_DIR.py, an ordinary config, and trains; the same command resumes. A checkpoint
+is the init_cfg of any config with a backbone of this --arch.
 """
 
 import argparse
