@@ -71,7 +71,8 @@ def config_text(args: argparse.Namespace, folder: Path) -> str:
         method = f"'FeatureDistillation',\n    teacher={pformat(teacher)}"
     else:
         method = f"'MaskedImageModeling',\n    mask_ratio={args.mask_ratio}"
-    warm_up = max(args.epochs // 20, 1)
+    warm_up = args.epochs // 20
+    linear = f"dict(type='LinearLR', start_factor=0.01, end={warm_up}, convert_to_iter_based=True)"
     return f'''"""Pre-training on the images of {folder.name}, written by tools/pretrain.py."""
 
 _base_ = {bases}
@@ -89,7 +90,7 @@ train_dataloader = dict(
 train_cfg = dict(max_epochs={args.epochs})
 optim_wrapper = dict(optimizer=dict(lr={args.lr}))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, end={warm_up}, convert_to_iter_based=True),
+    *[{linear if warm_up else ''}],
     dict(type='CosineAnnealingLR', begin={warm_up}, eta_min_ratio=0.01, convert_to_iter_based=True),
 ]
 '''
