@@ -1,7 +1,9 @@
 """Reading of configs without importing torch, and building of the models that they describe."""
 
+import ast
 import copy
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -39,6 +41,59 @@ def read_config(config: str | os.PathLike, *, import_modules: bool = True) -> Co
     if import_modules:
         import_custom_modules(cfg)
     return cfg
+
+
+def plain_config(text: str, path: str | os.PathLike) -> Config:
+    """Read the text of a dumped config of somebody else as data, without executing it.
+
+    Raises:
+        UserError: It is more than assignments of plain values, or names other objects than those
+            that OpenMMLab's packages and this one register.
+    """
+    try:
+        values = dict(map(_assigned, ast.parse(text).body))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise UserError(
+            f'config {path} is no dumped config ({error}): a config with code is not read, pass '
+            'that of a training that you trust as a file'
+        ) from error
+    modules = (values.get('custom_imports') or {}).get('imports') or []
+    strange = [name for name in modules if not re.match(rf'{_OWN}\b', str(name))]
+    for _, step in dicts_of(values):
+        # mmengine would also import and call any function that is not registered.
+        kind, scope = str(step.get('type', 'GCViT')), step.get('_scope_', 'mmengine')
+        if not _REGISTERED.fullmatch(kind) or scope not in (*PACKAGES, 'mmengine'):
+            strange.append(kind)
+    if strange:
+        raise UserError(f'config {path} needs {strange[0]}, which is no part of the packages')
+    cfg = Config(values, cfg_text=text, filename=str(path))
+    import_custom_modules(cfg)
+    return cfg
+
+
+_OWN = '(mm(cv|engine|det|seg|pretrain)|gcvit_mm)'
+_REGISTERED = re.compile(rf'\w+|{_OWN}\.[A-Z]\w*')
+
+
+def _assigned(statement: ast.stmt) -> tuple[str, Any]:
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=name)], value=value):
+            return name, _plain(value)
+    raise ValueError(f'line {statement.lineno} is no assignment')
+
+
+def _plain(node: ast.expr) -> Any:
+    match node:
+        case ast.Call(func=ast.Name(id='dict'), args=[] | [ast.Dict()] as given, keywords=pairs):
+            own = _plain(given[0]) if given else {}
+            return own | {str(pair.arg): _plain(pair.value) for pair in pairs}
+        case ast.Dict(keys=keys, values=values):
+            return {ast.literal_eval(k or ''): _plain(v) for k, v in zip(keys, values, strict=True)}
+        case ast.List(elts=items):
+            return [_plain(item) for item in items]
+        case ast.Tuple(elts=items):
+            return tuple(_plain(item) for item in items)
+    return ast.literal_eval(node)
 
 
 def import_custom_modules(cfg: Config) -> None:

@@ -13,10 +13,17 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from .compat.packages import PACKAGES
-from .config import build_model, read_config
+from .config import build_model, plain_config, read_config
 from .errors import UserError
 from .fileio import read_json
-from .weights.hub import SCHEME, published, resolve
+from .weights.hub import (
+    MODEL_FILES,
+    REPOSITORY,
+    SCHEME,
+    fetch_repository,
+    published,
+    resolve,
+)
 from .zoo import CONFIGS, config_file
 
 TIME = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ')
@@ -51,7 +58,8 @@ def find_model(
     """The config of a model, and the file of its weights.
 
     Args:
-        model: Name of a config of this package, a config file, or the work directory of a training.
+        model: Name of a config of this package, a config file, the work directory of a training, or
+            a published model, ``hub:OWNER/NAME`` or its folder, whose config is not executed.
         checkpoint: A file or ``gcvit://NAME``, which is downloaded. The default is the best
             checkpoint of a work directory, or the newest intact one without a best one; for the
             ImageNet classifiers of this package it is the published weights.
@@ -59,6 +67,12 @@ def find_model(
     Raises:
         UserError: The config or the weights do not exist or cannot be read.
     """
+    if str(model).startswith(REPOSITORY):
+        model = fetch_repository(str(model))
+    config, weights = (Path(model, name) for name in MODEL_FILES)
+    if weights.is_file() and config.is_file():
+        cfg = plain_config(config.read_text(errors='replace'), config)
+        return cfg, resolve(os.fspath(checkpoint or weights))
     if os.path.isdir(model):
         cfg = read_config(config_in(model))
         cfg.work_dir = os.fspath(model)

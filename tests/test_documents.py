@@ -29,8 +29,8 @@ PAGES = sorted(
 )
 FIRST = 'README.md'
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
-ELSEWHERE = {'docs/use_in_your_config.md'}
-"""Run by `tests/test_stock_configs.py` and `tests/test_layer_decay.py`, as that page says."""
+ELSEWHERE = {'docs/use_in_your_config.md', 'docs/other_libraries.md'}
+"""Run by the tests that these pages name."""
 COMMAND = re.compile(
     r'([A-Z_]+=\S+ )*(python3? |tools/|gcvit-mm |uv |docker |make |pip |source |torchrun |'
     r'tensorboard |mlflow |cp |truncate |export |cat |git |tests/)'
@@ -65,7 +65,8 @@ REPLACED = {
     # Of the published weights only those of `tiny` and `xxtiny` lie ready, without a network.
     r'(download_checkpoint\.py tiny) large_21k_384': r'\1',
     # Trainings of one epoch, or of eight iterations.
-    r'epoch_(36|12)\.pth': 'epoch_1.pth',
+    r'epoch_(36|12|100)\.pth': 'epoch_1.pth',
+    r'^(python tools/pretrain\.py .*) --epochs \d+': r'\1 --epochs 1',
     r'^((?!gcvit-mm).*)epoch_8\.pth': r'\1epoch_1.pth',  # whose configs are the whole ones
     r'iter_800\.pth': 'iter_8.pth',
     r'(?m)^epochs = 30$': 'epochs = 1',

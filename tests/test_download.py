@@ -425,6 +425,12 @@ def test_nothing_is_fetched_before_all_names_are_known(server, download, capsys)
     assert server.asked == []
 
 
+def test_a_file_that_needs_an_account_is_fetched_by_hand(server, folder):
+    with pytest.raises(UserError, match=r'dino_gcvit_tiny0_ep12\.pth needs an account.*ngc.*NC-SA'):
+        resolve('gcvit://tao_dino_tiny')
+    assert server.asked == []
+
+
 # --- The manifest -----------------------------------------------------------------------------
 
 
@@ -437,6 +443,9 @@ def test_manifest_is_complete():
         assert each.variant in ARCHS
         w = each.resolution // 32
         assert each.windows == [w, w, 2 * w, w]
+        if each.member:
+            assert each.file.endswith('.pth') and len(each.sha256) == 64 and each.size_mb > 400
+            continue
         assert (each.size_mb > 0) != (each.tensors_mb > 0)
         assert 79 < each.top1 < 88
         if each.url.startswith(f'{HUB}/nvidia/GCViT/resolve/main/'):
@@ -454,6 +463,8 @@ def test_sizes_fit_the_models():
         return sum(p.numel() for p in model.parameters()) * 4 / MB
 
     for each in published().values():
+        if each.member:  # detectors
+            continue
         model_mb = tensors_mb(each.variant, tuple(each.windows))
         # NVIDIA's files hold the state of the optimiser as well: three values for each weight, and
         # one holds averaged weights. The classifier is in the files, and not in the model.

@@ -1,7 +1,9 @@
 """The stand-in for mmcv's extension: each op against its definition, and mmdet's models on it."""
 
+import math
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -340,12 +342,243 @@ def test_focal_loss_with_class_weights_is_refused():
         sigmoid_focal_loss(torch.zeros(2, 3), target, 2.0, 0.25, torch.ones(3), 'none')
 
 
+# Soft-NMS, overlaps and matches ---------------------------------------------------------------
+
+
+def iou_of(a, b, offset=0, iof=False):
+    def area(x1, y1, x2, y2):
+        return max(x2 - x1 + offset, 0) * max(y2 - y1 + offset, 0)
+
+    inter = area(max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+    return inter / (area(*a) if iof else area(*a) + area(*b) - inter)
+
+
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('method', ['naive', 'linear', 'gaussian'])
+def test_soft_nms_lowers_scores_as_defined(method, offset):
+    boxes, scores = random_boxes(40, seed=1)
+    expected, left = [], dict(enumerate(scores.double().tolist()))
+    while left:
+        best = max(left, key=left.get)
+        expected.append((best, left.pop(best)))
+        for other in list(left):
+            iou = iou_of(boxes[best].tolist(), boxes[other].tolist(), offset)
+            if method == 'gaussian':
+                left[other] *= math.exp(-(iou**2) / 0.5)
+            elif iou >= 0.3:
+                left[other] *= 0 if method == 'naive' else 1 - iou
+            if left[other] < 0.05:
+                del left[other]
+    dets, kept = mmcv.ops.soft_nms(boxes, scores, 0.3, 0.5, 0.05, method, offset)
+    assert kept.tolist() == [index for index, _ in expected]
+    assert torch.equal(dets[:, :4], boxes[kept])
+    assert dets[:, 4].tolist() == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+def test_soft_nms_of_no_box_and_of_boxes_without_area():
+    assert len(mmcv.ops.soft_nms(torch.empty(0, 4), torch.empty(0))[1]) == 0
+    points = torch.tensor([[1.0, 1, 1, 1], [1, 1, 1, 1]])
+    assert len(mmcv.ops.soft_nms(points, torch.tensor([0.5, 0.4]), method='gaussian')[1]) == 2
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, *HALVES])
+@pytest.mark.parametrize('offset', [0, 1])
+@pytest.mark.parametrize('mode', ['iou', 'iof'])
+def test_overlaps_are_those_of_single_pairs(mode, offset, dtype):
+    boxes, others = (random_boxes(12, seed)[0].to(dtype) for seed in (0, 1))
+    got = mmcv.ops.bbox_overlaps(boxes, others, mode, offset=offset)
+    aligned = mmcv.ops.bbox_overlaps(boxes, others, mode, aligned=True, offset=offset)
+    assert got.dtype == dtype
+    expected = torch.tensor(
+        [
+            [iou_of(a, b, offset, mode == 'iof') for b in others.double().tolist()]
+            for a in boxes.double().tolist()
+        ]
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(got.float(), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(aligned.float(), expected.diagonal(), atol=tolerance, rtol=0)
+
+
+def test_matches_are_the_boxes_that_each_kept_box_suppresses():
+    boxes, scores = random_boxes(50)
+    left = sorted(range(50), key=lambda i: -scores[i])
+    expected = []
+    while left:
+        near = [j for j in left if j == left[0] or iou_of(boxes[left[0]], boxes[j]) >= 0.3]
+        expected.append(near)
+        left = [j for j in left if j not in near]
+    groups = mmcv.ops.nms_match(torch.cat((boxes, scores[:, None]), 1), 0.3)
+    assert [group.tolist() for group in groups] == expected
+
+
+# Layers ---------------------------------------------------------------------------------------
+
+
+def test_offsets_of_another_size_are_read_as_by_mmcvs_kernel():
+    """DyHead applies those of one level to a coarser one."""
+    x, offset, mask, weight, bias = deform_inputs(1, 1, 1)
+    small = x[..., :3, :4].detach()
+    read = offset.flatten(1)[:, : 18 * 12].view(2, 18, 3, 4)
+    scales = mask.flatten(1)[:, : 9 * 12].view(2, 9, 3, 4)
+    got = mmcv.ops.modulated_deform_conv2d(small, offset, mask, weight, bias, 1, 1)
+    torch.testing.assert_close(
+        got, brute_force_deform_conv(small, read, weight, scales, bias, 1, 1, 1, 1)
+    )
+    got.sum().backward()
+    assert mask.grad.flatten(1)[:, 9 * 12 :].count_nonzero() == 0
+
+
+def brute_force_deform_conv(x, offset, weight, mask, bias, stride, padding, dilation, groups):
+    """The definition, a pixel and a tap at a time; ``groups`` share offsets."""
+    batch, _, height, width = x.shape
+    outputs, per_group, rows, columns = weight.shape
+    shape = offset.shape[2:]
+    found = torch.zeros(batch, outputs, *shape, dtype=x.dtype)
+    channels_per_offset = x.shape[1] // groups
+    for n, o, i, j in product(range(batch), range(outputs), range(shape[0]), range(shape[1])):
+        total = bias[o] if bias is not None else 0
+        first = o // (outputs // (x.shape[1] // per_group)) * per_group
+        for c, r, s in product(range(per_group), range(rows), range(columns)):
+            group = (first + c) // channels_per_offset
+            tap = (group * rows + r) * columns + s
+            y = i * stride - padding + r * dilation + offset[n, 2 * tap, i, j].item()
+            z = j * stride - padding + s * dilation + offset[n, 2 * tap + 1, i, j].item()
+            value = 0
+            top, left = math.floor(y), math.floor(z)
+            for a, b in product((top, top + 1), (left, left + 1)):
+                if 0 <= a < height and 0 <= b < width:
+                    share = (1 - abs(y - a)) * (1 - abs(z - b))
+                    value = value + x[n, first + c, a, b] * share
+            scale = 1 if mask is None else mask[n, tap, i, j]
+            total = total + weight[o, c, r, s] * value * scale
+        found[n, o, i, j] = total
+    return found
+
+
+def deform_inputs(groups, deform_groups, stride, dtype=torch.float64, device='cpu'):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 5, dtype=dtype)
+    size = [(side + 2 - 2 - 1) // stride + 1 for side in x.shape[2:]]
+    offset = torch.randn(2, 18 * deform_groups, *size, dtype=dtype) * 2
+    mask = torch.rand(2, 9 * deform_groups, *size, dtype=dtype)
+    weight = torch.randn(4, 4 // groups, 3, 3, dtype=dtype)
+    bias = torch.randn(4, dtype=dtype)
+    return [t.to(device).requires_grad_() for t in (x, offset, mask, weight, bias)]
+
+
+@pytest.mark.parametrize(('groups', 'deform_groups', 'stride'), [(1, 1, 1), (2, 2, 2)])
+def test_deformable_convolutions_compute_their_definition(groups, deform_groups, stride):
+    x, offset, mask, weight, bias = deform_inputs(groups, deform_groups, stride)
+    plain = mmcv.ops.deform_conv2d(x, offset, weight, stride, 1, 1, groups, deform_groups)
+    args = (stride, 1, 1, deform_groups)
+    expected = brute_force_deform_conv(x, offset, weight, None, None, *args)
+    torch.testing.assert_close(plain, expected)
+    settings = (stride, 1, 1, groups, deform_groups)
+    modulated = mmcv.ops.modulated_deform_conv2d(x, offset, mask, weight, bias, *settings)
+    expected = brute_force_deform_conv(x, offset, weight, mask, bias, *args)
+    torch.testing.assert_close(modulated, expected)
+
+
+@pytest.mark.parametrize(('groups', 'deform_groups', 'stride'), [(1, 1, 1), (2, 2, 2)])
+def test_gradients_of_deformable_convolutions(groups, deform_groups, stride):
+    x, offset, mask, weight, bias = deform_inputs(groups, deform_groups, stride)
+    settings = (stride, 1, 1, groups, deform_groups)
+    assert torch.autograd.gradcheck(
+        lambda *inputs: mmcv.ops.deform_conv2d(*inputs, *settings), (x, offset, weight),
+        fast_mode=True,
+    )  # fmt: skip
+    assert torch.autograd.gradcheck(
+        lambda *inputs: mmcv.ops.modulated_deform_conv2d(*inputs, *settings),
+        (x, offset, mask, weight, bias), fast_mode=True,
+    )  # fmt: skip
+    without_bias = (x, offset, mask, weight, None)
+    mmcv.ops.modulated_deform_conv2d(*without_bias, *settings).sum().backward()
+    assert mask.grad.count_nonzero()
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', HALVES)
+def test_layers_take_half_precision(dtype, device):
+    x, offset, mask, weight, bias = deform_inputs(1, 1, 1, torch.float32, device)
+    for layer, inputs in (
+        (mmcv.ops.deform_conv2d, (x, offset, weight, 1, 1)),
+        (mmcv.ops.modulated_deform_conv2d, (x, offset, mask, weight, bias, 1, 1)),
+        (mmcv.ops.carafe, (*carafe_inputs(torch.float32, device), 3, 2, 2)),
+        (mmcv.ops.roi_pool, (x, ROIS[:2].to(device) / 4, 3)),
+    ):
+        halves = [
+            t.detach().to(dtype).requires_grad_() if isinstance(t, torch.Tensor) else t
+            for t in inputs
+        ]
+        output = layer(*halves)
+        assert output.dtype == dtype
+        torch.testing.assert_close(output.float(), layer(*inputs), atol=0.3, rtol=0.05)
+        output.sum().backward()
+        assert halves[0].grad.dtype == dtype and halves[0].grad.isfinite().all()
+
+
+def carafe_inputs(dtype=torch.float64, device='cpu'):
+    torch.manual_seed(0)
+    features = torch.randn(2, 4, 3, 5, dtype=dtype, device=device)
+    masks = torch.randn(2, 18, 6, 10, dtype=dtype, device=device)
+    return features.requires_grad_(), masks.requires_grad_()
+
+
+def test_carafe_reassembles_neighbours_and_has_its_gradients():
+    features, masks = carafe_inputs()
+    got = mmcv.ops.carafe(features, masks, 3, 2, 2)
+    padded = F.pad(features, (1, 1, 1, 1))
+    for n, c, y, x in product(range(2), range(4), range(6), range(10)):
+        window = padded[n, c, y // 2 : y // 2 + 3, x // 2 : x // 2 + 3]
+        weights = masks[n, 9 * (c // 2) : 9 * (c // 2) + 9, y, x].view(3, 3)
+        torch.testing.assert_close(got[n, c, y, x], (window * weights).sum())
+    torch.testing.assert_close(mmcv.ops.carafe_naive(features, masks, 3, 2, 2), got)
+    assert torch.autograd.gradcheck(
+        lambda *inputs: mmcv.ops.carafe(*inputs, 3, 2, 2), (features, masks), fast_mode=True
+    )
+
+
+@pytest.mark.parametrize('share', [0.0, 0.3, 1.0])
+def test_masked_convolution_computes_a_convolution_where_the_mask_is(share):
+    torch.manual_seed(0)
+    layer = mmcv.ops.MaskedConv2d(3, 4, (3, 5), padding=(1, 2))
+    x, mask = torch.randn(1, 3, 7, 9), (torch.rand(1, 7, 9) < share).float()
+    torch.testing.assert_close(layer(x, mask), layer(x) * mask, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('scale', [1.0, 0.5])
+def test_roi_pool_takes_the_maxima_of_the_pixels_that_a_bin_touches(scale, device):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16, 20, dtype=torch.float64, device=device, requires_grad=True)
+    rois = ROIS.double().to(device)
+    got = mmcv.ops.roi_pool(x, rois, (3, 4), scale)
+    weights = torch.randn_like(got)
+    expected, grad = torch.zeros_like(got), torch.zeros_like(x)
+    for n, (image, *corners) in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = corners[0], corners[1], corners[2] + 1, corners[3] + 1
+        x1, y1, x2, y2 = (value * scale for value in (x1, y1, x2, y2))
+        for c, i, j in product(range(3), range(3), range(4)):
+            ys = [y for y in range(16) if math.floor(y1 + (y2 - y1) * i / 3) <= y
+                  < math.ceil(y1 + (y2 - y1) * (i + 1) / 3)]  # fmt: skip
+            xs = [z for z in range(20) if math.floor(x1 + (x2 - x1) * j / 4) <= z
+                  < math.ceil(x1 + (x2 - x1) * (j + 1) / 4)]  # fmt: skip
+            if ys and xs:
+                best = max(product(ys, xs), key=lambda p: x[int(image), c, p[0], p[1]].item())
+                expected[n, c, i, j] = x[int(image), c, best[0], best[1]]
+                grad[int(image), c, best[0], best[1]] += weights[n, c, i, j]
+    assert torch.equal(got, expected)
+    (got * weights).sum().backward()
+    torch.testing.assert_close(x.grad, grad)
+
+
 # The module and its installation --------------------------------------------------------------
 
 
 def test_calling_an_op_that_is_missing_names_it_and_the_cure():
-    with pytest.raises(UserError, match=r'nms_match .*MMCV_WITH_OPS=1'):
-        mmcv.ops.nms_match(torch.rand(3, 5), 0.5)
+    with pytest.raises(UserError, match=r'box_iou_rotated .*MMCV_WITH_OPS=1'):
+        mmcv.ops.box_iou_rotated(torch.rand(3, 5), torch.rand(3, 5))
     with pytest.raises(AttributeError):
         _ = sys.modules['mmcv._ext'].__wrapped__
 
@@ -513,20 +746,31 @@ MODELS = {
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('path', MODELS)
 def test_mmdets_model_trains_and_predicts(path, device):
+    train_and_predict(path, device, MODELS[path])
+
+
+def train_and_predict(path, device, changes, backbone=None):
     from mmdet.registry import MODELS as REGISTRY
     from mmdet.testing import demo_mm_inputs
     from mmdet.utils import register_all_modules
     from mmengine.config import Config
     from mmengine.hub import get_config
+    from mmengine.logging import MessageHub
 
     register_all_modules()
     config = Config({'model': get_config(f'mmdet::{path}').model})
-    config.merge_from_dict({f'model.{key}': value for key, value in MODELS[path].items()})
-    config.model.backbone.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
+    config.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    if backbone:
+        config.model.backbone = backbone
+        first = config.model.neck[0] if isinstance(config.model.neck, list) else config.model.neck
+        first.in_channels = [32, 64, 128, 256]
+    else:
+        config.model.backbone.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
     torch.manual_seed(0)
     model = REGISTRY.build(config.model)
     model.init_weights()  # DINO builds some parameters of uninitialised memory
     model = model.to(device).train()
+    MessageHub.get_current_instance().update_info('epoch', 0)  # as a training does, for TOOD
     with_mask = 'mask' in path
     batch = demo_mm_inputs(2, [[3, 96, 96]] * 2, with_mask=with_mask)
 
@@ -534,14 +778,47 @@ def test_mmdets_model_trains_and_predicts(path, device):
     loss, logged = model.parse_losses(model(**inputs, mode='loss'))
     assert all(value.isfinite().all() for value in logged.values())
     loss.backward()
-    assert model.backbone.conv1.weight.grad.count_nonzero()
+    assert next(model.backbone.parameters()).grad.count_nonzero()
 
     model.eval()
     with torch.no_grad():
-        samples = model.test_step(batch)
+        singles = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(2)]
+        samples = [model.test_step(single)[0] for single in singles]
     for sample in samples:
         predictions = sample.pred_instances
         assert len(predictions) == 5
         assert predictions.bboxes.isfinite().all()
         if with_mask:
             assert predictions.masks.shape == (5, 96, 96)
+
+
+GC_VIT = dict(
+    type='GCViT',
+    arch=dict(dim=32, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), mlp_ratio=2, layer_scale=None,
+              drop_path_rate=0.0),
+    window_size=4,
+)  # fmt: skip
+ONE_STAGE = {'test_cfg.nms_pre': 50, 'test_cfg.score_thr': 0.0, 'test_cfg.max_per_img': 5}
+TWO_STAGES = {'test_cfg.rpn.max_per_img': 20, 'test_cfg.rcnn.score_thr': 0.0,
+              'test_cfg.rcnn.max_per_img': 5}  # fmt: skip
+STOCK = {
+    'dyhead/atss_r50_fpn_dyhead_1x_coco.py': ONE_STAGE,
+    'tood/tood_r50_fpn_1x_coco.py': ONE_STAGE,
+    'reppoints/reppoints-moment_r50_fpn_1x_coco.py': ONE_STAGE,
+    'vfnet/vfnet_r50-mdconv-c3-c5_fpn_ms-2x_coco.py': ONE_STAGE,
+    'guided_anchoring/ga-faster-rcnn_r50-caffe_fpn_1x_coco.py': TWO_STAGES,
+    'cascade_rpn/cascade-rpn_faster-rcnn_r50-caffe_fpn_1x_coco.py': TWO_STAGES,
+    'carafe/mask-rcnn_r50_fpn-carafe_1x_coco.py': TWO_STAGES,
+    'libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py': TWO_STAGES,
+}
+
+
+@pytest.mark.parametrize('path', STOCK)
+def test_mmdets_models_of_these_operations_train_with_gc_vit(path):
+    train_and_predict(path, 'cpu', STOCK[path], dict(GC_VIT))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('version', ['dcn/mask-rcnn_r50-dconv', 'dcnv2/mask-rcnn_r50-mdconv'])
+def test_deformable_backbones_train(version):
+    train_and_predict(f'{version}-c3-c5_fpn_1x_coco.py', 'cpu', TWO_STAGES)

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def print_table(folder: Path) -> None:
-    row = '{:<14} {:>6} {:<11} {:>5} {:>8}  {:<16} {:<5} {}'
+    row = '{:<24} {:>6} {:<11} {:>5} {:>8}  {:<16} {:<5} {}'
     print(row.format('name', 'pixels', 'windows', 'top-1', 'size', 'licence', 'there', 'file'))
     for weights in published().values():
         print(

@@ -1,7 +1,8 @@
 """Prepare a checkpoint of a training for publication, with a record of its origin.
 
 The state of the optimizer and of the training is removed. ``DST.json`` has the sha256 of the file,
-the origin of the weights, their metrics, and the config as text.
+the origin of the weights, their metrics, and the config as text. If DST is a folder, it gets the
+files of a model on the Hugging Face hub: weights, config, and a card with the record.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from gcvit_mm.cli import add_trust_argument, run
 from gcvit_mm.compat.environment import ONEDL, OPENMMLAB
 from gcvit_mm.compat.packages import PACKAGES
 from gcvit_mm.errors import UserError, printable
-from gcvit_mm.weights.hub import check_path
+from gcvit_mm.weights.hub import MODEL_FILES, check_path, endpoint, failures
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +38,24 @@ KEPT = (*RUN, 'cfg', 'dataset_meta')
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('source', metavar='SRC', help='checkpoint of tools/train.py')
-    parser.add_argument('target', metavar='DST', help=f'the file to write: {", ".join(SUFFIXES)}')
+    parser.add_argument(
+        'target',
+        metavar='DST',
+        help=f'the file to write: {", ".join(SUFFIXES)}; or a folder for the hub',
+    )
     parser.add_argument(
         '--metrics',
         metavar='FILE',
         help='metrics of the checkpoint, PREFIX.metrics.json of tools/test.py; by default those of '
         'its validation, from the log of the training',
+    )
+    parser.add_argument(
+        '--licence',
+        default='other',
+        help="licence of the weights for the card, by the hub's names, such as cc-by-nc-sa-4.0",
+    )
+    parser.add_argument(
+        '--push', metavar='OWNER/NAME', help='also upload the folder DST to the Hugging Face hub'
     )
     parser.add_argument('--force', action='store_true', help='overwrite DST and its record')
     add_trust_argument(parser)
@@ -52,6 +65,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_path(args.source)
+    from gcvit_mm.config import plain_config
     from gcvit_mm.fileio import atomic_text
     from gcvit_mm.weights.files import (
         check_target,
@@ -62,6 +76,14 @@ def main() -> None:
     )
     from gcvit_mm.weights.names import shorten
 
+    folder = None if args.target.endswith(SUFFIXES) else Path(args.target)
+    if args.push and not folder:
+        raise UserError('--push uploads a folder: pass one as DST')
+    if folder:
+        if folder.is_file():
+            raise UserError(f'{folder} is a file: pass a folder, or a name with a suffix')
+        folder.mkdir(parents=True, exist_ok=True)
+        args.target = str(folder / MODEL_FILES[1])
     record_file = f'{args.target}.json'
     check_target(args.target, args.source, args.force)
     if os.path.exists(record_file) and not args.force:
@@ -69,6 +91,8 @@ def main() -> None:
     source = Path(args.source)
     content = read_checkpoint(source)
     meta = training_meta(source, content)
+    if folder:
+        plain_config(meta.get('cfg') or '', source)
     state = state_dict_of(content)
     metrics, origin = read_metrics(args.metrics) if args.metrics else logged_metrics(source, meta)
     description = {
@@ -79,18 +103,82 @@ def main() -> None:
         'metrics': metrics,
         'metrics_from': origin,
         'published_with': versions(),
+        'hardware': hardware_of(source.parent),
         'classes': (meta.get('dataset_meta') or {}).get('classes'),
         'config': meta.get('cfg'),
     }
     write_checkpoint(args.target, state, meta)
     record = {**fingerprint(Path(args.target)), **description}
     atomic_text(record_file, json.dumps(record, indent=1, default=str) + '\n')
+    if folder:
+        atomic_text(folder / MODEL_FILES[0], meta.get('cfg') or '')
+        atomic_text(folder / 'README.md', card(record, args.licence))
     removed = [name for name in content if name not in ('meta', 'state_dict')]
     print(f'removed: {printable(shorten(removed))}')
     print(f'weights: {len(state)} tensors, {record["weights"]}')
     print(f'metrics: {shown(metrics) or "none found, pass --metrics FILE to add them"}')
     print(f'written: {args.target}, {record["size"] / 1e6:.1f} MB, and {record_file}')
     print(f'sha256: {record["sha256"]}')
+    if args.push:
+        push(folder, args.push)
+
+
+def card(record: Mapping[str, Any], licence: str) -> str:
+    """The model card of the hub."""
+    config = record['config'] or ''
+    start = re.findall(r"(?:checkpoint|load_from)='([^']+)'", config)
+    start += re.findall(r"^load_from = '([^']+)'", config, re.MULTILINE)
+    data = sorted(set(re.findall(r"\bdata_root='([^']+)'", config)))
+    kinds = {'detection': 'object-detection', 'segmentation': 'image-segmentation'}
+    rows = [f'| {name} | {value:g} |' for name, value in record['metrics'].items()]
+    metrics = '\n'.join(['| metric | value |', '|---|---|', *rows]) if rows else 'None recorded.'
+    versions = ', '.join(f'{name} {number}' for name, number in record['published_with'].items())
+    return f"""---
+license: {licence}
+library_name: gcvit_mm
+pipeline_tag: {kinds.get(record['task'], 'image-classification')}
+tags: [gcvit, {record['task']}]
+---
+
+# {record['variant']}, {record['task']}
+
+Trained with [gcvit_mm](https://arxiv.org/abs/2206.09959). Use:
+`Predictor('hub:OWNER/NAME')`, or `gcvit-mm infer FOLDER IMAGES`.
+
+- Classes: {', '.join(record['classes'] or []) or 'not recorded'}
+- Data: {', '.join(data) or 'not recorded'}; their licence: add it here.
+- Weights that the training started from: {', '.join(sorted(set(start))) or 'none, from scratch'}
+- Weights: {record['weights']}, after {record['source'].get('iter')} iterations
+- sha256 of {record['file']}: `{record['sha256']}`
+- Hardware of the training: {record['hardware'] or 'not recorded'}
+- Versions: {versions}
+
+## Metrics
+
+{metrics}
+
+From: {record['metrics_from'] or 'nowhere'}. Again: `gcvit-mm test config.py {record['file']}`.
+"""
+
+
+def push(folder: Path | None, name: str) -> None:
+    """Upload the folder of a model."""
+    try:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError
+    except ImportError as error:
+        raise UserError('--push needs huggingface_hub: pip install huggingface_hub') from error
+    api = HfApi(endpoint=endpoint())
+    try:
+        api.create_repo(name, exist_ok=True)
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message='Publish the model')
+    except (*failures(), HFValidationError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f'{folder} cannot be uploaded to {name} ({reason}): log in with hf auth '
+            'login, and check the name'
+        ) from error
+    print(f'uploaded: {endpoint()}/{name}')
 
 
 def training_meta(source: Path, content: Any) -> dict[str, Any]:
@@ -133,6 +221,14 @@ def variant_of(source: Path, state: Mapping[str, Tensor]) -> str:
         return describe(convert_names(state)[0])
     except UserError as error:
         raise UserError(f'checkpoint {source}: {error}') from error
+
+
+def hardware_of(folder: Path) -> str | None:
+    from gcvit_mm.work_dir import read_run
+
+    with contextlib.suppress(UserError):  # the folder is no work directory
+        return read_run(folder).environment.get('device')
+    return None
 
 
 def read_metrics(file: str) -> tuple[dict[str, float], str]:

@@ -1,8 +1,8 @@
 """Implementations of the operations of mmcv's compiled extension.
 
-They use torchvision's compiled NMS and RoIAlign and PyTorch code, and cover the operations of Mask
-R-CNN, Cascade R-CNN, RetinaNet and the DETR family. All other operations raise an error when they
-are called. ``gcvit_mm.compat.mmcv_extension`` provides the operations to mmcv.
+They use torchvision's compiled NMS, RoIAlign and deformable convolution and PyTorch code, and cover
+the operations that mmdet's models use. All other operations, such as those for rotated boxes, raise
+an error when they are called. ``gcvit_mm.compat.mmcv_extension`` provides the operations to mmcv.
 """
 
 import functools
@@ -17,7 +17,9 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from ..errors import UserError
+from . import mmcv_layer_ops
 from .mmcv_extension import NAME, STAND_IN
+from .mmcv_layer_ops import gradients, require_torchvision, widen
 
 
 def fill(module: ModuleType) -> None:
@@ -38,35 +40,15 @@ def implementation() -> str:
 
 
 def _describe() -> str:
-    python = 'PyTorch (deformable attention, focal loss)'
+    python = 'PyTorch (deformable attention, focal loss, others)'
     try:
-        return f'mmcv ops: torchvision {_require_torchvision()} (nms, roi_align), {python}'
+        compiled = f'torchvision {require_torchvision()} (nms, roi_align, deform_conv)'
+        return f'mmcv ops: {compiled}, {python}'
     except UserError as error:
         return f'mmcv ops: {python}; {error}'
 
 
-def _require_torchvision() -> str:
-    """Import torchvision, which registers ``torch.ops.torchvision``, and return its version."""
-    try:
-        import torchvision
-
-        torch.ops.torchvision.nms  # noqa: B018 - raises if the binary part is not loaded
-    # A torchvision for another version of PyTorch fails in many ways.
-    except Exception as error:
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise UserError(
-            'nms and roi_align need torchvision: install the release for '
-            f'torch {torch.__version__} ({reason})'
-        ) from error
-    return torchvision.__version__
-
-
 # Operations with the signatures of mmcv's extension, which ``mmcv.ops`` documents --------------
-
-
-def _widen(x: Tensor) -> Tensor:
-    """Cast half precision to float32, which some kernels and the precision of boxes need."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
@@ -75,12 +57,77 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     Boxes whose IoU with a kept box of a higher score exceeds the threshold are removed. Of equal
     scores the first one counts as higher, on CPU and CUDA. ``offset`` is added to the sides.
     """
-    _require_torchvision()
+    require_torchvision()
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
     boxes = boxes.to(dtype)
     # Adding the offset to x2 and y2 adds it to the sides of boxes and of intersections.
     boxes = torch.cat((boxes[:, :2], boxes[:, 2:] + offset), dim=1)
     return torch.ops.torchvision.nms(boxes, scores.to(dtype), iou_threshold)
+
+
+def softnms(
+    boxes: Tensor,
+    scores: Tensor,
+    dets: Tensor,
+    iou_threshold: float,
+    sigma: float,
+    min_score: float,
+    method: int,
+    offset: int,
+) -> Tensor:
+    """Soft-NMS, which lowers the scores of overlapping boxes, into ``dets`` (N, 5).
+
+    Returns the indices of the boxes that are kept, in the order of their lowered scores. Methods:
+    0 removes boxes above the threshold, 1 multiplies their scores by 1 - IoU, and 2 all scores by
+    exp(-IoU^2 / sigma).
+
+    Source:
+        Bodla et al., Soft-NMS, https://arxiv.org/abs/1704.04503
+    """
+    boxes, left = widen(boxes), widen(scores).clone()
+    alive = torch.ones_like(left, dtype=torch.bool)
+    kept: list[int] = []
+    while alive.any():
+        best = int(torch.where(alive, left, -torch.inf).argmax())
+        dets[len(kept), :4], dets[len(kept), 4] = boxes[best], left[best]
+        kept.append(best)
+        alive[best] = False
+        iou = _overlaps(boxes[best], boxes, offset).nan_to_num()
+        if method == 2:
+            left *= torch.exp(-(iou**2) / sigma)
+        else:
+            left = torch.where(iou >= iou_threshold, left * (1 - iou) * method, left)
+        alive &= left >= min_score
+    return torch.tensor(kept, dtype=torch.int64)
+
+
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Groups of each box that NMS keeps and the boxes that it suppresses, best score first."""
+    boxes, order = widen(dets[:, :4]), dets[:, 4].sort(descending=True, stable=True)[1]
+    groups = []
+    while len(order):
+        iou = _overlaps(boxes[order[0]], boxes[order], 0)
+        near = iou >= iou_threshold
+        near[0] = True
+        groups.append(order[near].tolist())
+        order = order[~near]
+    return groups
+
+
+def bbox_overlaps(
+    bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
+) -> None:
+    """IoU (mode 0) or intersection over the first box (mode 1) of boxes, into ``ious``."""
+    boxes = widen(bboxes1) if aligned else widen(bboxes1)[:, None]
+    ious.copy_(_overlaps(boxes, widen(bboxes2), offset, mode))
+
+
+def _overlaps(boxes: Tensor, others: Tensor, offset: int, mode: int = 0) -> Tensor:
+    top_left = torch.maximum(boxes[..., :2], others[..., :2])
+    bottom_right = torch.minimum(boxes[..., 2:], others[..., 2:])
+    inter = (bottom_right - top_left + offset).clamp(min=0).prod(-1)
+    area, other = ((b[..., 2:] - b[..., :2] + offset).prod(-1) for b in (boxes, others))
+    return inter / (area + other - inter if mode == 0 else area).clamp(min=offset)
 
 
 def roi_align_forward(
@@ -101,8 +148,8 @@ def roi_align_forward(
     The RoIs are (N, 5): batch index, x1, y1, x2, y2; their dtype may differ from that of ``input``.
     """
     _check_pool_mode(pool_mode)
-    _require_torchvision()
-    input = _widen(input)
+    require_torchvision()
+    input = widen(input)
     output.copy_(
         torch.ops.torchvision.roi_align(
             input,
@@ -135,8 +182,8 @@ def roi_align_backward(
     ``torch.use_deterministic_algorithms(True)``.
     """
     _check_pool_mode(pool_mode)
-    _require_torchvision()
-    grad_output = _widen(grad_output)
+    require_torchvision()
+    grad_output = widen(grad_output)
     grad_input.copy_(
         torch.ops.torchvision._roi_align_backward(
             grad_output,
@@ -191,10 +238,11 @@ def ms_deform_attn_backward(
     im2col_step: int,
 ) -> None:
     """Gradients of ``ms_deform_attn_forward``, computed by running it again with autograd."""
-    inputs = [x.detach().requires_grad_() for x in (value, sampling_locations, attention_weights)]
-    with torch.enable_grad():
-        output = _deformable_attention(inputs[0], value_spatial_shapes, *inputs[1:])
-    grads = torch.autograd.grad(output, inputs, grad_output.to(output.dtype))
+    grads = gradients(
+        lambda value, *others: _deformable_attention(value, value_spatial_shapes, *others),
+        (value, sampling_locations, attention_weights),
+        grad_output,
+    )
     for target, grad in zip((grad_value, grad_sampling_loc, grad_attn_weight), grads, strict=True):
         target.copy_(grad)
 
@@ -206,7 +254,7 @@ def _deformable_attention(
     from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
     return multi_scale_deformable_attn_pytorch(
-        _widen(value), spatial_shapes, _widen(sampling_locations), _widen(attention_weights)
+        widen(value), spatial_shapes, widen(sampling_locations), widen(attention_weights)
     )
 
 
@@ -241,7 +289,7 @@ def _focal_terms(
     if weight.numel():
         raise UserError(f'mmcv op sigmoid_focal_loss with class weights is not available; {_CURE}')
     is_target = target[:, None] == torch.arange(input.shape[1], device=target.device)
-    logit = _widen(input)
+    logit = widen(input)
     logit = torch.where(is_target, logit, -logit)
     return is_target, F.logsigmoid(logit), logit.sigmoid(), (-logit).sigmoid()
 
@@ -269,7 +317,11 @@ def _refuse(op: str, /, *args: object, **kwargs: object) -> None:
 
 
 _OPS: dict[str, Callable] = {
+    **mmcv_layer_ops.OPS,
     'nms': nms,
+    'softnms': softnms,
+    'nms_match': nms_match,
+    'bbox_overlaps': bbox_overlaps,
     'roi_align_forward': roi_align_forward,
     'roi_align_backward': roi_align_backward,
     'ms_deform_attn_forward': ms_deform_attn_forward,

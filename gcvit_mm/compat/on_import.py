@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 
-from . import environment
+from . import environment, mmdet_dino
 
 Action = Callable[[], object]
 
@@ -16,6 +16,7 @@ def install() -> None:
     """Arrange the registration of GC ViT without importing mmengine or torch."""
     after('mmengine', _prepare_mmengine)
     after('mmengine.model', _register_backbone)
+    after(mmdet_dino.MODULE, mmdet_dino.widen_on_loading)
 
 
 def after(name: str, action: Action) -> None:

@@ -62,10 +62,11 @@ def convert(
 
 def _other_modules(contents: Contents) -> dict[str, list[str]]:
     """The names of the tensors outside the backbone, by module."""
-    if contents.others and not contents.prefix.endswith('backbone.'):
+    in_detector = re.search(r'backbone\.(0\.body\.)?$', contents.prefix)  # ours, or one of TAO
+    if contents.others and not in_detector:
         unknown = shorten(list(contents.others))
         raise UserError(f'the file has unknown tensors: {unknown}')
-    root = contents.prefix.removesuffix('backbone.')
+    root = contents.prefix[: in_detector.start()] if in_detector else ''
     modules: dict[str, list[str]] = {}
     for name in contents.others:
         modules.setdefault(name.removeprefix(root).split('.')[0], []).append(name)

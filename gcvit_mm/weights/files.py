@@ -213,6 +213,11 @@ def state_dict_of(content: Any, ema: bool = False) -> dict[str, Tensor]:
     for name in () if entry else _candidates(content):
         items += [(f'{name}.{key}', value) for key, value in content[name].items()]
     tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    if isinstance(content, Mapping) and content.get('state_dict_encrypted'):
+        raise UserError(
+            "the file is encrypted by NVIDIA's TAO: get one that is not encrypted, or save it "
+            'again in TAO without a key'
+        )
     if not tensors:
         raise UserError(
             f'the file has no tensors, {_entries_of(content)}: check that it is a checkpoint with '

@@ -13,6 +13,9 @@ from ..errors import UserError
 from ..zoo import ROOT
 
 SCHEME = 'gcvit://'
+REPOSITORY = 'hub:'
+MODEL_FILES = ('config.py', 'model.safetensors')
+"""Files of a published model, in a folder or on the hub, beside its card."""
 HUB = 'https://huggingface.co'
 MANIFEST = ROOT / 'checkpoints' / 'manifest.yml'
 
@@ -27,21 +30,22 @@ class Weights:
     windows: list[int]  # window size of each stage
     url: str  # address of the file
     licence: str  # licence of the weights
-    top1: float  # published ImageNet-1k accuracy in percent
-    size_mb: int = 0  # size of the file in 10^6 bytes; 0 if it is not published
+    top1: float | str = '-'  # published ImageNet-1k accuracy in percent
+    size_mb: float = 0  # size of the file in 10^6 bytes; 0 if it is not published
     tensors_mb: int = 0  # size of the tensors, used if ``size_mb`` is 0
     # The SHA-256 of the file or its first digits; if empty, that of the hub is used.
     sha256: str = ''
+    member: str = ''  # name of the file, if ``url`` is the page of files that need an account
 
     @property
     def file(self) -> str:
         """Name of the file, in its address and on the disk."""
-        return self.url.rsplit('/', 1)[1]
+        return self.member or self.url.rsplit('/', 1)[1]
 
     @property
     def size(self) -> str:
         """Size of the download for printing."""
-        return f'{self.size_mb} MB' if self.size_mb else f'~{self.tensors_mb} MB'
+        return f'{self.size_mb:.0f} MB' if self.size_mb else f'~{self.tensors_mb} MB'
 
 
 def published() -> dict[str, Weights]:
@@ -90,6 +94,36 @@ def resolve(checkpoint: str) -> str:
     return str(fetch(find(checkpoint), default_folder()))
 
 
+def fetch_repository(name: str) -> Path:
+    """Download a published model ``hub:OWNER/NAME`` of the Hugging Face hub, and return its folder.
+
+    Raises:
+        UserError: It cannot be downloaded, or has other files than ``tools/publish_checkpoint.py``
+            writes.
+    """
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HFValidationError
+    except ImportError as error:
+        raise UserError(f'{name} needs huggingface_hub: pip install huggingface_hub') from error
+    try:
+        paths = [
+            hf_hub_download(name.removeprefix(REPOSITORY), file, endpoint=endpoint())
+            for file in MODEL_FILES
+        ]
+    except (*failures(), HFValidationError) as error:
+        raise UserError(
+            f'{name} cannot be downloaded ({_reason(error)}): check the name, it must be '
+            f'{REPOSITORY}OWNER/NAME of a model with {" and ".join(MODEL_FILES)}'
+        ) from error
+    return Path(paths[0]).parent
+
+
+def endpoint() -> str:
+    """The address of the hub, or of its mirror."""
+    return (os.environ.get('HF_ENDPOINT') or HUB).rstrip('/')
+
+
 def fetch(weights: Weights, folder: Path) -> Path:
     """Download a file to a folder, unless a file of its name is there, which is not verified.
 
@@ -99,6 +133,11 @@ def fetch(weights: Weights, folder: Path) -> Path:
     path = folder / weights.file
     if path.is_file():
         return path
+    if weights.member:
+        raise UserError(
+            f'{weights.file} needs an account at its publisher: download it from {weights.url} '
+            f'(licence {weights.licence}) to {path} yourself'
+        )
     url = _url(weights)
     by_hand = f'download {url} to {path} yourself'
     try:
@@ -117,14 +156,15 @@ def fetch(weights: Weights, folder: Path) -> Path:
                     _download(weights, url, path)
             finally:
                 lock.unlink(missing_ok=True)
-    except _failures() as error:
+    except failures() as error:
         raise UserError(
             f'{weights.file} cannot be downloaded ({_reason(error)}): try again, or {by_hand}'
         ) from error
     return path
 
 
-def _failures() -> tuple[Any, ...]:
+def failures() -> tuple[Any, ...]:
+    """The errors of requests to the hub."""
     from huggingface_hub.errors import HfHubHTTPError
 
     # Versions of huggingface_hub use different HTTP libraries, and raise their errors.
@@ -133,7 +173,7 @@ def _failures() -> tuple[Any, ...]:
 
 def _url(weights: Weights) -> str:
     # huggingface_hub uses this variable for mirrors.
-    return weights.url.replace(HUB, (os.environ.get('HF_ENDPOINT') or HUB).rstrip('/'))
+    return weights.url.replace(HUB, endpoint())
 
 
 def _reason(error: BaseException) -> str:
@@ -151,7 +191,7 @@ def _download(weights: Weights, url: str, path: Path) -> None:
     size, sha256 = _remote_file(weights, url, token)
     # The name has the hash, so the part of another version is not resumed.
     part = path.with_name(f'{path.name}.{sha256[:8]}.part')
-    _check_space(size or (weights.size_mb or weights.tensors_mb) * 10**6, part)
+    _check_space(size or int((weights.size_mb or weights.tensors_mb) * 10**6), part)
     print(f'{weights.file}: {weights.size}, licence {weights.licence}, from {url}', flush=True)
     _complete(part, url, size, token, weights.file)
     actual = _sha256(part)
@@ -201,7 +241,7 @@ def _complete(part: Path, url: str, size: int | None, token: bool | None, label:
                     expected_size=size,
                     displayed_filename=label,
                 )
-            except _failures() as error:
+            except failures() as error:
                 if _status(error) == 416:  # the part is complete
                     return
                 if file.tell() <= have:  # otherwise the connection broke: resume

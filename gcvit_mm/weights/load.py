@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from ..compat.mmdet_dino import widened
 from ..errors import UserError
 from .files import read_checkpoint, state_dict_of
 from .hub import resolve
@@ -59,9 +60,11 @@ def mismatches(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
     Counters of batch normalisation are ignored.
     """
+    target = model.state_dict()
+    state = {**state, **widened(state, target)}
     return [
         name
-        for name, own in model.state_dict().items()
+        for name, own in target.items()
         if 'num_batches_tracked' not in name
         and (name not in state or state[name].shape != own.shape)
     ]

@@ -15,8 +15,8 @@ _MBCONV = [
     (r'\bconv\.2\.fc\.2\.', 'se.fc2.'),
     (r'\bconv\.3\.', 'conv_pw.'),
 ]
-_Renames = list[tuple[str, str | Callable[[re.Match], str]]]
-_TO_OURS: dict[str, _Renames] = {
+Renames = list[tuple[str, str | Callable[[re.Match], str]]]
+_TO_OURS: dict[str, Renames] = {
     'official': [
         (r'^patch_embed\.proj\.', 'stem.conv.'),
         (r'^patch_embed\.conv_down\.(?=conv\.)', 'stem.down.conv.'),
@@ -41,7 +41,7 @@ _TO_OURS: dict[str, _Renames] = {
 }
 """Replacements that convert the names of each naming to ours, applied in order."""
 
-TO_TIMM: _Renames = [
+TO_TIMM: Renames = [
     (r'^stem\.conv\.', 'stem.conv1.'),
     (r'\.conv\.(?=conv_|se\.)', '.conv_block.'),
     (r'^stages\.([0-2])\.downsample\.', lambda m: f'stages.{int(m[1]) + 1}.downsample.'),
@@ -60,7 +60,7 @@ _MARKERS = {
 """A tensor that only this naming has."""
 
 
-def rename(name: str, renames: _Renames) -> str:
+def rename(name: str, renames: Renames) -> str:
     for pattern, replacement in renames:
         name = re.sub(pattern, replacement, name)
     return name
