@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 
 from ..errors import UserError
 from .graph import INPUT, open_sizes
+from .operators import translations
 
 OPSET = 20
 """Version of the ONNX operators; ONNX Runtime supports it since 1.17."""
@@ -44,7 +45,7 @@ def check_target(path: Path) -> None:
 
 def write(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
     """Write a traced model."""
-    FORMATS[path.suffix][0](program, path, list(about['outputs']), json.dumps(about))
+    FORMATS[path.suffix][0](program, path, about)
 
 
 def load(path: Path, threads: int) -> Run:
@@ -52,14 +53,19 @@ def load(path: Path, threads: int) -> Run:
     return FORMATS[path.suffix][1](path, threads)
 
 
-def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], meta: str) -> None:
+def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
     import onnx
+    import onnx_ir
 
     silence = io.StringIO()
     try:
         with redirect_stdout(silence), redirect_stderr(silence), open_sizes():
             onnx_program: Any = torch.onnx.export(
-                program, input_names=[INPUT], output_names=outputs, opset_version=OPSET
+                program,
+                input_names=[INPUT, *about['thresholds']],
+                output_names=list(about['outputs']),
+                opset_version=OPSET,
+                custom_translation_table=translations(),
             )
     except torch.onnx.OnnxExporterError as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
@@ -75,7 +81,11 @@ def _write_onnx(program: ExportedProgram, path: Path, outputs: list[str], meta: 
             if not isinstance(size, int)
         }
     )
-    model.metadata_props[META] = meta
+    for value, default in zip(model.graph.inputs[1:], about['thresholds'].values(), strict=True):
+        # An input with an initializer is optional.
+        value.const_value = onnx_ir.tensor(np.array([default], np.float32), name=value.name)
+        model.graph.register_initializer(value)
+    model.metadata_props[META] = json.dumps(about)
     onnx_program.save(path)
     onnx.checker.check_model(os.fspath(path), full_check=True)
 
@@ -95,8 +105,8 @@ def _load_onnx(path: Path, threads: int) -> Run:
     return run
 
 
-def _write_pt2(program: ExportedProgram, path: Path, outputs: list[str], meta: str) -> None:
-    torch.export.save(program, path, extra_files={f'{META}.json': meta})
+def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
+    torch.export.save(program, path, extra_files={f'{META}.json': json.dumps(about)})
 
 
 def _load_pt2(path: Path, threads: int) -> Run:

@@ -26,6 +26,8 @@ class ImageModel(nn.Module):
 
     # The axes of each output by name; the first axis is N, the images.
     outputs: dict[str, tuple[str | int, ...]]
+    # Inputs beside the image, and their defaults.
+    thresholds: dict[str, float] = {}
     mean: Tensor
     std: Tensor
     model: Any
@@ -48,9 +50,13 @@ class ImageModel(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the outputs for RGB images of shape (N, H, W, 3), uint8."""
+        return self.compute(self.normalise(image))
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Normalise images, (N, H, W, 3) -> (N, 3, H, W)."""
         x = image.permute(0, 3, 1, 2).to(self.mean.dtype)
         x = x if self.is_rgb else x.flip(1)
-        return self.compute((x - self.mean) / self.std)
+        return (x - self.mean) / self.std
 
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the outputs for normalised images, (N, 3, H, W)."""
@@ -193,6 +199,44 @@ class Labeller(Segmenter):
         return deviation(chosen, right)
 
 
+class Detector(ImageModel):
+    """The boxes, scores, labels and masks of objects, in slots by descending score.
+
+    An image has as many slots as ``max_per_img`` of its config, or fewer if it is tiny. An empty
+    slot has the label -1, and zeros.
+    """
+
+    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, size)
+        config = model.test_cfg.get('rcnn', model.test_cfg)
+        self.thresholds = dict(score_threshold=config.score_thr, iou_threshold=config.nms.iou_threshold)
+        self.outputs = dict(boxes=('N', 'K', 4), scores=('N', 'K'), labels=('N', 'K'))
+        if getattr(model, 'with_mask', False):
+            self.outputs['masks'] = ('N', 'K', 28, 28)
+
+    def forward(self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor) -> dict[str, Tensor]:
+        """Detect objects in RGB images of shape (N, H, W, 3), uint8; thresholds are (1,)."""
+        x = self.normalise(image)
+        height, width = x.shape[2:]
+        divisor = self.original.data_preprocessor.pad_size_divisor
+        # PyTorch's symbolic shapes simplify this expression, but not -height % divisor.
+        below, beside = ((side + divisor - 1) // divisor * divisor - side for side in (height, width))
+        maps = self.model.extract_feat(F.pad(x, (0, beside, 0, below)))
+        thresholds = iou_threshold, score_threshold
+        boxes, scores, labels, masks = self.detect(maps, (height, width), thresholds)
+        is_object = scores >= 0
+        found = dict(
+            boxes=boxes * is_object[:, :, None],
+            scores=scores.clamp(min=0),
+            labels=torch.where(is_object, labels, -1),
+        )
+        return found if masks is None else {**found, 'masks': masks}
+
+    def detect(self, maps: Any, size: Any, thresholds: tuple[Tensor, Tensor]) -> Any:
+        """Boxes, scores, negative for empty slots, labels and masks or None."""
+        raise NotImplementedError
+
+
 def build_graph(
     model: Any, task: str, features: bool, argmax: bool, size: tuple[int, int] | None
 ) -> ImageModel:
@@ -320,12 +364,15 @@ def trace(graph: ImageModel) -> ExportedProgram:
     # Models traced with Dim need at least two images, and feature maps of more than one token.
     batch = ShapeVar('batch', min=1)
     size = graph.size or (ShapeVar('height', min=1), ShapeVar('width', min=1))
-    spec = ParamsSpec({INPUT: TensorSpec([batch, *size, 3])})
+    spec = ParamsSpec(
+        {INPUT: TensorSpec([batch, *size, 3]), **dict.fromkeys(graph.thresholds, TensorSpec([1]))}
+    )
     example = torch.zeros(2, *(graph.size or (200, 300)), 3, dtype=torch.uint8)
+    thresholds = [torch.tensor([value]) for value in graph.thresholds.values()]
     try:
         # With gradients enabled, blocks join feature maps by operations that can be exported.
         with torch.enable_grad(), open_sizes():
-            return torch.export.export(graph, (example,), dynamic_shapes=spec, strict=False)
+            return torch.export.export(graph, (example, *thresholds), dynamic_shapes=spec, strict=False)
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'{type(graph.original).__name__} cannot be traced: {reason}') from error

@@ -1,0 +1,146 @@
+"""Graphs of mmdet's detectors with anchors, made of their own modules.
+
+Images have a fixed number of slots for boxes, so that graphs hold batches of any size. An empty
+slot has the score ``NONE``.
+"""
+
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from .graph import Detector
+from .operators import NONE, nms
+
+
+def decode(coder: Any, boxes: Tensor, deltas: Tensor, size: Any) -> Tensor:
+    """Move and scale boxes (..., 4), and cut them to the height and width of the image."""
+    flat = coder.decode(boxes.reshape(-1, 4), deltas.reshape(-1, 4), max_shape=size)
+    return flat.view(boxes.shape)
+
+
+def pick(x: Tensor, index: Tensor) -> Tensor:
+    """Gather rows: (N, P, 4) by (N, K) gives (N, K, 4)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def top(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The highest of the scores (N, P) in descending order, and their indices, (N, K)."""
+    return scores.topk(torch.sym_min(most, scores.shape[1]), dim=1)
+
+
+def dense_boxes(
+    head: Any, maps: Any, size: Any, by_level: bool, thresholds: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes (N, K, 4), scores and labels (N, K) of an anchor head, after NMS.
+
+    NMS is ``by_level`` of the feature maps for proposals, and by class for detections.
+    """
+    config = head.test_cfg
+    logits, deltas = head(maps)
+    priors = head.prior_generator.grid_priors([x.shape[2:] for x in logits], device='cpu')
+    levels = []
+    for level, (logit, delta, prior) in enumerate(zip(logits, deltas, priors, strict=True)):
+        images = logit.shape[0]
+        logit = logit.permute(0, 2, 3, 1).reshape(images, -1, head.cls_out_channels)
+        score = logit.sigmoid() if head.use_sigmoid_cls else logit.softmax(2)[..., :-1]
+        classes = score.shape[2]
+        score = score.flatten(1)
+        most = config.get('nms_pre', -1)
+        score, index = top(score, most if most > 0 else score.shape[1])
+        label = torch.full_like(index, level) if by_level else index % classes
+        index = index.div(classes, rounding_mode='floor')
+        delta = pick(delta.permute(0, 2, 3, 1).reshape(images, -1, 4), index)
+        prior = pick(prior[None].expand(images, -1, -1), index)
+        levels.append((decode(head.bbox_coder, prior, delta, size), score, label))
+    boxes, scores, labels = (torch.cat(parts, dim=1) for parts in zip(*levels, strict=True))
+    smallest = config.get('min_bbox_size', -1)
+    if smallest >= 0:
+        sides = boxes[..., 2:] - boxes[..., :2]
+        scores = torch.where((sides > smallest).all(dim=2), scores, NONE)
+    groups = torch.arange(len(levels) if by_level else classes)[:, None]
+    scores = torch.where(labels[:, None] == groups, scores[:, None], NONE)
+    scores, index = top(nms(boxes, scores, *thresholds).amax(dim=1), config.max_per_img)
+    return pick(boxes, index), scores, labels.gather(1, index)
+
+
+def roi_features(extractor: Any, maps: Any, rois: Tensor) -> Tensor:
+    """Features of regions of interest (R, 5), each from the feature map for its size."""
+    layers = extractor.roi_layers
+    levels = extractor.map_roi_levels(rois, len(layers))
+    out = rois.new_zeros(rois.shape[0], extractor.out_channels, *layers[0].output_size)
+    for level, (layer, x) in enumerate(zip(layers, maps, strict=False)):
+        own = (levels == level).nonzero()[:, 0]
+        features = torchvision.ops.roi_align(
+            x, rois[own], layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
+        )
+        out = out.index_put((own,), features)
+    return out
+
+
+class OneStage(Detector):
+    """A detector whose anchors are its detections, such as RetinaNet."""
+
+    def detect(self, maps: Any, size: Any, thresholds: tuple[Tensor, Tensor]) -> Any:
+        return *dense_boxes(self.model.bbox_head, maps, size, False, thresholds), None
+
+
+class TwoStage(Detector):
+    """Faster, Mask and Cascade R-CNN."""
+
+    def detect(self, maps: Any, size: Any, thresholds: tuple[Tensor, Tensor]) -> Any:
+        rpn, head = self.model.rpn_head, self.model.roi_head
+        own = torch.tensor([NONE / 2]), torch.tensor([rpn.test_cfg.nms.iou_threshold])
+        boxes, proposed, _ = dense_boxes(rpn, maps, size, True, own[::-1])
+        images, slots = proposed.shape
+        number = torch.arange(images)[:, None, None].expand(-1, slots, -1).to(boxes.dtype)
+        stages = self.stages(head.bbox_head, head.bbox_roi_extractor)
+        logits = 0.0
+        for stage, (box_head, extractor) in enumerate(stages):
+            rois = torch.cat([number, boxes], dim=2).flatten(0, 1)
+            logit, delta = box_head(roi_features(extractor, maps, rois))
+            logits = logits + logit
+            delta = delta.view(images, slots, -1, 4)
+            if stage < len(stages) - 1:
+                if delta.shape[2] > 1:
+                    label = logit[:, :-1].argmax(dim=1).view(images, slots, 1, 1)
+                    delta = delta.gather(2, label.expand(-1, -1, -1, 4))
+                boxes = decode(box_head.bbox_coder, boxes, delta[:, :, 0], size)
+        scores = (logits / len(stages)).softmax(1)[:, :-1].view(images, slots, -1)
+        scores = torch.where(proposed[:, :, None] >= 0, scores, NONE)
+        boxes = decode(
+            box_head.bbox_coder, boxes[:, :, None].expand(-1, -1, delta.shape[2], -1), delta, size
+        )
+        own_boxes, classes = delta.shape[2], scores.shape[2]  # boxes may be shared by all classes
+        by_class = scores.transpose(1, 2)
+        kept = nms(
+            boxes.transpose(1, 2).flatten(0, 1),
+            by_class.reshape(-1, classes // own_boxes, slots),
+            *thresholds,
+        ).view(by_class.shape)
+        scores, index = top(kept.transpose(1, 2).flatten(1), head.test_cfg.max_per_img)
+        boxes = pick(boxes.expand(-1, -1, classes, -1).flatten(1, 2), index)
+        labels = index % classes
+        return boxes, scores, labels, self.masks(maps, boxes, scores, labels) if head.with_mask else None
+
+    def stages(self, heads: Any, extractors: Any) -> list[tuple[Any, Any]]:
+        """The heads and RoI extractors of a cascade, or of the only stage."""
+        is_cascade = hasattr(self.model.roi_head, 'num_stages')
+        return list(zip(heads, extractors, strict=True)) if is_cascade else [(heads, extractors)]
+
+    def masks(self, maps: Any, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """The probability of each pixel of the boxes, (N, K, 28, 28)."""
+        head = self.model.roi_head
+        image, slot = (scores >= 0).nonzero().unbind(1)
+        rois = torch.cat([image[:, None].to(boxes.dtype), boxes[image, slot]], dim=1)
+        probability = 0.0
+        stages = self.stages(head.mask_head, head.mask_roi_extractor)
+        for mask_head, extractor in stages:
+            probability = probability + mask_head(roi_features(extractor, maps, rois)).sigmoid()
+        probability = probability / len(stages)
+        label = torch.zeros_like(slot) if mask_head.class_agnostic else labels[image, slot]
+        side = probability.shape[2:]
+        probability = probability.gather(1, label[:, None, None, None].expand(-1, -1, *side))
+        nothing = probability.new_zeros(*scores.shape, *side)
+        return nothing.index_put((image, slot), probability[:, 0])
