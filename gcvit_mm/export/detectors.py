@@ -7,10 +7,20 @@ slot has the score ``NONE``.
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
-from torch import Tensor
+from mmdet.models.dense_heads import AnchorHead, RPNHead
+from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
+from mmdet.models.roi_heads.bbox_heads import BBoxHead
+from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.structures import DetDataSample
+from torch import Tensor, nn
 
-from .graph import Detector
+from ..errors import UserError
+from .graph import ImageModel
+from .objects import differences
 from .operators import NONE, nms
 
 
@@ -79,6 +89,67 @@ def roi_features(extractor: Any, maps: Any, rois: Tensor) -> Tensor:
     return out
 
 
+class Detector(ImageModel):
+    """The boxes, scores, labels and masks of objects, in slots by descending score.
+
+    An image has as many slots as ``max_per_img`` of its config, or fewer if it is tiny. An empty
+    slot has the label -1, and zeros.
+    """
+
+    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, size)
+        config = model.test_cfg.get('rcnn', model.test_cfg)
+        self.thresholds = dict(score_threshold=config.score_thr, iou_threshold=config.nms.iou_threshold)
+        self.mask_threshold = config.get('mask_thr_binary', 0.5)
+        self.outputs = dict(boxes=('N', 'K', 4), scores=('N', 'K'), labels=('N', 'K'))
+        if getattr(model, 'with_mask', False):
+            self.outputs['masks'] = ('N', 'K', 28, 28)
+
+    def forward(self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor) -> dict[str, Tensor]:
+        """Detect objects in RGB images of shape (N, H, W, 3), uint8; thresholds are (1,)."""
+        x = self.normalise(image)
+        height, width = x.shape[2:]
+        divisor = self.original.data_preprocessor.pad_size_divisor
+        # PyTorch's symbolic shapes simplify this expression, but not -height % divisor.
+        below, beside = ((side + divisor - 1) // divisor * divisor - side for side in (height, width))
+        maps = self.model.extract_feat(F.pad(x, (0, beside, 0, below)))
+        thresholds = iou_threshold, score_threshold
+        boxes, scores, labels, masks = self.detect(maps, (height, width), thresholds)
+        is_object = scores >= 0
+        found = dict(
+            boxes=boxes * is_object[:, :, None],
+            scores=scores.clamp(min=0),
+            labels=torch.where(is_object, labels, -1),
+        )
+        return found if masks is None else {**found, 'masks': masks}
+
+    def expected(self, image: Tensor) -> list[dict[str, Tensor]]:
+        """The objects of each image by the original model: mmdet's own prediction."""
+        size = tuple(image.shape[1:3])
+        meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
+        data = dict(
+            inputs=list(image.flip(3).permute(0, 3, 1, 2)),
+            data_samples=[DetDataSample(metainfo=meta) for _ in image],
+        )
+        with torch.no_grad():
+            found = [sample.pred_instances for sample in self.original.test_step(data)]
+        names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
+        return [
+            dict(size=size, **{name: one[names[name]] for name in self.outputs}) for one in found
+        ]
+
+    def differences(self, actual: dict[str, Tensor], expected: Any) -> dict[str, float]:
+        return differences(actual, expected, self.thresholds['score_threshold'], self.mask_threshold)
+
+    @property
+    def bars(self) -> dict[str, float]:
+        return dict(boxes=0.5, scores=1e-3, masks=0.01)
+
+    def detect(self, maps: Any, size: Any, thresholds: tuple[Tensor, Tensor]) -> Any:
+        """Boxes, scores, negative for empty slots, labels and masks or None."""
+        raise NotImplementedError
+
+
 class OneStage(Detector):
     """A detector whose anchors are its detections, such as RetinaNet."""
 
@@ -144,3 +215,37 @@ class TwoStage(Detector):
         probability = probability.gather(1, label[:, None, None, None].expand(-1, -1, *side))
         nothing = probability.new_zeros(*scores.shape, *side)
         return nothing.index_put((image, slot), probability[:, 0])
+
+
+def detector(model: Any, size: tuple[int, int] | None) -> Detector:
+    """The graph of a detector, which must have heads that the graph computes."""
+    roi, is_two_stage = getattr(model, 'roi_head', None), isinstance(model, TwoStageDetector)
+    parts = [roi, model.rpn_head] if is_two_stage else [getattr(model, 'bbox_head', None)]
+    for name in ('bbox_head', 'mask_head', 'bbox_roi_extractor', 'mask_roi_extractor'):
+        part = getattr(roi, name, None)
+        parts += [] if part is None else part if isinstance(part, nn.ModuleList) else [part]
+    for part in parts:
+        kinds = [kind for kind in PARTS if isinstance(part, kind)]
+        # A class that overrides prediction computes something else.
+        if not kinds or any(getattr(type(part), x) is not getattr(kinds[0], x) for x in PARTS[kinds[0]]):
+            raise UserError(
+                f'{type(model).__name__} with {type(part).__name__} cannot be exported as a whole: '
+                'pass --what features to export backbone and neck'
+            )
+    for config in [model.test_cfg.rcnn, model.test_cfg.rpn] if is_two_stage else [model.test_cfg]:
+        if config.nms.get('type', 'nms') != 'nms' or config.nms.get('class_agnostic'):
+            raise UserError(f'test_cfg.nms = {dict(config.nms)} cannot be exported: use type=nms')
+    return (TwoStage if is_two_stage else OneStage)(model, size)
+
+
+_BOXES = ('predict_by_feat', '_predict_by_feat_single')
+PARTS: dict[type, tuple[str, ...]] = {
+    RPNHead: (*_BOXES, '_bbox_post_process'),
+    AnchorHead: (*_BOXES, '_bbox_post_process', 'predict'),
+    CascadeRoIHead: ('predict_bbox', 'predict_mask', '_refine_roi', '_bbox_forward', '_mask_forward'),
+    StandardRoIHead: ('predict_bbox', 'predict_mask', '_bbox_forward', '_mask_forward'),
+    BBoxHead: (*_BOXES, 'regress_by_class'),
+    FCNMaskHead: _BOXES,
+    SingleRoIExtractor: ('forward', 'map_roi_levels'),
+}
+"""The parts of detectors that the graphs compute, and their methods that the graphs replace."""
