@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 from ..errors import UserError
-from ..inference.model import channels_of
 from ..models.gcvit import GCViT
 from .detectors import detector
 from .graph import Classifier, Features, ImageModel, Labeller, Pyramid, Segmenter
@@ -21,9 +20,6 @@ def build_graph(
     if not isinstance(model.backbone, GCViT):
         kind = type(model.backbone).__name__
         raise UserError(f'the backbone is {kind}: only models with GCViT can be exported')
-    channels = channels_of(model)
-    if channels != 3:
-        raise UserError(f'the model takes images of {channels} channel(s): only 3 can be exported')
     if argmax and (task != 'segmentation' or features):
         raise UserError('--argmax is for segmentation models without --what features')
     if features:

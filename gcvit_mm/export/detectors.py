@@ -16,6 +16,7 @@ from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmdet.structures import DetDataSample
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -83,7 +84,12 @@ def roi_features(extractor: Any, maps: Any, rois: Tensor) -> Tensor:
     for level, (layer, x) in enumerate(zip(layers, maps, strict=False)):
         own = (levels == level).nonzero()[:, 0]
         features = torchvision.ops.roi_align(
-            x, rois[own], layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
+            x,
+            rois[own],
+            layer.output_size,
+            layer.spatial_scale,
+            layer.sampling_ratio,
+            layer.aligned,
         )
         out = out.index_put((own,), features)
     return out
@@ -99,19 +105,25 @@ class Detector(ImageModel):
     def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
         super().__init__(model, size)
         config = model.test_cfg.get('rcnn', model.test_cfg)
-        self.thresholds = dict(score_threshold=config.score_thr, iou_threshold=config.nms.iou_threshold)
+        self.thresholds = dict(
+            score_threshold=config.score_thr, iou_threshold=config.nms.iou_threshold
+        )
         self.mask_threshold = config.get('mask_thr_binary', 0.5)
         self.outputs = dict(boxes=('N', 'K', 4), scores=('N', 'K'), labels=('N', 'K'))
         if getattr(model, 'with_mask', False):
             self.outputs['masks'] = ('N', 'K', 28, 28)
 
-    def forward(self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor
+    ) -> dict[str, Tensor]:
         """Detect objects in RGB images of shape (N, H, W, 3), uint8; thresholds are (1,)."""
         x = self.normalise(image)
         height, width = x.shape[2:]
         divisor = self.original.data_preprocessor.pad_size_divisor
         # PyTorch's symbolic shapes simplify this expression, but not -height % divisor.
-        below, beside = ((side + divisor - 1) // divisor * divisor - side for side in (height, width))
+        below, beside = (
+            (side + divisor - 1) // divisor * divisor - side for side in (height, width)
+        )
         maps = self.model.extract_feat(F.pad(x, (0, beside, 0, below)))
         thresholds = iou_threshold, score_threshold
         boxes, scores, labels, masks = self.detect(maps, (height, width), thresholds)
@@ -128,18 +140,24 @@ class Detector(ImageModel):
         size = tuple(image.shape[1:3])
         meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
         data = dict(
-            inputs=list(image.flip(3).permute(0, 3, 1, 2)),
+            inputs=self.images(image),
             data_samples=[DetDataSample(metainfo=meta) for _ in image],
         )
+        head = getattr(self.original, 'roi_head', None) or self.original.bbox_head
+        config = head.test_cfg
+        head.test_cfg = ConfigDict(config, score_thr=self.thresholds['score_threshold'])
         with torch.no_grad():
             found = [sample.pred_instances for sample in self.original.test_step(data)]
+        head.test_cfg = config
         names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
         return [
             dict(size=size, **{name: one[names[name]] for name in self.outputs}) for one in found
         ]
 
     def differences(self, actual: dict[str, Tensor], expected: Any) -> dict[str, float]:
-        return differences(actual, expected, self.thresholds['score_threshold'], self.mask_threshold)
+        return differences(
+            actual, expected, self.thresholds['score_threshold'], self.mask_threshold
+        )
 
     @property
     def bars(self) -> dict[str, float]:
@@ -193,7 +211,12 @@ class TwoStage(Detector):
         scores, index = top(kept.transpose(1, 2).flatten(1), head.test_cfg.max_per_img)
         boxes = pick(boxes.expand(-1, -1, classes, -1).flatten(1, 2), index)
         labels = index % classes
-        return boxes, scores, labels, self.masks(maps, boxes, scores, labels) if head.with_mask else None
+        return (
+            boxes,
+            scores,
+            labels,
+            self.masks(maps, boxes, scores, labels) if head.with_mask else None,
+        )
 
     def stages(self, heads: Any, extractors: Any) -> list[tuple[Any, Any]]:
         """The heads and RoI extractors of a cascade, or of the only stage."""
@@ -227,7 +250,9 @@ def detector(model: Any, size: tuple[int, int] | None) -> Detector:
     for part in parts:
         kinds = [kind for kind in PARTS if isinstance(part, kind)]
         # A class that overrides prediction computes something else.
-        if not kinds or any(getattr(type(part), x) is not getattr(kinds[0], x) for x in PARTS[kinds[0]]):
+        if not kinds or any(
+            getattr(type(part), x) is not getattr(kinds[0], x) for x in PARTS[kinds[0]]
+        ):
             raise UserError(
                 f'{type(model).__name__} with {type(part).__name__} cannot be exported as a whole: '
                 'pass --what features to export backbone and neck'
@@ -242,7 +267,13 @@ _BOXES = ('predict_by_feat', '_predict_by_feat_single')
 PARTS: dict[type, tuple[str, ...]] = {
     RPNHead: (*_BOXES, '_bbox_post_process'),
     AnchorHead: (*_BOXES, '_bbox_post_process', 'predict'),
-    CascadeRoIHead: ('predict_bbox', 'predict_mask', '_refine_roi', '_bbox_forward', '_mask_forward'),
+    CascadeRoIHead: (
+        'predict_bbox',
+        'predict_mask',
+        '_refine_roi',
+        '_bbox_forward',
+        '_mask_forward',
+    ),
     StandardRoIHead: ('predict_bbox', 'predict_mask', '_bbox_forward', '_mask_forward'),
     BBoxHead: (*_BOXES, 'regress_by_class'),
     FCNMaskHead: _BOXES,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from ..errors import UserError
+from ..fileio import read_json
 from .graph import INPUT, open_sizes
 from .operators import translations
 
@@ -25,8 +26,8 @@ META = 'gcvit_mm'
 
 ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 
-Run = Callable[[Tensor], dict[str, Tensor]]
-"""Maps images (N, H, W, 3) of uint8 to the outputs by name."""
+Run = Callable[..., dict[str, Tensor]]
+"""Maps images (N, H, W, 3) of uint8, and other inputs by name, to the outputs by name."""
 
 
 def check_target(path: Path) -> None:
@@ -48,9 +49,14 @@ def write(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
     FORMATS[path.suffix][0](program, path, about)
 
 
-def load(path: Path, threads: int) -> Run:
+def description(path: Path) -> dict[str, Any]:
+    """What an export wrote beside a file."""
+    return read_json(path.with_suffix('.json'))
+
+
+def load(path: Path) -> Run:
     """Load a file to run it on the CPU, by ONNX Runtime or PyTorch."""
-    return FORMATS[path.suffix][1](path, threads)
+    return FORMATS[path.suffix][1](path)
 
 
 def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
@@ -90,16 +96,18 @@ def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> 
     onnx.checker.check_model(os.fspath(path), full_check=True)
 
 
-def _load_onnx(path: Path, threads: int) -> Run:
+def _load_onnx(path: Path) -> Run:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # it warns of optional inputs
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
     names = [output.name for output in session.get_outputs()]
 
-    def run(image: Tensor) -> dict[str, Tensor]:
-        arrays = session.run(names, {INPUT: np.ascontiguousarray(image)})
+    def run(image: Tensor, **more: Tensor) -> dict[str, Tensor]:
+        inputs = {name: np.ascontiguousarray(x) for name, x in {INPUT: image, **more}.items()}
+        arrays = session.run(names, inputs)
         return {name: torch.from_numpy(x) for name, x in zip(names, arrays, strict=True)}
 
     return run
@@ -109,17 +117,17 @@ def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, Any]) -> N
     torch.export.save(program, path, extra_files={f'{META}.json': json.dumps(about)})
 
 
-def _load_pt2(path: Path, threads: int) -> Run:
+def _load_pt2(path: Path) -> Run:
     module = torch.export.load(path).module()
 
-    def run(image: Tensor) -> dict[str, Tensor]:
+    def run(image: Tensor, **more: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            return module(image)
+            return module(image, *more.values())
 
     return run
 
 
-FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path, int], Run]]] = {
+FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], Run]]] = {
     '.onnx': (_write_onnx, _load_onnx),
     '.pt2': (_write_pt2, _load_pt2),
 }

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
+from ..inference.model import channels_of
 from ..models.attention import WindowAttention, padded_attention, sdpa_attention
 from ..models.gcvit import GCViT, Stage
 
@@ -41,13 +42,18 @@ class ImageModel(nn.Module):
         self.__dict__['original'] = model
         self.model = _exportable(model, is_static=size is not None)
         preprocessor = model.data_preprocessor
+        self.channels = channels_of(model) or 3
         self.is_rgb = any(
             getattr(preprocessor, name, False)
             for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')
         )
         mean = getattr(preprocessor, 'mean', None)
-        self.register_buffer('mean', torch.zeros(3, 1, 1) if mean is None else mean.clone())
-        self.register_buffer('std', torch.ones(3, 1, 1) if mean is None else preprocessor.std)
+        self.register_buffer(
+            'mean', torch.zeros(self.channels, 1, 1) if mean is None else mean.clone()
+        )
+        self.register_buffer(
+            'std', torch.ones(self.channels, 1, 1) if mean is None else preprocessor.std
+        )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the outputs for RGB images of shape (N, H, W, 3), uint8."""
@@ -56,8 +62,19 @@ class ImageModel(nn.Module):
     def normalise(self, image: Tensor) -> Tensor:
         """Normalise images, (N, H, W, 3) -> (N, 3, H, W)."""
         x = image.permute(0, 3, 1, 2).to(self.mean.dtype)
-        x = x if self.is_rgb else x.flip(1)
+        x = x if self.is_rgb else x[:, self.bgr]
         return (x - self.mean) / self.std
+
+    @property
+    def bgr(self) -> list[int]:
+        """The channels in the order of OpenCV."""
+        return (
+            [2, 1, 0, *range(3, self.channels)] if self.channels >= 3 else [*range(self.channels)]
+        )
+
+    def images(self, image: Tensor) -> list[Tensor]:
+        """Images as for ``forward``, as the original model's preprocessor takes them."""
+        return list(image.permute(0, 3, 1, 2)[:, self.bgr])
 
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the outputs for normalised images, (N, 3, H, W)."""
@@ -65,7 +82,7 @@ class ImageModel(nn.Module):
 
     def expected(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of the original model for images as for ``forward``."""
-        data: dict[str, list] = dict(inputs=list(image.flip(3).permute(0, 3, 1, 2)))
+        data: dict[str, list] = dict(inputs=self.images(image))
         if getattr(self.original.data_preprocessor, 'test_cfg', None):
             data['data_samples'] = [BaseDataElement() for _ in image]  # padding is recorded in them
         with torch.no_grad():
@@ -74,6 +91,10 @@ class ImageModel(nn.Module):
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of the original model for the output of its data preprocessor."""
         raise NotImplementedError
+
+    def inputs(self) -> dict[str, Tensor]:
+        """The inputs beside the image."""
+        return {name: torch.tensor([value]) for name, value in self.thresholds.items()}
 
     def differences(self, actual: dict[str, Tensor], expected: Any) -> dict[str, float]:
         """The largest difference of each output, which may be as large as its bar in ``bars``."""
@@ -100,7 +121,7 @@ class Features(ImageModel):
         super().__init__(model, size)
         side = 256
         with torch.no_grad():
-            maps = self.maps(model, torch.zeros(1, 3, side, side))
+            maps = self.maps(model, torch.zeros(1, self.channels, side, side))
         strides = [side // x.shape[3] for x in maps]
         self.outputs = {
             f'stride{stride}': ('N', x.shape[1], f'ceil(H/{stride})', f'ceil(W/{stride})')
@@ -265,14 +286,18 @@ def trace(graph: ImageModel) -> ExportedProgram:
     batch = ShapeVar('batch', min=1)
     size = graph.size or (ShapeVar('height', min=1), ShapeVar('width', min=1))
     spec = ParamsSpec(
-        {INPUT: TensorSpec([batch, *size, 3]), **dict.fromkeys(graph.thresholds, TensorSpec([1]))}
+        {
+            INPUT: TensorSpec([batch, *size, graph.channels]),
+            **dict.fromkeys(graph.thresholds, TensorSpec([1])),
+        }
     )
-    example = torch.zeros(2, *(graph.size or (200, 300)), 3, dtype=torch.uint8)
-    thresholds = [torch.tensor([value]) for value in graph.thresholds.values()]
+    example = torch.zeros(2, *(graph.size or (200, 300)), graph.channels, dtype=torch.uint8)
     try:
         # With gradients enabled, blocks join feature maps by operations that can be exported.
         with torch.enable_grad(), open_sizes():
-            return torch.export.export(graph, (example, *thresholds), dynamic_shapes=spec, strict=False)
+            return torch.export.export(
+                graph, (example, *graph.inputs().values()), dynamic_shapes=spec, strict=False
+            )
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'{type(graph.original).__name__} cannot be traced: {reason}') from error
