@@ -1,7 +1,7 @@
-"""Compare an exported file with its model: outputs, and the time that each takes.
+"""Compare an exported file with its model: boxes, masks, maps and classes.
 
-Beside the file must be the FILE.json that the export wrote. It is for files that other tools made of
-an exported one, such as optimised or edited ones; the comparison is that of the export.
+It checks files that other tools made from an exported one, as the export checks its own. Put the
+FILE.json of the export beside the file.
 """
 
 from __future__ import annotations

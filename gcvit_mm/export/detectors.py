@@ -264,6 +264,7 @@ def detector(model: Any, size: tuple[int, int] | None) -> Detector:
 
 
 _BOXES = ('predict_by_feat', '_predict_by_feat_single')
+_STAGES = ('predict_bbox', 'predict_mask', '_bbox_forward', '_mask_forward')
 PARTS: dict[type, tuple[str, ...]] = {
     RPNHead: (*_BOXES, '_bbox_post_process'),
     AnchorHead: (*_BOXES, '_bbox_post_process', 'predict'),

@@ -54,6 +54,7 @@ def differences(
         for row, column in zip(rows, columns, strict=True) if 'masks' in actual else ():
             mask = paste(one['masks'][row], one['boxes'][row], *own['size']) >= mask_threshold
             union = (mask | other['masks'][column]).sum()
-            both = (mask & other['masks'][column]).sum()
-            worst['masks'] = max(worst['masks'], 1 - both / union if union else 0.0)
+            # A pixel at the threshold may have either value, in however small a mask.
+            apart = max(0, (mask ^ other['masks'][column]).sum() - 1)
+            worst['masks'] = max(worst['masks'], apart / max(union, 1))
     return {name: float(value) for name, value in worst.items()}

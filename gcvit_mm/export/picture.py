@@ -38,20 +38,14 @@ def draw_worst(worst: Comparison, about: dict[str, Any]) -> Image.Image:
         outputs = {name: np.asarray(x) for name, x in worst.actual.items()}
         found = FINISH[task](outputs, about, image.shape[:2], 1.0, 0.0)
         one = {name: np.asarray(x) for name, x in worst.expected[0].items() if name != 'size'}
+        nothing = [None] * len(one['boxes'])
         own = [
             dict(zip(('box', 'score', 'label', 'mask'), values, strict=True))
-            for values in zip(*(one.get(name, [None] * len(one['boxes'])) for name in NAMES))
+            for values in zip(*(one.get(key, nothing) for key in NAMES), strict=True)
         ]
+        colours = about.get('classes', []), about.get('palette', [])
         sides = [
-            draw_prediction(
-                image,
-                prediction(task, x),
-                about.get('classes', []),
-                about.get('palette', []),
-                0,
-                scale,
-            )
-            for x in (found, own)
+            draw_prediction(image, prediction(task, x), *colours, 0, scale) for x in (found, own)
         ]
         return Image.fromarray(np.concatenate(sides, axis=1))
     name = max(worst.differences, key=lambda key: worst.differences[key] / worst.bars[key])

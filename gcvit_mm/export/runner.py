@@ -75,7 +75,7 @@ def segmentation(outputs: dict, about: dict, size: Any, scale: Any, score: float
     """The class of each pixel, (H, W)."""
     if 'labels' in outputs:
         labels = outputs['labels'][0]
-        rows, columns = (np.arange(n) * old // n for n, old in zip(size, labels.shape))
+        rows, columns = (np.arange(n) * old // n for n, old in zip(size, labels.shape, strict=True))
         return labels[rows][:, columns]
     logits = resize(outputs['logits'][0].transpose(1, 2, 0), *size)
     if logits.shape[2] > 1:
