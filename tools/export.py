@@ -1,7 +1,8 @@
-"""Export a model to a file that runs without this package: ONNX, or PyTorch's ``.pt2``.
+"""Export a model to a file that runs without this package: ONNX, OpenVINO, or PyTorch's ``.pt2``.
 
-The file takes RGB images of any size without preprocessing; it includes normalisation. Its outputs
-are compared with those of the model in PyTorch, and the file is kept only if they match.
+The file takes RGB images of any size and includes normalisation; for a detector also NMS. Boxes,
+masks, maps and scores are compared with those of the model in PyTorch, and the file is kept only if
+they match.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         required=True,
         type=Path,
         metavar='FILE',
-        help='FILE.onnx or FILE.pt2; FILE.json beside it describes the inputs and outputs',
+        help='FILE.onnx, FILE.xml for OpenVINO, or FILE.pt2; FILE.json describes inputs and outputs',
     )
     parser.add_argument(
         '--what',

@@ -1,4 +1,4 @@
-"""Writing and loading of exported files in both formats."""
+"""Writing and loading of exported files in all formats."""
 
 import io
 import json
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ META = 'gcvit_mm'
 """Key of the description in a file, as JSON."""
 
 ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
+PACKAGES = {'.onnx': ONNX_PACKAGES, '.xml': (*ONNX_PACKAGES, 'openvino'), '.pt2': ()}
+"""The packages that write and load a format."""
 
 Run = Callable[..., dict[str, Tensor]]
 """Maps images (N, H, W, 3) of uint8, and other inputs by name, to the outputs by name."""
@@ -36,12 +39,12 @@ def check_target(path: Path) -> None:
         raise UserError(f'--out {path}: pass a file whose name ends in {" or ".join(FORMATS)}')
     if not path.parent.is_dir():
         raise UserError(f'--out {path}: folder {path.parent} does not exist: create it first')
-    if path.suffix == '.onnx':
-        missing = [name for name in ONNX_PACKAGES if find_spec(name) is None]
-        if missing:
-            raise UserError(
-                f"ONNX files need {' and '.join(missing)}: pip install 'gcvit_mm[export]'"
-            )
+    missing = [name for name in PACKAGES[path.suffix] if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{path.suffix} files need {' and '.join(missing)}: pip install 'gcvit_mm[export]' "
+            f'{" ".join({"openvino"} & set(missing))}'.rstrip()
+        )
 
 
 def write(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
@@ -55,7 +58,7 @@ def description(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> Run:
-    """Load a file to run it on the CPU, by ONNX Runtime or PyTorch."""
+    """Load a file to run it on the CPU, by the runtime of its format."""
     return FORMATS[path.suffix][1](path)
 
 
@@ -113,7 +116,38 @@ def _load_onnx(path: Path) -> Run:
     return run
 
 
+def _write_openvino(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
+    import openvino
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder, 'model.onnx')
+        _write_onnx(program, file, about)
+        openvino.save_model(openvino.convert_model(file), path, compress_to_fp16=False)
+
+
+def _load_openvino(path: Path) -> Run:
+    import openvino
+
+    # The default may be bfloat16, by the processor.
+    settings = dict(INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads())
+    model = openvino.Core().compile_model(path, 'CPU', settings)
+    inputs = {name for value in model.inputs for name in value.names}
+
+    def run(image: Tensor, **more: Tensor) -> dict[str, Tensor]:
+        # OpenVINO holds optional inputs as constants.
+        arrays = {name: np.ascontiguousarray(x) for name, x in {INPUT: image, **more}.items()}
+        results = model({name: x for name, x in arrays.items() if name in inputs})
+        return {value.any_name: torch.from_numpy(x.copy()) for value, x in results.items()}
+
+    return run
+
+
 def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
+    if about['thresholds']:
+        raise UserError(
+            f'{path.name}: PyTorch cannot load detectors without this package: export to .onnx or '
+            '.xml, or pass --what features'
+        )
     torch.export.save(program, path, extra_files={f'{META}.json': json.dumps(about)})
 
 
@@ -129,6 +163,7 @@ def _load_pt2(path: Path) -> Run:
 
 FORMATS: dict[str, tuple[Callable[..., None], Callable[[Path], Run]]] = {
     '.onnx': (_write_onnx, _load_onnx),
+    '.xml': (_write_openvino, _load_openvino),
     '.pt2': (_write_pt2, _load_pt2),
 }
 """Functions that write and load a format, by the suffix of its files."""

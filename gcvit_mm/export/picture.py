@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..drawing.predictions import draw_prediction
+from ..errors import UserError
 from ..inference.prediction import Object, Prediction, encoded
 from .check import Comparison
-from .runner import FINISH
+from .runner import FINISH, load, predict
 
 LEAST = 256
 """Minimum side of a picture in pixels."""
@@ -53,6 +54,30 @@ def draw_worst(worst: Comparison, about: dict[str, Any]) -> Image.Image:
     heat = torch.atleast_2d(difference if difference.ndim < 3 else difference.amax(0))
     heat = F.interpolate((255 * heat / heat.max().clamp(min=1e-12))[None, None], (LEAST, LEAST))
     return Image.fromarray(heat[0, 0].numpy().astype(np.uint8))
+
+
+class FilePredictor:
+    """Predicts by an exported ONNX file, for the browser page; see ``Predictor``."""
+
+    def __init__(self, file: str) -> None:
+        try:
+            self.session, self.about = load(file)
+            self.task, self.classes = self.about['task'], self.about.get('classes', [])
+        except Exception as error:  # the file may be anything
+            raise UserError(f'{file} is no ONNX file of tools/export.py: {error}') from error
+        if self.about['graph']['features']:
+            raise UserError(f'{file} has feature maps only: export without --what features')
+        self.palette = self.about.get('palette', [])
+
+    def __call__(self, image: Image.Image) -> list[Prediction]:
+        """Predict on an RGB image; objects have all scores."""
+        return [prediction(self.task, predict(self.session, self.about, np.asarray(image), 0.0))]
+
+    def draw(
+        self, image: Image.Image, found: Prediction, score: float = 0.3, scale: float = 1
+    ) -> np.ndarray:
+        """Draw a prediction on its image, see ``Predictor.draw``."""
+        return draw_prediction(np.asarray(image), found, self.classes, self.palette, score, scale)
 
 
 NAMES = ('boxes', 'scores', 'labels', 'masks')

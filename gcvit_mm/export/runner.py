@@ -1,7 +1,7 @@
 """Prediction by an exported file with numpy: the source of what an export writes beside it."""
 
 import inspect
-from pathlib import Path
+import json
 from typing import Any
 
 import numpy as np
@@ -91,12 +91,31 @@ def classification(outputs: dict, about: dict, size: Any, scale: Any, score: flo
 FINISH = dict(detection=detection, segmentation=segmentation, classification=classification)
 
 
+def load(file: Any) -> tuple:
+    """The session of an ONNX file, and its description."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of optional inputs
+    session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
+    return session, json.loads(session.get_modelmeta().custom_metadata_map['gcvit_mm'])
+
+
+def predict(session: Any, about: dict, image: Any, score: float = 0.3) -> Any:
+    """Predict on an image, (H, W, channels) of uint8 in RGB; objects need the minimum score."""
+    pixels, size = prepare(image, about['test_pipeline']), image.shape[:2]
+    arrays = session.run(list(about['outputs']), {'image': pixels[None]})
+    scale = np.array([size[1] / pixels.shape[1], size[0] / pixels.shape[0]] * 2)
+    outputs = dict(zip(about['outputs'], arrays, strict=True))
+    return FINISH[about['task']](outputs, about, size, scale, score)
+
+
 def source(task: str, file: str) -> str:
     """The text of a program that predicts on an image by a file."""
-    functions = [bilinear, resize, prepare, paste, FINISH[task]]
-    functions = [one for one in functions if one is not paste or task == 'detection']
+    functions = [load, predict, prepare, resize, bilinear, FINISH[task]]
+    functions += [paste] if task == 'detection' else []
     code = '\n\n'.join(inspect.getsource(one) for one in functions)
-    return PROGRAM.format(code=code, task=task, file=file, name=Path(file).name.replace('.', '_'))
+    return PROGRAM.format(code=code, task=task, file=file, name=file.replace('.', '_'))
 
 
 PROGRAM = '''"""Predict on an image by {file}; needs numpy, onnxruntime and Pillow.
@@ -110,30 +129,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from PIL import Image
-
-FILE = Path(__file__).with_name('{file}')
-
-
-def load(file: Any = FILE) -> tuple:
-    """The session of a file and its description."""
-    session = onnxruntime.InferenceSession(file)
-    return session, json.loads(session.get_modelmeta().custom_metadata_map['gcvit_mm'])
-
-
-def predict(session: Any, about: dict, image: Any, score: float = 0.3) -> Any:
-    """Predict on an image, (H, W, 3) of uint8 in RGB; objects need the minimum score."""
-    pixels, size = prepare(image, about['test_pipeline']), image.shape[:2]
-    arrays = session.run(list(about['outputs']), {{'image': pixels[None]}})
-    scale = np.array([size[1] / pixels.shape[1], size[0] / pixels.shape[0]] * 2)
-    return {task}(dict(zip(about['outputs'], arrays)), about, size, scale, score)
-
 
 {code}
 
+FINISH = dict({task}={task})
+
 if __name__ == '__main__':
-    session, about = load()
-    result = predict(session, about, np.asarray(Image.open(sys.argv[1]).convert('RGB')))
-    print(result)
+    session, about = load(Path(__file__).with_name('{file}'))
+    image = np.asarray(Image.open(sys.argv[1]).convert('RGB'))
+    print('classes:', about.get('classes'))
+    print(predict(session, about, image))
 '''
