@@ -1,18 +1,26 @@
 """Exported detectors predict what mmdet does, and files that predict something else are refused."""
 
+import json
+import shutil
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from command_line import NANO
+from command_line import NANO, fail, succeed
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
+from PIL import Image
 
+from gcvit_mm import Predictor
 from gcvit_mm.config import build_model, read_config
 from gcvit_mm.errors import UserError
 from gcvit_mm.export.build import build_graph
 from gcvit_mm.export.check import compare, read_images, stack
 from gcvit_mm.export.operators import NONE
+from gcvit_mm.export.picture import FilePredictor
 
 SIZE = (90, 121)  # no multiples of 32
 
@@ -88,10 +96,11 @@ def test_the_graph_gives_the_boxes_of_mmdet_in_their_order(name):
 
 def run_of(graph):
     """The graph in PyTorch, as a file would be called."""
+    defaults = graph.inputs()
 
     def run(image, **thresholds):
         with torch.no_grad():
-            return graph(image, **thresholds)
+            return graph(image, **{**defaults, **thresholds})
 
     return run
 
@@ -106,12 +115,9 @@ def proven() -> tuple:
     return graph, images
 
 
-def other_iou(run, image, iou_threshold, **more):
-    return run(image, iou_threshold=iou_threshold * 0.6, **more)
-
-
-def other_score(run, image, score_threshold, **more):
-    return run(image, score_threshold=score_threshold + 0.2, **more)
+def other(**thresholds):
+    given = {name: torch.tensor([value]) for name, value in thresholds.items()}
+    return lambda run, image, **more: run(image, **given, **more)
 
 
 def changed(name, change):
@@ -119,8 +125,8 @@ def changed(name, change):
 
 
 BREAKS = {
-    'NMS threshold': other_iou,
-    'score threshold': other_score,
+    'NMS threshold': other(iou_threshold=0.3),
+    'score threshold': other(score_threshold=0.3),
     'transposed masks': changed('masks', lambda x: x.transpose(2, 3)),
     'masks of other objects': changed('masks', lambda x: x.roll(1, dims=1)),
     'mixed batch': lambda run, *x, **more: {k: v.flip(0) for k, v in run(*x, **more).items()},
@@ -166,6 +172,62 @@ def test_heads_that_the_graph_does_not_compute_are_refused():
     model.roi_head.bbox_head.__class__ = Head
     with pytest.raises(UserError, match='with Head cannot be exported'):
         build_graph(model, 'detection', features=False, argmax=False, size=None)
+
+
+# A process that has neither PyTorch nor this package.
+ALONE = """
+import json, runpy, sys
+program = runpy.run_path(sys.argv[1])
+session, about = program['load'](sys.argv[1].replace('_onnx.py', '.onnx'))
+image = program['np'].asarray(program['Image'].open(sys.argv[2]).convert('RGB'))
+objects = program['predict'](session, about, image, 0.06)
+for one in objects:
+    one['mask'] = one['mask'].tolist()
+assert not {'torch', 'mmdet', 'gcvit_mm', 'cv2'} & set(sys.modules)
+print(json.dumps(objects))
+"""
+
+
+@pytest.mark.slow
+def test_the_program_beside_a_file_predicts_what_the_model_does(trained, tmp_path):
+    import onnx
+
+    file = tmp_path / 'model.onnx'
+    path = min((trained.data / 'images/validation').iterdir())
+    images = ('--images', path.parent)
+    succeed('export.py', trained.work_dir, '--static', '64x64', *images, '--out', file)
+    assert {x.name for x in tmp_path.iterdir()} == {
+        'model.onnx', 'model.json', 'model.worst.png', 'model_onnx.py',
+    }  # fmt: skip
+    command = [sys.executable, '-I', '-c', ALONE, tmp_path / 'model_onnx.py', path]
+    ran = subprocess.run(command, text=True, capture_output=True)
+    assert ran.returncode == 0, ran.stderr
+    objects = json.loads(ran.stdout)
+    (sample,) = Predictor(trained.work_dir, device='cpu')(path)
+    own = sample.pred_instances[sample.pred_instances.scores >= 0.06]
+    assert len(objects) == len(own) > 3
+    for i, one in enumerate(objects):
+        assert one['label'] == own.labels[i]
+        assert np.abs(np.array(one['box']) - own.bboxes[i].numpy()).max() < 0.01
+        assert (np.array(one['mask']) != own.masks[i].numpy()).sum() <= 1
+
+    (shown,) = FilePredictor(str(file))(Image.open(path).convert('RGB'))  # as the page does
+    assert len(shown.at_least(0.06)) == len(objects)
+
+    model = onnx.load(file)
+    (default,) = (x for x in model.graph.initializer if x.name == 'iou_threshold')
+    default.CopyFrom(onnx.numpy_helper.from_array(np.array([0.1], np.float32), default.name))
+    onnx.save(model, tmp_path / 'broken.onnx')
+    shutil.copy(tmp_path / 'model.json', tmp_path / 'broken.json')
+    error = fail('verify.py', tmp_path / 'broken.onnx', trained.work_dir, *images)
+    assert 'boxes are off by' in error
+    assert 'computes what' in succeed('verify.py', file, trained.work_dir, *images)
+
+
+def test_a_pt2_file_of_a_whole_detector_is_refused(tmp_path):
+    error = fail('export.py', NANO, '--random-weights', '--out', tmp_path / 'x.pt2')
+    assert '.onnx' in error and '--what features' in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_are_read_from_a_folder_or_made(tmp_path):

@@ -34,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         required=True,
         type=Path,
         metavar='FILE',
-        help='FILE.onnx, FILE.xml for OpenVINO, or FILE.pt2; FILE.json describes inputs and outputs',
+        help='FILE.onnx, FILE.xml (OpenVINO) or FILE.pt2; FILE.json describes inputs and outputs',
     )
     parser.add_argument(
         '--what',
@@ -80,7 +80,7 @@ def main() -> None:
     from gcvit_mm.export import runner
     from gcvit_mm.export.build import build_graph
     from gcvit_mm.export.check import read_images
-    from gcvit_mm.export.files import check_target, load, write
+    from gcvit_mm.export.files import check_graph, check_target, load, write
     from gcvit_mm.export.graph import trace
     from gcvit_mm.export.proof import prove
     from gcvit_mm.export.source import describe, load_source
@@ -89,6 +89,7 @@ def main() -> None:
     source = load_source(args.model, args.checkpoint, args.random_weights)
     options = dict(features=args.what == 'features', argmax=args.argmax, size=args.static)
     graph = build_graph(source.model, source.task, **options)
+    check_graph(args.out, graph)
     images = read_images(source.cfg, args.images)
     print('tracing the model, which takes minutes for large models', flush=True)
     program = trace(graph)

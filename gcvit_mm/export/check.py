@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
@@ -66,17 +65,20 @@ def read_images(cfg: Config, given: str | None) -> list[Image.Image]:
         raise UserError(f'--images {folder}: an image cannot be read: {error}') from error
 
 
-def compare(graph: ImageModel, run: Run, images: Sequence[Image.Image]) -> list[Comparison]:
+def compare(
+    graph: ImageModel, run: Run, images: Sequence[Image.Image], **inputs: Tensor
+) -> list[Comparison]:
     """Compare a file with its model, on images of all ``SIZES`` or of its fixed size.
 
-    A detector that finds no object is compared again with a minimum score of 0.
+    A detector that finds no object is compared again with a minimum score of 0. Otherwise the file
+    gets no other ``inputs``, so that its defaults are compared too.
     """
     supply = cycle(images)
     shapes = list(product(BATCHES, SIZES if graph.size is None else (graph.size,)))
     comparisons = []
     for batch, size in tqdm(shapes, 'comparing', leave=False):
         x = stack(islice(supply, batch), size, graph.channels)
-        actual, expected = run(x, **graph.inputs()), graph.expected(x)
+        actual, expected = run(x, **inputs), graph.expected(x)
         comparisons.append(
             Comparison(x, actual, expected, graph.differences(actual, expected), graph.bars)
         )
@@ -84,7 +86,7 @@ def compare(graph: ImageModel, run: Run, images: Sequence[Image.Image]) -> list[
         len(one['boxes']) for each in comparisons for one in each.expected
     ):
         graph.thresholds['score_threshold'] = 0.0
-        return compare(graph, run, images)
+        return compare(graph, run, images, **graph.inputs())
     return comparisons
 
 
@@ -96,7 +98,7 @@ def stack(images: Any, size: tuple[int, int], channels: int) -> Tensor:
 
 def speeds(graph: ImageModel, run: Run, image: Tensor, repeat: int) -> list[float]:
     """Time the model in PyTorch and the file in turns."""
-    steps: list[Callable] = [graph.expected, partial(run, **graph.inputs())]
+    steps: list[Callable] = [graph.expected, run]
     seconds: list[list[float]] = [[], []]
     for _ in range(repeat + 1):
         for step, own in zip(steps, seconds, strict=True):

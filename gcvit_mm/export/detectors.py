@@ -257,6 +257,8 @@ def detector(model: Any, size: tuple[int, int] | None) -> Detector:
                 f'{type(model).__name__} with {type(part).__name__} cannot be exported as a whole: '
                 'pass --what features to export backbone and neck'
             )
+    if getattr(roi, 'with_shared_head', False):
+        raise UserError('roi_head.shared_head cannot be exported: pass --what features')
     for config in [model.test_cfg.rcnn, model.test_cfg.rpn] if is_two_stage else [model.test_cfg]:
         if config.nms.get('type', 'nms') != 'nms' or config.nms.get('class_agnostic'):
             raise UserError(f'test_cfg.nms = {dict(config.nms)} cannot be exported: use type=nms')

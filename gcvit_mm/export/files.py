@@ -17,7 +17,7 @@ from torch.export import ExportedProgram
 
 from ..errors import UserError
 from ..fileio import read_json
-from .graph import INPUT, open_sizes
+from .graph import INPUT, ImageModel, open_sizes
 from .operators import translations
 
 OPSET = 20
@@ -44,6 +44,15 @@ def check_target(path: Path) -> None:
         raise UserError(
             f"{path.suffix} files need {' and '.join(missing)}: pip install 'gcvit_mm[export]' "
             f'{" ".join({"openvino"} & set(missing))}'.rstrip()
+        )
+
+
+def check_graph(path: Path, graph: ImageModel) -> None:
+    """Check that a format can hold a graph."""
+    if path.suffix == '.pt2' and graph.thresholds:
+        raise UserError(
+            f'--out {path}: a .pt2 file of a whole detector needs this package to load: export to '
+            '.onnx or .xml, or pass --what features'
         )
 
 
@@ -143,11 +152,6 @@ def _load_openvino(path: Path) -> Run:
 
 
 def _write_pt2(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
-    if about['thresholds']:
-        raise UserError(
-            f'{path.name}: PyTorch cannot load detectors without this package: export to .onnx or '
-            '.xml, or pass --what features'
-        )
     torch.export.save(program, path, extra_files={f'{META}.json': json.dumps(about)})
 
 
