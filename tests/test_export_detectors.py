@@ -59,7 +59,7 @@ def make(name: str) -> tuple:
             if key.endswith(('fc_cls.weight', 'fc_reg.weight')):
                 parameter.mul_(3)
             elif name == 'retinanet':
-                parameter.normal_(std=0.06)
+                parameter.normal_(std=0.035)
     return model, build_graph(model, 'detection', features=False, argmax=False, size=SIZE).eval()
 
 
