@@ -20,8 +20,8 @@ def parse_args() -> argparse.Namespace:
         'models',
         nargs='+',
         metavar='MODEL',
-        help='work directory of a training, name of a zoo model, or config file; the page offers '
-        'all of them',
+        help='work directory of a training, name of a zoo model, config file, or ONNX file of '
+        'tools/export.py; the page offers all of them',
     )
     parser.add_argument(
         '--checkpoint', help='file or gcvit://NAME for a single MODEL; default: best or newest'
@@ -46,6 +46,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from gcvit_mm import Predictor
+    from gcvit_mm.export.picture import FilePredictor
 
     listening = listen(args.host, args.port)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
@@ -54,7 +55,9 @@ def main() -> None:
         os.environ |= {'GRADIO_TEMP_DIR': uploads, 'GRADIO_ANALYTICS_ENABLED': 'False'}
         page, server = import_page()
         predictors = {
-            model: Predictor(model, args.checkpoint, args.device)
+            model: FilePredictor(model)
+            if model.endswith('.onnx')
+            else Predictor(model, args.checkpoint, args.device)
             for model in tqdm(models, 'loading models', disable=None)
         }
         host, port = listening.getsockname()[:2]

@@ -1,13 +1,13 @@
-"""Export a model to a file that runs without this package: ONNX, or PyTorch's ``.pt2``.
+"""Export a model to a file that runs without this package: ONNX, OpenVINO, or PyTorch's ``.pt2``.
 
-The file takes RGB images of any size without preprocessing; it includes normalisation. Its outputs
-are compared with those of the model in PyTorch, and the file is kept only if they match.
+The file takes RGB images of any size and includes normalisation; for a detector also NMS. Boxes,
+masks, maps and scores are compared with those of the model in PyTorch, and the file is kept only if
+they match.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 from pathlib import Path
@@ -20,11 +20,10 @@ from gcvit_mm.cli import add_model_arguments, check_model, run
 from gcvit_mm.errors import UserError
 
 if TYPE_CHECKING:
-    from gcvit_mm.export.check import Deviation
     from gcvit_mm.export.files import Run
     from gcvit_mm.export.graph import ImageModel
 
-REPEAT = 10
+REPEAT, SIZE = 10, (512, 512)
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +34,7 @@ def parse_args() -> argparse.Namespace:
         required=True,
         type=Path,
         metavar='FILE',
-        help='FILE.onnx or FILE.pt2; FILE.json beside it describes the inputs and outputs',
+        help='FILE.onnx, FILE.xml (OpenVINO) or FILE.pt2; FILE.json describes inputs and outputs',
     )
     parser.add_argument(
         '--what',
@@ -53,6 +52,11 @@ def parse_args() -> argparse.Namespace:
         '--argmax',
         action='store_true',
         help='for segmentation, return the class of each pixel instead of logits',
+    )
+    parser.add_argument(
+        '--images',
+        metavar='FOLDER',
+        help='images for the comparison; default: those of the test data, or else generated ones',
     )
     parser.add_argument(
         '--random-weights', action='store_true', help='try the export without a checkpoint'
@@ -73,42 +77,36 @@ def main() -> None:
     if args.checkpoint and args.random_weights:
         raise UserError('--checkpoint and --random-weights exclude each other: pass only one')
     check_model(args)
-    import torch
-
-    from gcvit_mm.export.check import compare
-    from gcvit_mm.export.files import check_target, load, write
-    from gcvit_mm.export.graph import build_graph, trace
+    from gcvit_mm.export import runner
+    from gcvit_mm.export.build import build_graph
+    from gcvit_mm.export.check import read_images
+    from gcvit_mm.export.files import check_graph, check_target, load, write
+    from gcvit_mm.export.graph import trace
+    from gcvit_mm.export.proof import prove
     from gcvit_mm.export.source import describe, load_source
 
     check_target(args.out)
     source = load_source(args.model, args.checkpoint, args.random_weights)
-    graph = build_graph(
-        source.model, source.task, args.what == 'features', args.argmax, args.static
-    )
+    options = dict(features=args.what == 'features', argmax=args.argmax, size=args.static)
+    graph = build_graph(source.model, source.task, **options)
+    check_graph(args.out, graph)
+    images = read_images(source.cfg, args.images)
     print('tracing the model, which takes minutes for large models', flush=True)
     program = trace(graph)
-    about = describe(source, graph, program)
+    about = describe(source, graph, program, options)
     with TemporaryDirectory(prefix=f'.{args.out.name}.', dir=args.out.parent) as folder:
         file = Path(folder, args.out.name)
         print(f'writing {args.out.name}', flush=True)
         write(program, file, about)
         size_mb = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
-        execute = load(file, torch.get_num_threads())
-        deviations = compare(graph, execute)
-        about['off_by'] = max(deviation.off_by for deviation in deviations)
-        file.with_suffix('.json').write_text(json.dumps(about, indent=1) + '\n')
+        execute = load(file)
+        if file.suffix == '.onnx' and args.what == 'model':
+            program_file = file.with_name(f'{file.name.replace(".", "_")}.py')
+            program_file.write_text(runner.source(source.task, file.name))
+        prove(graph, execute, images, file, about)
         publish(Path(folder), args.out)
-    print_deviations(deviations)
     print(f'{args.out}: {size_mb:.1f} MB')
-    print_speed(graph, execute, source.task)
-
-
-def print_deviations(deviations: list[Deviation]) -> None:
-    """Print the largest deviations of the file from the model."""
-    print('images  height  width  deviation')
-    for deviation in deviations:
-        batch, height, width = deviation.images
-        print(f'{batch:6}  {height:6}  {width:5}  {deviation.off_by:.1e}')
+    print_speed(graph, execute, images)
 
 
 def publish(folder: Path, out: Path) -> None:
@@ -117,14 +115,14 @@ def publish(folder: Path, out: Path) -> None:
         os.replace(path, out.with_name(path.name))
 
 
-def print_speed(graph: ImageModel, execute: Run, task: str) -> None:
+def print_speed(graph: ImageModel, execute: Run, images: list) -> None:
     """Print the time per image of the file and of PyTorch."""
     import torch
 
-    from gcvit_mm.export.check import speeds
+    from gcvit_mm.export.check import speeds, stack
 
-    size = graph.size or ((224, 224) if task == 'classification' else (512, 512))
-    model, file = speeds(graph, execute, size, REPEAT)
+    size = graph.size or SIZE
+    model, file = speeds(graph, execute, stack(images[:1], size, graph.channels), REPEAT)
     print(
         f'time per image of {size[0]}x{size[1]}: {file * 1e3:.0f} ms, PyTorch {model * 1e3:.0f} ms '
         f'(median of {REPEAT}, {torch.get_num_threads()} thread(s))'

@@ -2,59 +2,102 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, islice, product
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from mmengine.config import Config
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..config import test_dataset
+from ..datasets.shapes import lay_out, paint
 from ..errors import UserError
 from .files import Run
 from .graph import ImageModel
 
-BAR = 1e-4
-"""Maximum deviation of an output: absolute up to 1, relative above."""
 SIZES = ((224, 224), (96, 160), (203, 310), (20, 33), (512, 640))
 """Heights and widths: square, oblong, odd, smaller than a window, large."""
 BATCHES = (1, 3)
+SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+MOST = 8
+"""Number of images that are read."""
 
 
 @dataclass
-class Deviation:
-    """The deviation ``off_by`` of a file for images (N, H, W), from ``ImageModel.deviates``."""
+class Comparison:
+    """The differences of a file from its model for images (N, H, W, C), by output."""
 
-    images: tuple[int, int, int]
-    off_by: float
+    images: Tensor
+    actual: dict[str, Tensor]
+    expected: Any
+    differences: dict[str, float]
+    bars: dict[str, float]
+
+    @property
+    def excess(self) -> float:
+        """The largest difference relative to its bar; the file is wrong if it is above 1."""
+        return max(value / self.bars[name] for name, value in self.differences.items())
 
 
-def compare(graph: ImageModel, run: Run) -> list[Deviation]:
-    """Compare a file with its model, on images of all ``SIZES`` or of its fixed size."""
-    generator = torch.Generator().manual_seed(0)
-    sizes = SIZES if graph.size is None else (graph.size,)
-    deviations = []
-    for batch, size in tqdm(list(product(BATCHES, sizes)), 'comparing', leave=False):
-        image = _image(batch, size, generator)
-        off_by = graph.deviates(run(image), graph.expected(image))
-        deviations.append(Deviation((batch, *size), off_by))
-    worst = max(deviations, key=lambda deviation: deviation.off_by)
-    if worst.off_by > BAR:
-        raise UserError(
-            f'the exported file is wrong and was deleted: with {worst.images[0]} image(s) of '
-            f'{worst.images[1]}x{worst.images[2]} it is off by {worst.off_by:.1e}, more than '
-            f'{BAR:.0e}'
+def read_images(cfg: Config, given: str | None) -> list[Image.Image]:
+    """Images for a comparison: given ones, or those of the test data, or else generated ones."""
+    folder = given
+    if folder is None:
+        dataset = test_dataset(cfg)
+        prefix = dataset.get('data_prefix') or ''
+        prefix = prefix if isinstance(prefix, str) else next(iter(prefix.values()), '')
+        folder = str(Path(dataset.get('data_root') or '', prefix))
+    paths = sorted(x for x in Path(folder).rglob('*') if x.suffix.lower() in SUFFIXES)
+    if given and not paths:
+        raise UserError(f'--images {given}: no images are there: pass a folder with images')
+    if not paths:
+        rng = np.random.default_rng(0)
+        return [Image.fromarray(paint(rng, lay_out(rng, 256, i), 256)) for i in range(MOST)]
+    try:
+        return [Image.open(path).convert('RGB') for path in paths[:MOST]]
+    except OSError as error:
+        raise UserError(f'--images {folder}: an image cannot be read: {error}') from error
+
+
+def compare(
+    graph: ImageModel, run: Run, images: Sequence[Image.Image], **inputs: Tensor
+) -> list[Comparison]:
+    """Compare a file with its model, on images of all ``SIZES`` or of its fixed size.
+
+    A detector that finds no object is compared again with a minimum score of 0. Otherwise the file
+    gets no other ``inputs``, so that its defaults are compared too.
+    """
+    supply = cycle(images)
+    shapes = list(product(BATCHES, SIZES if graph.size is None else (graph.size,)))
+    comparisons = []
+    for batch, size in tqdm(shapes, 'comparing', leave=False):
+        x = stack(islice(supply, batch), size, graph.channels)
+        actual, expected = run(x, **inputs), graph.expected(x)
+        comparisons.append(
+            Comparison(x, actual, expected, graph.differences(actual, expected), graph.bars)
         )
-    return deviations
+    if graph.thresholds.get('score_threshold') and not any(
+        len(one['boxes']) for each in comparisons for one in each.expected
+    ):
+        graph.thresholds['score_threshold'] = 0.0
+        return compare(graph, run, images, **graph.inputs())
+    return comparisons
 
 
-def _image(batch: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    return torch.randint(0, 256, (batch, *size, 3), dtype=torch.uint8, generator=generator)
+def stack(images: Any, size: tuple[int, int], channels: int) -> Tensor:
+    """Images resized to one size, (N, H, W, channels)."""
+    pixels = np.stack([np.asarray(x.resize(size[::-1])) for x in images])
+    return torch.from_numpy(pixels[..., np.arange(channels) % 3])
 
 
-def speeds(graph: ImageModel, run: Run, size: tuple[int, int], repeat: int) -> list[float]:
-    """Time the model in PyTorch and the file in turns, with one image."""
-    image = _image(1, size, torch.Generator().manual_seed(0))
+def speeds(graph: ImageModel, run: Run, image: Tensor, repeat: int) -> list[float]:
+    """Time the model in PyTorch and the file in turns."""
     steps: list[Callable] = [graph.expected, run]
     seconds: list[list[float]] = [[], []]
     for _ in range(repeat + 1):

@@ -18,6 +18,8 @@ from ..models.attention import WindowAttention, padded_attention, sdpa_attention
 from ..models.gcvit import GCViT, Stage
 
 INPUT = 'image'
+BAR = 1e-4
+"""The largest difference of numbers: absolute up to 1, relative above."""
 TORCH = '2.14'
 
 
@@ -26,6 +28,8 @@ class ImageModel(nn.Module):
 
     # The axes of each output by name; the first axis is N, the images.
     outputs: dict[str, tuple[str | int, ...]]
+    # Inputs beside the image, and their defaults.
+    thresholds: dict[str, float] = {}
     mean: Tensor
     std: Tensor
     model: Any
@@ -38,19 +42,39 @@ class ImageModel(nn.Module):
         self.__dict__['original'] = model
         self.model = _exportable(model, is_static=size is not None)
         preprocessor = model.data_preprocessor
+        self.channels = channels_of(model) or 3
         self.is_rgb = any(
             getattr(preprocessor, name, False)
             for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')
         )
         mean = getattr(preprocessor, 'mean', None)
-        self.register_buffer('mean', torch.zeros(3, 1, 1) if mean is None else mean.clone())
-        self.register_buffer('std', torch.ones(3, 1, 1) if mean is None else preprocessor.std)
+        self.register_buffer(
+            'mean', torch.zeros(self.channels, 1, 1) if mean is None else mean.clone()
+        )
+        self.register_buffer(
+            'std', torch.ones(self.channels, 1, 1) if mean is None else preprocessor.std
+        )
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the outputs for RGB images of shape (N, H, W, 3), uint8."""
+        return self.compute(self.normalise(image))
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Normalise images, (N, H, W, 3) -> (N, 3, H, W)."""
         x = image.permute(0, 3, 1, 2).to(self.mean.dtype)
-        x = x if self.is_rgb else x.flip(1)
-        return self.compute((x - self.mean) / self.std)
+        x = x if self.is_rgb else x[:, self.bgr]
+        return (x - self.mean) / self.std
+
+    @property
+    def bgr(self) -> list[int]:
+        """The channels in the order of OpenCV."""
+        return (
+            [2, 1, 0, *range(3, self.channels)] if self.channels >= 3 else [*range(self.channels)]
+        )
+
+    def images(self, image: Tensor) -> list[Tensor]:
+        """Images as for ``forward``, as the original model's preprocessor takes them."""
+        return list(image.permute(0, 3, 1, 2)[:, self.bgr])
 
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         """Compute the outputs for normalised images, (N, 3, H, W)."""
@@ -58,7 +82,7 @@ class ImageModel(nn.Module):
 
     def expected(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of the original model for images as for ``forward``."""
-        data: dict[str, list] = dict(inputs=list(image.flip(3).permute(0, 3, 1, 2)))
+        data: dict[str, list] = dict(inputs=self.images(image))
         if getattr(self.original.data_preprocessor, 'test_cfg', None):
             data['data_samples'] = [BaseDataElement() for _ in image]  # padding is recorded in them
         with torch.no_grad():
@@ -68,9 +92,18 @@ class ImageModel(nn.Module):
         """Compute the outputs of the original model for the output of its data preprocessor."""
         raise NotImplementedError
 
-    def deviates(self, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-        """The largest ``deviation`` of all outputs."""
-        return max(deviation(actual[name], expected[name]) for name in self.outputs)
+    def inputs(self) -> dict[str, Tensor]:
+        """The inputs beside the image."""
+        return {name: torch.tensor([value]) for name, value in self.thresholds.items()}
+
+    def differences(self, actual: dict[str, Tensor], expected: Any) -> dict[str, float]:
+        """The largest difference of each output, which may be as large as its bar in ``bars``."""
+        return {name: deviation(actual[name], expected[name]) for name in self.outputs}
+
+    @property
+    def bars(self) -> dict[str, float]:
+        """The largest difference of each output that is accepted."""
+        return dict.fromkeys(self.outputs, BAR)
 
 
 def deviation(actual: Tensor, expected: Tensor) -> float:
@@ -88,7 +121,7 @@ class Features(ImageModel):
         super().__init__(model, size)
         side = 256
         with torch.no_grad():
-            maps = self.maps(model, torch.zeros(1, 3, side, side))
+            maps = self.maps(model, torch.zeros(1, self.channels, side, side))
         strides = [side // x.shape[3] for x in maps]
         self.outputs = {
             f'stride{stride}': ('N', x.shape[1], f'ceil(H/{stride})', f'ceil(W/{stride})')
@@ -184,81 +217,13 @@ class Labeller(Segmenter):
             scores=scores if scores.shape[1] > 1 else self.with_threshold(scores), labels=labels
         )
 
-    def deviates(self, actual: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    def differences(self, actual: dict[str, Tensor], expected: Any) -> dict[str, float]:
         """The largest deviation of the score of a chosen class from that of the right class."""
         chosen, right = (
             expected['scores'].gather(1, labels.long())
             for labels in (actual['labels'][:, None], expected['labels'])
         )
-        return deviation(chosen, right)
-
-
-def build_graph(
-    model: Any, task: str, features: bool, argmax: bool, size: tuple[int, int] | None
-) -> ImageModel:
-    """Prepare a model in evaluation mode for export.
-
-    ``features`` exports only the backbone, with the neck for a detector; ``argmax`` returns classes
-    instead of logits, for a segmenter. Without ``size``, images may have any size.
-    """
-    if not isinstance(model.backbone, GCViT):
-        kind = type(model.backbone).__name__
-        raise UserError(f'the backbone is {kind}: only models with GCViT can be exported')
-    channels = channels_of(model)
-    if channels != 3:
-        raise UserError(f'the model takes images of {channels} channel(s): only 3 can be exported')
-    if argmax and (task != 'segmentation' or features):
-        raise UserError('--argmax is for segmentation models without --what features')
-    if features:
-        return (Pyramid if task == 'detection' else Features)(model, size)
-    if task == 'classification':
-        _check_classifier(model)
-        return Classifier(model, size)
-    if task == 'segmentation':
-        _check_segmenter(model)
-        # The file does not tile images. The model of the caller keeps its mode.
-        model = copy.copy(model)
-        model.test_cfg = copy.copy(model.test_cfg)
-        model.test_cfg['mode'] = 'whole'
-        return (Labeller if argmax else Segmenter)(model, size)
-    raise UserError(
-        'detectors cannot be exported as a whole, because mmdet branches in Python on the number '
-        'of boxes: pass --what features to export backbone and neck'
-    )
-
-
-def _check_classifier(model: Any) -> None:
-    from mmpretrain.models import ClsHead, ImageClassifier, MultiLabelClsHead
-
-    head = model.head
-    own = isinstance(head, ClsHead) and not isinstance(head, MultiLabelClsHead)
-    if not isinstance(model, ImageClassifier) or not own:
-        raise UserError(
-            f'{type(model).__name__} with {type(head).__name__} cannot be exported: use a '
-            'classifier whose head returns one score per class, or pass --what features'
-        )
-
-
-def _check_segmenter(model: Any) -> None:
-    from mmseg.models import EncoderDecoder
-    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-
-    head = model.decode_head
-    # Heads that override prediction do more than return logits.
-    usual = isinstance(head, BaseDecodeHead) and all(
-        getattr(type(head), name) is getattr(BaseDecodeHead, name)
-        for name in ('predict', 'predict_by_feat')
-    )
-    if not isinstance(model, EncoderDecoder) or not usual:
-        raise UserError(
-            f'{type(model).__name__} with {type(head).__name__} cannot be exported: use a '
-            'segmenter whose head returns logits per pixel, such as UPerHead, or --what features'
-        )
-    if model.data_preprocessor.test_cfg:
-        raise UserError(
-            'data_preprocessor.test_cfg pads images, which cannot be exported: remove it, as GC '
-            'ViT takes images of any size'
-        )
+        return dict(labels=deviation(chosen, right))
 
 
 def _exportable(model: Any, is_static: bool) -> Any:
@@ -320,12 +285,19 @@ def trace(graph: ImageModel) -> ExportedProgram:
     # Models traced with Dim need at least two images, and feature maps of more than one token.
     batch = ShapeVar('batch', min=1)
     size = graph.size or (ShapeVar('height', min=1), ShapeVar('width', min=1))
-    spec = ParamsSpec({INPUT: TensorSpec([batch, *size, 3])})
-    example = torch.zeros(2, *(graph.size or (200, 300)), 3, dtype=torch.uint8)
+    spec = ParamsSpec(
+        {
+            INPUT: TensorSpec([batch, *size, graph.channels]),
+            **dict.fromkeys(graph.thresholds, TensorSpec([1])),
+        }
+    )
+    example = torch.zeros(2, *(graph.size or (200, 300)), graph.channels, dtype=torch.uint8)
     try:
         # With gradients enabled, blocks join feature maps by operations that can be exported.
         with torch.enable_grad(), open_sizes():
-            return torch.export.export(graph, (example,), dynamic_shapes=spec, strict=False)
+            return torch.export.export(
+                graph, (example, *graph.inputs().values()), dynamic_shapes=spec, strict=False
+            )
     except (RuntimeError, ValueError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f'{type(graph.original).__name__} cannot be traced: {reason}') from error

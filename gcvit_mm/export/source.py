@@ -27,6 +27,7 @@ class Source:
 
     model: Any  # the model, on the CPU and in evaluation mode
     task: str  # 'detection', 'segmentation' or 'classification'
+    cfg: Config
     about: dict[str, Any]  # config, weights, classes and test pipeline of the model, as plain data
 
 
@@ -51,21 +52,29 @@ def load_source(
         **meta,
         test_pipeline=[dict(step) for step in test_dataset(cfg).pipeline],
     )
-    return Source(network, task, about)
+    return Source(network, task, cfg, about)
 
 
-def describe(source: Source, graph: ImageModel, program: ExportedProgram) -> dict[str, Any]:
+def describe(
+    source: Source, graph: ImageModel, program: ExportedProgram, options: dict[str, Any]
+) -> dict[str, Any]:
     """The description of the inputs and outputs of a file, stored in it and beside it."""
     results = program.graph.output_node().args[0]
     dtypes = [_name(result.meta['val'].dtype) for result in results]
     height, width = graph.size or ('H', 'W')
+    order = {1: 'grey', 3: 'RGB'}.get(graph.channels, f'RGB and {graph.channels - 3} more')
     return dict(
         **source.about,
-        input=dict(name=INPUT, dtype='uint8', shape=['N', height, width, 3], channels='RGB'),
+        input=dict(
+            name=INPUT, dtype='uint8', shape=['N', height, width, graph.channels], channels=order
+        ),
         outputs={
             name: dict(dtype=dtype, shape=list(axes))
             for (name, axes), dtype in zip(graph.outputs.items(), dtypes, strict=True)
         },
+        graph=options,
+        thresholds=dict(graph.thresholds),
+        mask_threshold=getattr(graph, 'mask_threshold', None),
         normalisation_in_file=dict(
             mean=graph.mean.flatten().tolist(),
             std=graph.std.flatten().tolist(),

@@ -35,7 +35,7 @@ class Prediction:
             masks = instances.masks if 'masks' in instances else [None] * len(instances)
             values = (instances[name].tolist() for name in ('labels', 'scores', 'bboxes'))
             objects = (
-                Object(label, score, tuple(box), _encoded(mask))
+                Object(label, score, tuple(box), encoded(mask))
                 for label, score, box, mask in zip(*values, masks, strict=True)
             )
             return cls(objects=tuple(sorted(objects, key=lambda one: -one.score)))
@@ -60,7 +60,8 @@ class Prediction:
         return list(zip(best.tolist(), self.class_scores[best].tolist(), strict=True))
 
 
-def _encoded(mask: Any) -> dict | None:
+def encoded(mask: Any) -> dict | None:
+    """The COCO run-length encoding of a mask, unless it has that form; None for no mask."""
     if mask is None or isinstance(mask, dict):
         return mask
     return coco.encode(np.asfortranarray(mask, np.uint8))
