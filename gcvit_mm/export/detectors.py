@@ -113,7 +113,7 @@ class Detector(ImageModel):
         if getattr(model, 'with_mask', False):
             self.outputs['masks'] = ('N', 'K', 28, 28)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor
     ) -> dict[str, Tensor]:
         """Detect objects in RGB images of shape (N, H, W, 3), uint8; thresholds are (1,)."""
@@ -135,7 +135,7 @@ class Detector(ImageModel):
         )
         return found if masks is None else {**found, 'masks': masks}
 
-    def expected(self, image: Tensor) -> list[dict[str, Tensor]]:
+    def expected(self, image: Tensor) -> list[dict[str, Any]]:
         """The objects of each image by the original model: mmdet's own prediction."""
         size = tuple(image.shape[1:3])
         meta = dict(img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0))
@@ -185,7 +185,7 @@ class TwoStage(Detector):
         images, slots = proposed.shape
         number = torch.arange(images)[:, None, None].expand(-1, slots, -1).to(boxes.dtype)
         stages = self.stages(head.bbox_head, head.bbox_roi_extractor)
-        logits = 0.0
+        logits: Any = 0.0
         for stage, (box_head, extractor) in enumerate(stages):
             rois = torch.cat([number, boxes], dim=2).flatten(0, 1)
             logit, delta = box_head(roi_features(extractor, maps, rois))
@@ -228,7 +228,7 @@ class TwoStage(Detector):
         head = self.model.roi_head
         image, slot = (scores >= 0).nonzero().unbind(1)
         rois = torch.cat([image[:, None].to(boxes.dtype), boxes[image, slot]], dim=1)
-        probability = 0.0
+        probability: Any = 0.0
         stages = self.stages(head.mask_head, head.mask_roi_extractor)
         for mask_head, extractor in stages:
             probability = probability + mask_head(roi_features(extractor, maps, rois)).sigmoid()

@@ -80,7 +80,7 @@ class ImageModel(nn.Module):
         """Compute the outputs for normalised images, (N, 3, H, W)."""
         raise NotImplementedError
 
-    def expected(self, image: Tensor) -> dict[str, Tensor]:
+    def expected(self, image: Tensor) -> Any:
         """Compute the outputs of the original model for images as for ``forward``."""
         data: dict[str, list] = dict(inputs=self.images(image))
         if getattr(self.original.data_preprocessor, 'test_cfg', None):
@@ -136,7 +136,7 @@ class Features(ImageModel):
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.outputs, self.maps(self.model, x), strict=True))
 
-    def expected(self, image: Tensor) -> dict[str, Tensor]:
+    def expected(self, image: Tensor) -> Any:
         """Compute the feature maps of the original model, without padding by its preprocessor."""
         self.cut = image.shape[1:3]
         return super().expected(image)

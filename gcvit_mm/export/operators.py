@@ -40,7 +40,9 @@ def _(boxes: Tensor, scores: Tensor, iou_threshold: Tensor, score_threshold: Ten
 
 def translations() -> dict[Callable, Callable]:
     """ONNX's own operators for the operations of this module and of torchvision."""
-    from onnxscript import opset20 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset20
 
     def nms_in_onnx(boxes: Any, scores: Any, iou_threshold: Any, score_threshold: Any) -> Any:
         most = op.Constant(value_ints=[2**31 - 1])

@@ -27,7 +27,7 @@ def prepare(image: Any, pipeline: list[dict]) -> Any:
     for step in pipeline:
         (height, width), kind = image.shape[:2], step['type'].split('.')[-1]
         if kind == 'Resize':
-            scale = step.get('scale') or 0
+            scale: Any = step.get('scale') or 0
             factor = step.get('scale_factor')
             if scale:
                 short, long = sorted((height, width))
@@ -112,7 +112,7 @@ def predict(session: Any, about: dict, image: Any, score: float = 0.3) -> Any:
 
 def source(task: str, file: str) -> str:
     """The text of a program that predicts on an image by a file."""
-    functions = [load, predict, prepare, resize, bilinear, FINISH[task]]
+    functions: list[Any] = [load, predict, prepare, resize, bilinear, FINISH[task]]
     functions += [paste] if task == 'detection' else []
     code = '\n\n'.join(inspect.getsource(one) for one in functions)
     return PROGRAM.format(code=code, task=task, file=file, name=file.replace('.', '_'))
