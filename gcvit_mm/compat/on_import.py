@@ -16,6 +16,7 @@ def install() -> None:
     """Arrange the registration of GC ViT without importing mmengine or torch."""
     after('mmengine', _prepare_mmengine)
     after('mmengine.model', _register_backbone)
+    after('mmcv.ops.multi_scale_deform_attn', _keep_float32)
 
 
 def after(name: str, action: Action) -> None:
@@ -79,3 +80,7 @@ def _prepare_mmengine() -> None:
 
 def _register_backbone() -> None:
     import_module('gcvit_mm.models')
+
+
+def _keep_float32() -> None:
+    import_module('gcvit_mm.compat.deformable').keep_float32()

@@ -20,7 +20,9 @@ from ..datasets.check.settings import WORKER_KEYS
 from ..datasets.collate import prepare_collating
 from ..datasets.load_label_map import prepare_maps
 from ..errors import UserError
+from ..models.precision import use_tf32
 from ..weights.mm_loaders import register_loaders
+from .deterministic import use_deterministic_operators
 from .distributed import init_processes
 
 LOADER_TIMEOUT = 600
@@ -63,6 +65,9 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
     """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes."""
     register_loaders()
+    use_tf32()
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        use_deterministic_operators()
     _check_values(cfg)
     _check_transforms(cfg)
     # Configs from elsewhere lack these hooks; those of older work directories have them already.
