@@ -72,8 +72,8 @@ def _flops_of_convolution_backward(
 def count_work(step: Callable[[], object], fake: bool = False) -> Work:
     """Run a step once, and count its FLOPs and bytes.
 
-    With ``fake``, nothing is computed or allocated, unless shapes depend on values. Attention must use ``torch.matmul`` or ``scaled_dot_product_attention``: custom kernels are not
-    counted.
+    With ``fake``, nothing is computed or allocated, unless shapes depend on values. Attention must
+    use ``torch.matmul`` or ``scaled_dot_product_attention``: custom kernels are not counted.
     """
     if not flop_registry:
         raise UserError(f'benchmarks need torch 2.4 or later, this is {torch.__version__}')

@@ -18,6 +18,7 @@ from .archs import arch_settings
 from .attention import WindowAttention, resolve_attention
 from .buffers import DropPath, compute_buffers
 from .compilation import compile_backbone
+from .fused import can_fuse, run_fused
 from .resize import bicubic_weights, resize
 from .windows import relative_position_index
 
@@ -207,6 +208,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); the caller keeps the output and then downsamples."""
         q_global = self.global_query(x) if self.global_query else None
+        if can_fuse(self.blocks, x):
+            return run_fused(self.blocks, x, self.index, q_global, self.with_cp)
         for i, block in enumerate(self.blocks):
             query = q_global if i % 2 else None
             if self.with_cp and torch.is_grad_enabled():

@@ -1,0 +1,126 @@
+"""Blocks on GPUs with few kernels and little memory traffic.
+
+The rule for ``attn_impl='auto'`` and ``'sdpa'`` on a GPU: all windows of a feature map are computed
+in one padded region, by PyTorch's memory-efficient attention. On other devices, and where modules
+are compiled, sharded or observed by hooks, blocks run as they are written in ``gcvit.py``, and
+attention computes no padded queries.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint as cp
+from torch import Tensor, nn
+
+from .attention import sdpa_attention, without_cudnn
+from .kernels.add_norm import add_norm
+
+
+def can_fuse(blocks: Any, x: Tensor) -> bool:
+    """Whether ``run_fused`` may compute the blocks of a stage for a feature map."""
+    return (
+        x.is_cuda
+        and not torch.compiler.is_compiling()
+        and all(
+            block.attn.attention is sdpa_attention
+            and block._compiled_call_impl is None
+            and not hasattr(block.norm1.weight, 'full_tensor')  # FSDP
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in _own_modules(block))
+            for block in blocks
+        )
+    )
+
+
+def run_fused(blocks: Any, x: Tensor, index: Tensor, q_global: Tensor | None, with_cp: bool):
+    """Run the blocks of a stage.
+
+    Values are those of ``Block.forward`` within rounding. Arguments are those of ``Stage``.
+    """
+    autocast = torch.is_autocast_enabled()
+    dtype = torch.get_autocast_gpu_dtype() if autocast else x.dtype
+    masks = _masks([block.attn.relative_position_bias_table for block in blocks], index, dtype)
+    layers = [layer for b in blocks for layer in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)]
+    weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
+    cast = iter(_Cast.apply(dtype, *weights) if dtype != weights[0].dtype else weights)
+    query = None if q_global is None else q_global.to(dtype)
+    state: tuple[Tensor, Tensor | None, Tensor | None] = (x, None, None)
+    for i, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
+        inputs = block, *state, query if i % 2 else None, mask, *(next(cast) for _ in range(8))
+        if with_cp and torch.is_grad_enabled():
+            state = cp.checkpoint(_run_block, *inputs, use_reentrant=False)
+        else:
+            state = _run_block(*inputs)
+    x, branch, path = state
+    return x + (branch if path is None else branch * path[:, None, None, None])
+
+
+def _run_block(
+    block: Any,
+    x: Tensor,
+    branch: Tensor | None,
+    path: Tensor | None,
+    query: Tensor | None,
+    mask: Tensor,
+    *weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Add the branch of the previous block, and compute the block without its last addition."""
+    qkv, proj, fc1, fc2 = zip(weights[::2], weights[1::2], strict=True)
+    window, dtype = block.attn.window_size, mask.dtype
+    x, tokens = add_norm(x, branch, path, block.norm1, window, dtype, to_windows=True)
+    attended = F.linear(_attend(F.linear(tokens, *qkv), query, mask), *proj)
+    attended, path = _scale(attended, block.gamma1), block.drop_path.factors(x)
+    x, tokens = add_norm(x, attended, path, block.norm2, window, dtype, from_windows=True)
+    branch = F.linear(F.gelu(F.linear(tokens, *fc1)), *fc2)
+    return x, _scale(branch, block.gamma2), block.drop_path.factors(x)
+
+
+def _attend(qkv: Tensor, query: Tensor | None, mask: Tensor) -> Tensor:
+    """Attend within windows (B * nW, N, 3 C), or with a query (B, heads, N, d), (B * nW, N, 2 C)."""
+    parts = 3 if query is None else 2
+    *q, k, v = qkv.unflatten(2, (parts, mask.shape[1], -1)).permute(2, 0, 3, 1, 4).unbind()
+    if query is not None:  # one query for all windows of an image
+        q = [query[:, None].expand(-1, len(qkv) // len(query), -1, -1, -1).flatten(0, 1)]
+    with without_cudnn():
+        out = F.scaled_dot_product_attention(q[0], k, v, attn_mask=mask)
+    return out.transpose(1, 2).flatten(2)
+
+
+def _scale(x: Tensor, gamma: Tensor | None) -> Tensor:
+    return x if gamma is None else x * gamma
+
+
+def _masks(tables: list[Tensor], index: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
+    """The biases (1, heads, N, N) of all blocks of a stage, in few kernels."""
+    n = len(index)
+    beside = -n % 16  # memory-efficient attention wants aligned rows
+    rows = torch.stack(tables).transpose(1, 2).flatten(0, 1)  # (blocks * heads, positions)
+    if not torch.is_grad_enabled():  # otherwise gradients are summed in float32
+        rows = rows.to(dtype)
+    masks = rows.index_select(1, F.pad(index, (0, beside)).flatten()).to(dtype)
+    return masks.view(len(tables), 1, -1, n, n + beside)[..., :n].unbind()
+
+
+class _Cast(torch.autograd.Function):
+    """Casts all weights of a stage together: autocast would do it one by one."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtypes = [weight.dtype for weight in weights]
+        return tuple(_cast(weights, [dtype] * len(weights)))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple:
+        return None, *_cast(grads, ctx.dtypes)
+
+
+def _cast(tensors: Sequence[Tensor], dtypes: list[torch.dtype]) -> list[Tensor]:
+    out = [torch.empty_like(x, dtype=dtype) for x, dtype in zip(tensors, dtypes, strict=True)]
+    torch._foreach_copy_(out, list(tensors))
+    return out
+
+
+def _own_modules(block: Any) -> tuple[nn.Module, ...]:
+    mlp, attn = block.mlp, block.attn
+    return block, block.norm1, block.norm2, attn, attn.qkv, attn.proj, mlp, mlp.fc1, mlp.fc2
