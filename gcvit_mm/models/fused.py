@@ -1,7 +1,7 @@
 """Blocks on GPUs with few kernels and little memory traffic.
 
 The rule for ``attn_impl='auto'`` and ``'sdpa'`` on a GPU: all windows of a feature map are computed
-in one padded region, by PyTorch's memory-efficient attention. On other devices, and where modules
+in one padded region, by PyTorch's memory-efficient attention. 'triton' reads the map. On other devices, and where modules
 are compiled, sharded or observed by hooks, blocks run as they are written in ``gcvit.py``, and
 attention computes no padded queries.
 """
@@ -14,8 +14,9 @@ import torch.nn.functional as F
 import torch.utils.checkpoint as cp
 from torch import Tensor, nn
 
-from .attention import sdpa_attention, without_cudnn
+from .attention import sdpa_attention, triton_attention, without_cudnn
 from .kernels.add_norm import add_norm
+from .position_bias import PositionBias
 
 
 def can_fuse(blocks: Any, x: Tensor) -> bool:
@@ -24,7 +25,7 @@ def can_fuse(blocks: Any, x: Tensor) -> bool:
         x.is_cuda
         and not torch.compiler.is_compiling()
         and all(
-            block.attn.attention is sdpa_attention
+            block.attn.attention in (sdpa_attention, triton_attention)
             and block._compiled_call_impl is None
             and not hasattr(block.norm1.weight, 'full_tensor')  # FSDP
             and not any(m._forward_hooks or m._forward_pre_hooks for m in _own_modules(block))
@@ -33,21 +34,25 @@ def can_fuse(blocks: Any, x: Tensor) -> bool:
     )
 
 
-def run_fused(blocks: Any, x: Tensor, index: Tensor, q_global: Tensor | None, with_cp: bool):
+def run_fused(
+    blocks: Any, x: Tensor, index: Tensor, q_global: Tensor | None, with_cp: bool
+) -> Tensor:
     """Run the blocks of a stage.
 
     Values are those of ``Block.forward`` within rounding. Arguments are those of ``Stage``.
     """
-    autocast = torch.is_autocast_enabled()
-    dtype = torch.get_autocast_gpu_dtype() if autocast else x.dtype
-    masks = _masks([block.attn.relative_position_bias_table for block in blocks], index, dtype)
+    dtype = _dtype(x)
+    tables = [block.attn.relative_position_bias_table for block in blocks]
+    cuts = blocks[0].attn.attention is sdpa_attention
+    masks = _masks(tables, index, dtype) if cuts else [None] * len(blocks)
     layers = [layer for b in blocks for layer in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)]
     weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
     cast = iter(_Cast.apply(dtype, *weights) if dtype != weights[0].dtype else weights)
     query = None if q_global is None else q_global.to(dtype)
     state: tuple[Tensor, Tensor | None, Tensor | None] = (x, None, None)
     for i, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
-        inputs = block, *state, query if i % 2 else None, mask, *(next(cast) for _ in range(8))
+        own = (next(cast) for _ in range(8))
+        inputs = block, *state, query if i % 2 else None, mask, index, dtype, *own
         if with_cp and torch.is_grad_enabled():
             state = cp.checkpoint(_run_block, *inputs, use_reentrant=False)
         else:
@@ -62,22 +67,29 @@ def _run_block(
     branch: Tensor | None,
     path: Tensor | None,
     query: Tensor | None,
-    mask: Tensor,
+    mask: Tensor | None,
+    index: Tensor,
+    dtype: torch.dtype,
     *weights: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Add the branch of the previous block, and compute the block without its last addition."""
     qkv, proj, fc1, fc2 = zip(weights[::2], weights[1::2], strict=True)
-    window, dtype = block.attn.window_size, mask.dtype
-    x, tokens = add_norm(x, branch, path, block.norm1, window, dtype, to_windows=True)
-    attended = F.linear(_attend(F.linear(tokens, *qkv), query, mask), *proj)
-    attended, path = _scale(attended, block.gamma1), block.drop_path.factors(x)
-    x, tokens = add_norm(x, attended, path, block.norm2, window, dtype, from_windows=True)
+    window, cuts = block.attn.window_size, mask is not None
+    x, tokens = add_norm(x, branch, path, block.norm1, window, dtype, to_windows=cuts)
+    tokens = F.linear(tokens, *qkv)
+    if mask is not None:
+        attended = _attend(tokens, query, mask)
+    else:
+        bias = PositionBias(block.attn.relative_position_bias_table, index, window)
+        attended = triton_attention(tokens, qkv[1], query, bias)
+    attended, path = _scale(F.linear(attended, *proj), block.gamma1), block.drop_path.factors(x)
+    x, tokens = add_norm(x, attended, path, block.norm2, window, dtype, from_windows=cuts)
     branch = F.linear(F.gelu(F.linear(tokens, *fc1)), *fc2)
     return x, _scale(branch, block.gamma2), block.drop_path.factors(x)
 
 
 def _attend(qkv: Tensor, query: Tensor | None, mask: Tensor) -> Tensor:
-    """Attend within windows (B * nW, N, 3 C), or with a query (B, heads, N, d), (B * nW, N, 2 C)."""
+    """Attend in windows (B * nW, N, 3 C), or with a query (B, heads, N, d), (B * nW, N, 2 C)."""
     parts = 3 if query is None else 2
     *q, k, v = qkv.unflatten(2, (parts, mask.shape[1], -1)).permute(2, 0, 3, 1, 4).unbind()
     if query is not None:  # one query for all windows of an image
@@ -85,6 +97,10 @@ def _attend(qkv: Tensor, query: Tensor | None, mask: Tensor) -> Tensor:
     with without_cudnn():
         out = F.scaled_dot_product_attention(q[0], k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
 
 
 def _scale(x: Tensor, gamma: Tensor | None) -> Tensor:

@@ -4,8 +4,8 @@ Between two linear layers, a block adds a branch to the residual stream, normali
 it for the next linear layer, and cuts it into windows or joins them: separate kernels for these
 would read and write each value several times.
 
-A branch or the normalised output is either a feature map (B, H, W, C), or the windows (B * nW, N, C)
-of the feature map that is padded at the right and bottom, N = window ** 2.
+A branch or the normalised output is either a feature map (B, H, W, C), or the windows of the map
+that is padded at the right and bottom, (B * nW, N, C) with N = window ** 2.
 """
 
 from typing import Any
@@ -218,7 +218,7 @@ def _options(x: Tensor, window: int, by_window: bool) -> dict[str, Any]:
     block = triton.next_power_of_2(C)
     return dict(
         tokens=tokens, H=H, W=W, rows=rows, columns=columns, C=C, BLOCK=block,
-        ROWS=max(1, 4096 // block), WINDOW=window, num_warps=4,
+        ROWS=max(1, 2048 // block), WINDOW=window, num_warps=4,
     )  # fmt: skip
 
 
