@@ -24,8 +24,10 @@ def test_bfloat16_is_for_gpus_that_have_it(capability, dtype, monkeypatch):
     assert half_precision() == dtype
 
 
-@pytest.mark.parametrize('saved', [{}, {'scale': 8.0, 'growth_factor': 2.0, 'backoff_factor': 0.5,
-                                        'growth_interval': 2000, '_growth_tracker': 3}])  # fmt: skip
+SCALE = dict(scale=8.0, growth_factor=2.0, backoff_factor=0.5, growth_interval=9)
+
+
+@pytest.mark.parametrize('saved', [{}, {**SCALE, '_growth_tracker': 3}])
 def test_a_training_in_float16_resumes_one_in_bfloat16(saved, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', bool)
     wrapper = object.__new__(GuardedAmpOptimWrapper)  # mmengine refuses CPUs

@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from traceback import walk_tb
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import OPTIMIZERS
@@ -80,6 +81,7 @@ def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
     for name in LOADERS:
         if cfg.get(name):
             cfg[name].setdefault('worker_init_fn', dict(type='init_worker'))
+            cfg[name].setdefault('pin_memory', torch.cuda.is_available())
             if cfg[name].get('num_workers'):
                 cfg[name].setdefault('timeout', LOADER_TIMEOUT)
             else:

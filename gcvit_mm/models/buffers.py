@@ -22,15 +22,11 @@ class DropPath(nn.Module):
         return {'keep': torch.tensor(1.0 - self.rate)}
 
     def forward(self, x: Tensor) -> Tensor:
-        factors = self.factors(x)
-        return x if factors is None else x * factors.view(-1, *[1] * (x.ndim - 1))
-
-    def factors(self, x: Tensor) -> Tensor | None:
-        """Draw a factor for each sample of ``x``, (B,): 0 or 1 / keep; None if nothing drops."""
         if not (self.training and self.drops):
-            return None
+            return x
         keep = self.keep.to(x.dtype)
-        return torch.bernoulli(keep.expand(x.shape[0])) / keep
+        mask = torch.bernoulli(keep.expand(x.shape[0], *[1] * (x.ndim - 1)))
+        return x * (mask / keep)
 
 
 def compute_buffers(model: nn.Module, *_: Any) -> None:

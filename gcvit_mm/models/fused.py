@@ -1,7 +1,7 @@
 """Blocks on GPUs with few kernels and little memory traffic.
 
 The rule for ``attn_impl='auto'`` and ``'sdpa'`` on a GPU: all windows of a feature map are computed
-in one padded region, by PyTorch's memory-efficient attention. 'triton' reads the map. On other devices, and where modules
+in one padded region, by PyTorch's memory-efficient attention. On other devices, and where modules
 are compiled, sharded or observed by hooks, blocks run as they are written in ``gcvit.py``, and
 attention computes no padded queries.
 """
@@ -49,15 +49,16 @@ def run_fused(
     weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
     cast = iter(_Cast.apply(dtype, *weights) if dtype != weights[0].dtype else weights)
     query = None if q_global is None else q_global.to(dtype)
-    state: tuple[Tensor, Tensor | None, Tensor | None] = (x, None, None)
-    for i, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
+    branch, path = None, None
+    factors = _factors([block.drop_path for block in blocks], x)
+    for i, (block, mask, (first, second)) in enumerate(zip(blocks, masks, factors, strict=True)):
         own = (next(cast) for _ in range(8))
-        inputs = block, *state, query if i % 2 else None, mask, index, dtype, *own
+        inputs = block, x, branch, path, first, query if i % 2 else None, mask, index, dtype, *own
         if with_cp and torch.is_grad_enabled():
-            state = cp.checkpoint(_run_block, *inputs, use_reentrant=False)
+            x, branch = cp.checkpoint(_run_block, *inputs, use_reentrant=False)
         else:
-            state = _run_block(*inputs)
-    x, branch, path = state
+            x, branch = _run_block(*inputs)
+        path = second
     return x + (branch if path is None else branch * path[:, None, None, None])
 
 
@@ -66,12 +67,13 @@ def _run_block(
     x: Tensor,
     branch: Tensor | None,
     path: Tensor | None,
+    own_path: Tensor | None,
     query: Tensor | None,
     mask: Tensor | None,
     index: Tensor,
     dtype: torch.dtype,
     *weights: Tensor,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Add the branch of the previous block, and compute the block without its last addition."""
     qkv, proj, fc1, fc2 = zip(weights[::2], weights[1::2], strict=True)
     window, cuts = block.attn.window_size, mask is not None
@@ -82,10 +84,22 @@ def _run_block(
     else:
         bias = PositionBias(block.attn.relative_position_bias_table, index, window)
         attended = triton_attention(tokens, qkv[1], query, bias)
-    attended, path = _scale(F.linear(attended, *proj), block.gamma1), block.drop_path.factors(x)
-    x, tokens = add_norm(x, attended, path, block.norm2, window, dtype, from_windows=cuts)
-    branch = F.linear(F.gelu(F.linear(tokens, *fc1)), *fc2)
-    return x, _scale(branch, block.gamma2), block.drop_path.factors(x)
+    attended = _scale(F.linear(attended, *proj), block.gamma1)
+    x, tokens = add_norm(x, attended, own_path, block.norm2, window, dtype, from_windows=cuts)
+    return x, _scale(F.linear(F.gelu(F.linear(tokens, *fc1)), *fc2), block.gamma2)
+
+
+def _factors(drop_paths: list[Any], x: Tensor) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Draw the factors (B,) of both branches of all blocks together, in the order of the blocks."""
+    drawn = [drop.keep for drop in drop_paths if drop.training and drop.drops]
+    factors = iter(())
+    if drawn:
+        keep = torch.stack(drawn).to(x.dtype)[:, None, None].expand(-1, 2, len(x))
+        factors = iter((torch.bernoulli(keep) / keep).unbind())
+    return [
+        tuple(next(factors).unbind()) if drop.training and drop.drops else (None, None)
+        for drop in drop_paths
+    ]
 
 
 def _attend(qkv: Tensor, query: Tensor | None, mask: Tensor) -> Tensor:
