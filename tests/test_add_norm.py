@@ -38,15 +38,21 @@ def test_values_and_gradients(
     count = 2 * -(-size[0] // window) * -(-size[1] // window)
     shape = (count, window**2, channels) if from_windows else x.shape
     branch = torch.randn(shape, device=DEVICE, requires_grad=True) if branched else None
+    shift = torch.randn(channels, device=DEVICE, requires_grad=True) if from_windows else None
     path = torch.tensor([0, 1.5], device=DEVICE) if drops else None
     norm = nn.LayerNorm(channels, device=DEVICE)
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     windows = dict(from_windows=from_windows, to_windows=to_windows)
-    ours = add_norm(x, branch, path, norm, window, torch.float32, **windows)
-    inputs = [x, *([branch] if branched else []), *norm.parameters()]
+    ours = add_norm(x, branch, shift, path, norm, window, torch.float32, **windows)
+    inputs = [
+        x,
+        *([branch] if branched else []),
+        *([shift] if from_windows else []),
+        *norm.parameters(),
+    ]
     theirs = kernels._in_pytorch(
-        x, branch, path, norm, window, torch.float32, from_windows, to_windows
+        x, branch, shift, path, norm, window, torch.float32, from_windows, to_windows
     )
     assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     cotangents = [torch.randn_like(out) for out in ours]
@@ -58,7 +64,7 @@ def test_values_and_gradients(
 def test_the_output_is_in_the_type_that_is_asked_for():
     x, norm = torch.randn(1, 4, 4, 32, device=DEVICE), nn.LayerNorm(32, device=DEVICE)
     branch = torch.randn(1, 4, 4, 32, device=DEVICE).bfloat16()
-    y, out = add_norm(x, branch, None, norm, 2, torch.bfloat16)
+    y, out = add_norm(x, branch, None, None, norm, 2, torch.bfloat16)
     assert_close(y, x + branch)
     assert_close(out, norm(y).bfloat16(), atol=1e-2, rtol=1e-2)
 

@@ -45,20 +45,32 @@ def run_fused(
     tables = [block.attn.relative_position_bias_table for block in blocks]
     cuts = blocks[0].attn.attention is sdpa_attention
     masks = _masks(tables, index, dtype) if cuts else [None] * len(blocks)
-    layers = [layer for b in blocks for layer in (b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2)]
-    weights = [weight for layer in layers for weight in (layer.weight, layer.bias)]
+    weights = [weight for block in blocks for weight in _weights(block)]
     cast = iter(_Cast.apply(dtype, *weights) if dtype != weights[0].dtype else weights)
     query = None if q_global is None else q_global.to(dtype)
-    branch, path = None, None
+    branch, shift, path = None, None, None
     factors = _factors([block.drop_path for block in blocks], x)
     for i, (block, mask, (first, second)) in enumerate(zip(blocks, masks, factors, strict=True)):
-        own = (next(cast) for _ in range(8))
-        inputs = block, x, branch, path, first, query if i % 2 else None, mask, index, dtype, *own
+        own = (next(cast) for _ in range(6))
+        inputs = (
+            block,
+            x,
+            branch,
+            shift,
+            path,
+            first,
+            query if i % 2 else None,
+            mask,
+            index,
+            dtype,
+            *own,
+        )
         if with_cp and torch.is_grad_enabled():
-            x, branch = cp.checkpoint(_run_block, *inputs, use_reentrant=False)
+            x, branch, shift = cp.checkpoint(_run_block, *inputs, use_reentrant=False)
         else:
-            x, branch = _run_block(*inputs)
+            x, branch, shift = _run_block(*inputs)
         path = second
+    branch = branch if shift is None else branch + shift
     return x + (branch if path is None else branch * path[:, None, None, None])
 
 
@@ -66,6 +78,7 @@ def _run_block(
     block: Any,
     x: Tensor,
     branch: Tensor | None,
+    shift: Tensor | None,
     path: Tensor | None,
     own_path: Tensor | None,
     query: Tensor | None,
@@ -73,20 +86,26 @@ def _run_block(
     index: Tensor,
     dtype: torch.dtype,
     *weights: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Add the branch of the previous block, and compute the block without its last addition."""
-    qkv, proj, fc1, fc2 = zip(weights[::2], weights[1::2], strict=True)
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Add the branch of the previous block, and compute the block without its last addition.
+
+    Returns the residual stream, and the branch to add without its bias.
+    """
+    qkv, fc1, (proj, fc2) = weights[:2], weights[2:4], weights[4:]
     window, cuts = block.attn.window_size, mask is not None
-    x, tokens = add_norm(x, branch, path, block.norm1, window, dtype, to_windows=cuts)
+    x, tokens = add_norm(x, branch, shift, path, block.norm1, window, dtype, to_windows=cuts)
     tokens = F.linear(tokens, *qkv)
     if mask is not None:
         attended = _attend(tokens, query, mask)
     else:
         bias = PositionBias(block.attn.relative_position_bias_table, index, window)
         attended = triton_attention(tokens, qkv[1], query, bias)
-    attended = _scale(F.linear(attended, *proj), block.gamma1)
-    x, tokens = add_norm(x, attended, own_path, block.norm2, window, dtype, from_windows=cuts)
-    return x, _scale(F.linear(F.gelu(F.linear(tokens, *fc1)), *fc2), block.gamma2)
+    attended, shift = _last_layer(attended, proj, block.attn.proj.bias, block.gamma1)
+    x, tokens = add_norm(
+        x, attended, shift, own_path, block.norm2, window, dtype, from_windows=cuts
+    )
+    hidden = F.gelu(F.linear(tokens, *fc1))
+    return x, *_last_layer(hidden, fc2, block.mlp.fc2.bias, block.gamma2)
 
 
 def _factors(drop_paths: list[Any], x: Tensor) -> list[tuple[Tensor | None, Tensor | None]]:
@@ -117,8 +136,16 @@ def _dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else x.dtype
 
 
-def _scale(x: Tensor, gamma: Tensor | None) -> Tensor:
-    return x if gamma is None else x * gamma
+def _last_layer(
+    x: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """The last linear layer of a branch, and its bias if the addition of the branch has to add it.
+
+    There the gradient of the bias is summed on the way.
+    """
+    if gamma is not None:
+        return F.linear(x, weight, bias.to(x.dtype)) * gamma, None
+    return F.linear(x, weight), bias
 
 
 def _masks(tables: list[Tensor], index: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
@@ -149,6 +176,13 @@ def _cast(tensors: Sequence[Tensor], dtypes: list[torch.dtype]) -> list[Tensor]:
     out = [torch.empty_like(x, dtype=dtype) for x, dtype in zip(tensors, dtypes, strict=True)]
     torch._foreach_copy_(out, list(tensors))
     return out
+
+
+def _weights(block: Any) -> tuple[Tensor, ...]:
+    """The weights that linear layers need in the type of autocast."""
+    attn, mlp = block.attn, block.mlp
+    inner = attn.qkv.weight, attn.qkv.bias, mlp.fc1.weight, mlp.fc1.bias
+    return *inner, attn.proj.weight, mlp.fc2.weight
 
 
 def _own_modules(block: Any) -> tuple[nn.Module, ...]:

@@ -31,6 +31,7 @@ def available(x: Tensor) -> bool:
 def add_norm(
     x: Tensor,
     branch: Tensor | None,
+    shift: Tensor | None,
     path: Tensor | None,
     norm: torch.nn.LayerNorm,
     window: int,
@@ -39,11 +40,12 @@ def add_norm(
     from_windows: bool = False,
     to_windows: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Compute y = x + path * branch and its LayerNorm.
+    """Compute y = x + path * (branch + shift) and its LayerNorm.
 
     Args:
         x: The residual stream, (B, H, W, C).
         branch: What is added, or None: a feature map, or windows with ``from_windows``.
+        shift: The bias of the linear layer of the branch, (C,), or None.
         path: A factor for the branch of each image, (B,), or None. It gets no gradient.
         norm: The LayerNorm.
         window: Side of the windows.
@@ -55,9 +57,9 @@ def add_norm(
         y, as ``x``, and the normalised output.
     """
     if not available(x):
-        return _in_pytorch(x, branch, path, norm, window, dtype, from_windows, to_windows)
+        return _in_pytorch(x, branch, shift, path, norm, window, dtype, from_windows, to_windows)
     y, out, *_ = _add_norm(
-        x.contiguous(), None if branch is None else branch.contiguous(), path, norm.weight,
+        x.contiguous(), None if branch is None else branch.contiguous(), shift, path, norm.weight,
         norm.bias, norm.eps, window, dtype, from_windows, to_windows,
     )  # fmt: skip
     return (x if branch is None else y), out
@@ -66,6 +68,7 @@ def add_norm(
 def _in_pytorch(
     x: Tensor,
     branch: Tensor | None,
+    shift: Tensor | None,
     path: Tensor | None,
     norm: torch.nn.LayerNorm,
     window: int,
@@ -79,6 +82,7 @@ def _in_pytorch(
         if from_windows:
             windows = branch.view(B, -1, window**2, C)
             branch = unpartition(windows, window, window, (W + beside) // window)[:, :H, :W]
+        branch = branch if shift is None else branch + shift
         x = x + (branch if path is None else branch * path[:, None, None, None])
     out = norm(x).to(dtype)
     if to_windows:
@@ -90,6 +94,7 @@ def _in_pytorch(
 def _add_norm(
     x: Tensor,
     branch: Tensor | None,
+    shift: Tensor | None,
     path: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -101,13 +106,13 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute y, which is empty without a branch, the output, and means and 1 / deviations."""
     y, out, mean, rstd = outputs = _empty_outputs(
-        x, branch, path, weight, bias, eps, window, dtype, from_windows, to_windows
+        x, branch, shift, path, weight, bias, eps, window, dtype, from_windows, to_windows
     )
     options = _options(x, window, to_windows)
     grid = (triton.cdiv(options['tokens'], options['ROWS']),)
     with torch.cuda.device_of(x):
         _forward_kernel[grid](
-            x, branch, path, weight, bias, y, out, mean, rstd, eps,
+            x, branch, shift, path, weight, bias, y, out, mean, rstd, eps,
             FROM_WINDOWS=from_windows, TO_WINDOWS=to_windows, **options,
         )  # fmt: skip
     return outputs
@@ -117,6 +122,7 @@ def _add_norm(
 def _empty_outputs(
     x: Tensor,
     branch: Tensor | None,
+    shift: Tensor | None,
     path: Tensor | None,
     weight: Tensor,
     bias: Tensor,
@@ -152,13 +158,13 @@ def _add_norm_backward(
     from_windows: bool,
     to_windows: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of x, of the branch in its type, and of weight and bias, (2, C)."""
+    """Compute the gradients of x and of the branch, and those of weight, bias and shift, (3, C)."""
     of_x, of_branch, _ = _empty_gradients(
         grad_y, grad_out, y, mean, rstd, path, weight, branched, window, from_windows, to_windows
     )
     options = _options(y, window, from_windows)
     programs = min(PROGRAMS, triton.cdiv(options['tokens'], options['ROWS']))
-    sums = y.new_empty(programs, 2, y.shape[-1], dtype=torch.float32)
+    sums = y.new_empty(programs, 3, y.shape[-1], dtype=torch.float32)
     with torch.cuda.device_of(y):
         _backward_kernel[(programs,)](
             grad_y, grad_out, y, mean, rstd, path, weight, of_x,
@@ -184,13 +190,14 @@ def _empty_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = _shape(y, window, from_windows) if branched else (0,)
     of_branch = y.new_empty(shape, dtype=branched)
-    return torch.empty_like(y), of_branch, y.new_empty(2, y.shape[-1], dtype=torch.float32)
+    return torch.empty_like(y), of_branch, y.new_empty(3, y.shape[-1], dtype=torch.float32)
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    x, branch, path, weight, _, _, ctx.window, _, *ctx.windows = inputs
+    x, branch, shift, path, weight, _, _, ctx.window, _, *ctx.windows = inputs
     y, _, mean, rstd = output
     ctx.branched = None if branch is None else branch.dtype
+    ctx.shifted = None if shift is None else shift.dtype
     ctx.save_for_backward(x if branch is None else y, mean, rstd, path, weight)
     ctx.set_materialize_grads(False)
 
@@ -203,8 +210,16 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, *_: None
         None if ctx.branched is None or grad_y is None else grad_y.contiguous(),
         grad_out.contiguous(), y, mean, rstd, path, weight, ctx.branched, ctx.window, *ctx.windows,
     )  # fmt: skip
-    of_weight, of_bias = sums.to(weight.dtype).unbind()
-    return of_x, None if ctx.branched is None else of_branch, None, of_weight, of_bias, *[None] * 5
+    of_weight, of_bias, of_shift = sums.unbind()
+    return (
+        of_x,
+        None if ctx.branched is None else of_branch,
+        None if ctx.shifted is None else of_shift.to(ctx.shifted),
+        None,
+        of_weight.to(weight.dtype),
+        of_bias.to(weight.dtype),
+        *[None] * 5,
+    )
 
 
 _add_norm.register_autograd(_backward, setup_context=_setup_context)
@@ -245,8 +260,8 @@ def _places(t, tokens, H, W, rows, columns, WINDOW: tl.constexpr, BY_WINDOW: tl.
 
 @_jit
 def _forward_kernel(
-    x_ptr, branch_ptr, path_ptr, weight_ptr, bias_ptr, y_ptr, out_ptr, mean_ptr, rstd_ptr, eps,
-    tokens, H, W, rows, columns,
+    x_ptr, branch_ptr, shift_ptr, path_ptr, weight_ptr, bias_ptr, y_ptr, out_ptr, mean_ptr,
+    rstd_ptr, eps, tokens, H, W, rows, columns,
     C: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, WINDOW: tl.constexpr,
     FROM_WINDOWS: tl.constexpr, TO_WINDOWS: tl.constexpr,
 ):  # fmt: skip
@@ -260,6 +275,8 @@ def _forward_kernel(
     if branch_ptr is not None:
         source = windowed if FROM_WINDOWS else plain
         branch = tl.load(branch_ptr + source[:, None] * C + c, mask, 0.0).to(tl.float32)
+        if shift_ptr is not None:
+            branch += tl.load(shift_ptr + c, channels, 0.0).to(tl.float32)
         if path_ptr is not None:
             branch *= tl.load(path_ptr + image, inside, 0.0).to(tl.float32)[:, None]
         rounded = (x + branch).to(y_ptr.dtype.element_ty)
@@ -291,6 +308,7 @@ def _backward_kernel(
     weight = tl.load(weight_ptr + c, channels, 0.0).to(tl.float32)
     of_weight = tl.zeros([BLOCK], tl.float32)
     of_bias = tl.zeros([BLOCK], tl.float32)
+    of_shift = tl.zeros([BLOCK], tl.float32)
     for block in range(program, tl.cdiv(tokens, ROWS), tl.num_programs(0)):
         t = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
         image, plain, windowed, inside = _places(
@@ -316,10 +334,13 @@ def _backward_kernel(
         if of_branch_ptr is not None:
             if path_ptr is not None:
                 total *= tl.load(path_ptr + image, inside, 0.0).to(tl.float32)[:, None]
-            of_branch = tl.where(mask, total, 0.0).to(of_branch_ptr.dtype.element_ty)
+            total = tl.where(mask, total, 0.0)
+            of_shift += tl.sum(total, 0)
+            of_branch = total.to(of_branch_ptr.dtype.element_ty)
             target = windowed if FROM_WINDOWS else plain
             written = (t < tokens)[:, None] & channels
             tl.store(of_branch_ptr + target[:, None] * C + c, of_branch, written)
-    place = sums_ptr + program * 2 * C + c
+    place = sums_ptr + program * 3 * C + c
     tl.store(place, of_weight, channels)
     tl.store(place + C, of_bias, channels)
+    tl.store(place + 2 * C, of_shift, channels)
