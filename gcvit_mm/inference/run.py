@@ -18,7 +18,8 @@ from .prediction import Prediction
 from .predictor import Predictor, chunks
 from .results import Results, entry_of, write_coco, write_csv, write_labels, write_picture
 
-Item, Result = TypeVar('Item'), TypeVar('Result')
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 LEGIBLE = 640
 """Smaller images are enlarged to about this many pixels, for legible captions."""

@@ -27,7 +27,7 @@ from .windows import partition, segments, unpartition
 try:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 except ImportError:  # before torch 2.3
-    sdpa_kernel = None
+    sdpa_kernel = None  # type: ignore[assignment]
 
 
 def eager_attention(

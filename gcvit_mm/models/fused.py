@@ -48,7 +48,8 @@ def run_fused(
     weights = [weight for block in blocks for weight in _weights(block)]
     cast = iter(_Cast.apply(dtype, *weights) if dtype != weights[0].dtype else weights)
     query = None if q_global is None else q_global.to(dtype)
-    branch, shift, path = None, None, None
+    branch: Any = None
+    shift, path = None, None
     factors = _factors([block.drop_path for block in blocks], x)
     for i, (block, mask, (first, second)) in enumerate(zip(blocks, masks, factors, strict=True)):
         own = (next(cast) for _ in range(6))
@@ -111,14 +112,12 @@ def _run_block(
 def _factors(drop_paths: list[Any], x: Tensor) -> list[tuple[Tensor | None, Tensor | None]]:
     """Draw the factors (B,) of both branches of all blocks together, in the order of the blocks."""
     drawn = [drop.keep for drop in drop_paths if drop.training and drop.drops]
-    factors = iter(())
-    if drawn:
-        keep = torch.stack(drawn).to(x.dtype)[:, None, None].expand(-1, 2, len(x))
-        factors = iter((torch.bernoulli(keep) / keep).unbind())
-    return [
-        tuple(next(factors).unbind()) if drop.training and drop.drops else (None, None)
-        for drop in drop_paths
-    ]
+    if not drawn:
+        return [(None, None)] * len(drop_paths)
+    keep = torch.stack(drawn).to(x.dtype)[:, None, None].expand(-1, 2, len(x))
+    factors = iter(torch.bernoulli(keep) / keep)
+    drawing = (drop.training and drop.drops for drop in drop_paths)
+    return [(*next(factors).unbind(),) if draws else (None, None) for draws in drawing]  # type: ignore[misc]
 
 
 def _attend(qkv: Tensor, query: Tensor | None, mask: Tensor) -> Tensor:

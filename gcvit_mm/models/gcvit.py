@@ -192,6 +192,7 @@ class Stage(nn.Module):
         self.with_cp = with_cp
         self.window_size = window_size
         # All blocks share one index; checkpoints do not have it, and therefore fit any window.
+        self.index: Tensor
         self.register_buffer('index', self.compute()['index'], persistent=False)
         # A stage of one block has no global attention, and needs no query.
         has_global = len(drop_paths) > 1
@@ -209,7 +210,7 @@ class Stage(nn.Module):
         """(B, H, W, C) -> (B, H, W, C); the caller keeps the output and then downsamples."""
         q_global = self.global_query(x) if self.global_query else None
         if can_fuse(self.blocks, x):
-            return run_fused(self.blocks, x, self.index, q_global, self.with_cp)
+            return run_fused([*self.blocks], x, self.index, q_global, self.with_cp)
         for i, block in enumerate(self.blocks):
             query = q_global if i % 2 else None
             if self.with_cp and torch.is_grad_enabled():

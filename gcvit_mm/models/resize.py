@@ -9,9 +9,10 @@ def bicubic_weights(size: int, target: int, like: Tensor) -> Tensor:
 
     It has the dtype and device of ``like``.
     """
-    options = dict(dtype=like.dtype if like.dtype.itemsize > 4 else None, device=like.device)
-    position = (torch.arange(target, **options) + 0.5) * (size / target) - 0.5
-    taps = position.floor()[:, None] + torch.arange(-1, 3, **options)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    number = torch.arange(target, dtype=dtype, device=like.device)
+    position = (number + 0.5) * (size / target) - 0.5
+    taps = position.floor()[:, None] + torch.arange(-1, 3, device=like.device)
     d = (position[:, None] - taps).abs()
     # Keys' cubic convolution with a = -0.75.
     weights = torch.where(
