@@ -77,7 +77,8 @@ class Kernels(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         writes = any(a.alias_info and a.alias_info.is_write for a in func._schema.arguments)
         views = any(r.alias_info for r in func._schema.returns) and not writes
-        self.count += not views and 'empty' not in func._schema.name and 'prim' not in str(func)
+        silent = any(part in func._schema.name for part in ('empty', '_unsafe_view', 'prim::'))
+        self.count += not views and not silent
         return out
 
 
@@ -114,7 +115,7 @@ def forward_on_a_fake_gpu(model: GCViT, height: int, width: int) -> tuple[int, l
 @pytest.mark.skipif(INTERPRETED, reason='runs without the interpreter')
 def test_few_kernels_are_launched_and_none_is_attention_by_cudnn():
     count, cudnn = forward_on_a_fake_gpu(GCViT('tiny').eval(), 800, 1280)
-    assert count <= 500  # without those that cast weights of convolutions in autocast
+    assert count <= 480  # without those that cast weights of convolutions in autocast
     assert cudnn == [False] * 2 * 31
 
 
