@@ -55,4 +55,5 @@ optim_wrapper = dict(
     ),
 )
 train_cfg = dict(type='ExactIterBasedTrainLoop')
+env_cfg = dict(cudnn_benchmark=False)  # each image size of an evaluation would be tuned anew
 default_hooks = _base_.gcvit_hooks

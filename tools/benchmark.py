@@ -27,6 +27,7 @@ import _package  # noqa: F401
 
 from gcvit_mm.cli import run
 from gcvit_mm.errors import UserError
+from gcvit_mm.fileio import atomic_text
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +82,7 @@ def main() -> None:
     from mmengine.logging import MMLogger
 
     from gcvit_mm.benchmark.table import heading, table
+    from gcvit_mm.models.precision import use_tf32
 
     device = torch.device(args.device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     if device.type == 'cuda' and not torch.cuda.is_available():
@@ -88,6 +90,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     MMLogger.get_current_instance().setLevel('WARNING')  # hides a line per initialised tensor
+    use_tf32()
     runs = []
     for dtype in args.dtype:
         for shape in args.size:
@@ -96,13 +99,17 @@ def main() -> None:
                     runs.append(compare(args, device, dtype, shape, mode))
                 print(heading(runs[-1]))
                 print_table(table(runs[-1]), left=(0, 1))
-    if args.out:
-        command = shlex.join(sys.argv[1:])
-        content = json.dumps(dict(machine=machine(device), command=command, runs=runs), indent=1)
-        try:
-            Path(args.out).write_text(f'{content}\n')
-        except OSError as error:
-            raise UserError(f'{args.out} cannot be written: {error.strerror}') from error
+                if args.out:
+                    write(args.out, machine(device), runs)
+
+
+def write(out: str, machine: dict[str, Any], runs: list[dict[str, Any]]) -> None:
+    """Write the measurements so far."""
+    content = dict(machine=machine, command=shlex.join(sys.argv[1:]), runs=runs)
+    try:
+        atomic_text(out, f'{json.dumps(content, indent=1)}\n')
+    except OSError as error:
+        raise UserError(f'{out} cannot be written: {error.strerror}') from error
 
 
 def compare(
@@ -125,7 +132,9 @@ def compare(
         dtype=getattr(torch, dtype),
         device=device,
     )
-    works = [count_work(build_subject(name, **case, counted=True).step) for name in args.models]
+    counted = dict(case, device=torch.device('cpu'), counted=True)
+    fake = device.type == 'cuda'  # which would compute all scores of a map at once
+    works = [count_work(build_subject(name, **counted).step, fake) for name in args.models]
     subjects = [build_subject(name, **case) for name in args.models]
 
     def progress(rounds: range) -> Any:
@@ -133,7 +142,8 @@ def compare(
 
     results = measure(subjects, device, repeat=args.repeat, warmup=args.warmup, turn=progress)
     peaks = peaks_of(device, dtype)
-    medians = {name: each.median for name, each in zip(args.models, results, strict=True)}
+    named = zip(args.models, results, strict=True)
+    medians = {name: each.median for name, each in named if each is not None}
     rows = [
         {
             'model': name,
@@ -144,6 +154,8 @@ def compare(
             'times_floor': each.median / max(work.flops / peaks.flops, work.bytes / peaks.bytes),
             'time_over': {peer: each.median / other for peer, other in medians.items()},
         }
+        if each is not None
+        else {'model': name}
         for name, each, work in zip(args.models, results, works, strict=True)
     ]
     settings = dict(dtype=dtype, size=list(shape), batch=args.batch, mode=mode)

@@ -108,8 +108,10 @@ def extract_in_half_precision(model: Any) -> str:
     import torch
     from mmengine.utils import apply_to
 
+    from gcvit_mm.models.precision import half_precision
+
     on_gpu = torch.cuda.is_available()
-    dtype = torch.float16 if on_gpu and not torch.cuda.is_bf16_supported() else torch.bfloat16
+    dtype = half_precision()
     extract = model.extract_feat
 
     def extract_feat(*args: Any, **kwargs: Any) -> Any:

@@ -132,12 +132,15 @@ def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
 def use_amp(cfg: Config) -> None:
     import torch
 
+    from gcvit_mm.models.precision import half_precision
+
     if not torch.cuda.is_available():
         raise UserError('--amp needs a GPU: train without it on a CPU')
-    bf16 = torch.cuda.is_bf16_supported()
+    dtype = half_precision()
+    bf16 = dtype == torch.bfloat16
     cfg.optim_wrapper.update(
         type='GuardedAmpOptimWrapper',
-        dtype='bfloat16' if bf16 else 'float16',
+        dtype=str(dtype).removeprefix('torch.'),
         # bfloat16 has the range of float32, so the loss needs no scaling.
         loss_scale=dict(enabled=False) if bf16 else 'dynamic',
     )

@@ -15,6 +15,8 @@ test_pipeline = [
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackInputs'),
 ]
-train_dataloader = dict(batch_size=128, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(
+    batch_size=128, persistent_workers=True, dataset=dict(pipeline=train_pipeline)
+)
+val_dataloader = dict(persistent_workers=True, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -11,4 +11,5 @@ default_hooks = dict(
     **_base_.gcvit_hooks,
 )
 default_hooks['checkpoint'].update(by_epoch=False, interval=16000, save_best='mIoU')
+env_cfg = dict(cudnn_benchmark=False)  # each image size of an evaluation would be tuned anew
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -1,11 +1,13 @@
 """Counting of the FLOPs of a step, and of the bytes that it must move."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors import UserError
@@ -67,14 +69,17 @@ def _flops_of_convolution_backward(
     return forward * sum(output_mask[:2])
 
 
-def count_work(step: Callable[[], object]) -> Work:
+def count_work(step: Callable[[], object], fake: bool = False) -> Work:
     """Run a step once, and count its FLOPs and bytes.
 
-    Attention must use ``torch.matmul`` or ``scaled_dot_product_attention``: custom kernels are not
-    counted.
+    With ``fake``, nothing is computed or allocated, unless shapes depend on values. Attention must
+    use ``torch.matmul`` or ``scaled_dot_product_attention``: custom kernels are not counted.
     """
     if not flop_registry:
         raise UserError(f'benchmarks need torch 2.4 or later, this is {torch.__version__}')
+    if fake:
+        with suppress(RuntimeError), FakeTensorMode(allow_non_fake_inputs=True):
+            return count_work(step)
     counter = _Counter()
     # Split attention into its matrix products, whose counts are equal on all devices.
     with sdpa_kernel(SDPBackend.MATH), counter:

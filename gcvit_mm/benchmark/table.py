@@ -21,7 +21,9 @@ def table(run: dict[str, Any]) -> list[list[str]]:
     return [
         [*titles, *over],
         *(
-            [
+            [str(i), row['model'], 'out of memory', *[''] * (len(titles) + len(over) - 3)]
+            if 'seconds' not in row
+            else [
                 str(i),
                 row['model'],
                 _digits(1e3 * row['seconds']),
@@ -31,7 +33,10 @@ def table(run: dict[str, Any]) -> list[list[str]]:
                 _digits(row['flops'] / 1e9),
                 f'{row["bytes"] / 1e9:.2f}',
                 f'{row["times_floor"]:.1f}',
-                *(f'{row["time_over"][name]:.2f}' for name in names),
+                *(
+                    f'{row["time_over"][name]:.2f}' if name in row['time_over'] else ''
+                    for name in names
+                ),
             ]
             for i, row in enumerate(run['models'], 1)
         ),

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,22 +33,36 @@ def measure(
     repeat: int,
     warmup: int = 2,
     turn: Callable[[Iterable[int]], Iterable[int]] = iter,
-) -> list[Measured]:
+) -> list[Measured | None]:
     """Time the steps of several models, which take turns so that conditions are equal for all.
 
-    ``turn`` wraps the iterable of rounds, for a progress bar.
+    ``turn`` wraps the iterable of rounds, for a progress bar. The result of a model that runs out
+    of GPU memory is None.
     """
-    first = [_seconds(subject.step, device) for subject in subjects]
-    peaks = []
-    for subject in subjects:
-        for _ in range(warmup - 1):
-            subject.step()
-        peaks.append(_peak_bytes(subject, device))
-    seconds: list[list[float]] = [[] for _ in subjects]
+    found: dict[int, Measured] = {}
+    for i, subject in enumerate(subjects):
+        with _leaves_out(subject, i, found):
+            found[i] = Measured([], _seconds(subject.step, device), 0)
+            for _ in range(warmup - 1):
+                subject.step()
+            found[i].peak_bytes = _peak_bytes(subject, device)
     for _ in turn(range(repeat)):
-        for subject, own in zip(subjects, seconds, strict=True):
-            own.append(_seconds(subject.step, device))
-    return [Measured(*each) for each in zip(seconds, first, peaks, strict=True)]
+        for i, own in [*found.items()]:
+            with _leaves_out(subjects[i], i, found):
+                own.seconds.append(_seconds(subjects[i].step, device))
+    return [found.get(i) for i in range(len(subjects))]
+
+
+@contextmanager
+def _leaves_out(subject: Subject, i: int, found: dict[int, Measured]) -> Iterator[None]:
+    """Drop a result, and move its model off the GPU, if memory runs out in a ``with`` block."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError:
+        found.pop(i, None)
+        subject.model.zero_grad(set_to_none=True)
+        subject.model.cpu()
+        torch.cuda.empty_cache()
 
 
 def _seconds(step: Callable[[], object], device: torch.device) -> float:
@@ -65,6 +80,8 @@ def _seconds(step: Callable[[], object], device: torch.device) -> float:
 
 
 def _peak_bytes(subject: Subject, device: torch.device) -> int:
+    # Older memory, such as gradients, must not be freed while the step is measured.
+    subject.model.zero_grad(set_to_none=True)
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -72,9 +89,7 @@ def _peak_bytes(subject: Subject, device: torch.device) -> int:
         subject.step()
         torch.cuda.synchronize(device)
         return subject.nbytes() + torch.cuda.max_memory_allocated(device) - before
-    # PyTorch has no memory statistics for CPUs, but reports each allocation to the profiler. Older
-    # memory, such as gradients, must not be freed while the profiler counts.
-    subject.model.zero_grad(set_to_none=True)
+    # PyTorch has no memory statistics for CPUs, but reports each allocation to the profiler.
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         subject.step()
     held = peak = 0

@@ -17,6 +17,7 @@ def install() -> None:
     after('mmengine', _prepare_mmengine)
     after('mmengine.model', _register_backbone)
     after(mmdet_dino.MODULE, mmdet_dino.widen_on_loading)
+    after('mmcv.ops.multi_scale_deform_attn', _keep_float32)
 
 
 def after(name: str, action: Action) -> None:
@@ -80,3 +81,7 @@ def _prepare_mmengine() -> None:
 
 def _register_backbone() -> None:
     import_module('gcvit_mm.models')
+
+
+def _keep_float32() -> None:
+    import_module('gcvit_mm.compat.deformable').keep_float32()

@@ -5,12 +5,11 @@ from itertools import zip_longest
 
 import cv2
 import numpy as np
-from PIL import Image
 from pycocotools import mask as coco
 
 from ..errors import printable
 from .palette import Color, color_of, contrast, instance_colors
-from .text import Line, class_name
+from .text import class_name, line_of
 
 OPACITY = 0.5
 DARK = (40, 40, 40)
@@ -65,11 +64,9 @@ class Canvas:
                 continue
             shape = np.ascontiguousarray(fitted[x : x + width, y : y + height].T)
             part = self._pixels[y : y + height, x : x + width]
-            paint = np.full_like(part, color)
-            tinted = cv2.addWeighted(part, 1 - OPACITY, paint, OPACITY, 0)
-            np.copyto(part, tinted, where=shape[..., None].astype(bool))
+            cv2.copyTo(cv2.LUT(part, _tints(color)), shape, part)
             outlines, _ = cv2.findContours(
-                shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x, y)
+                shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y)
             )
             self._stroke(outlines, color)
         for box, color in reversed(list(zip(boxes, colors, strict=True))):
@@ -126,19 +123,18 @@ class Canvas:
     def finish(self) -> np.ndarray:
         """Draw the captions and return the picture, (H, W, 3) of uint8 in RGB."""
         height, width = self._pixels.shape[:2]
-        picture = Image.fromarray(self._pixels)
         taken = np.zeros((height, width), np.uint8)
         for text, (x, y), color, centred in self._captions:
-            line = Line(text, self._size)
+            line = line_of(text, self._size)
             if line.width > width:
-                line = Line(text, max(MINIMUM, self._size * width // line.width))
+                line = line_of(text, max(MINIMUM, self._size * width // line.width))
             corner = x - line.width // 2 * centred, y - line.height // (1 + centred)
             free = _nearest_free(taken, *corner, line.width, line.height)
             if free:
                 x, y = free
                 taken[y : y + line.height, x : x + line.width] = 1
-                line.draw(picture, x, y, color)
-        return np.array(picture)
+                self._pixels[y : y + line.height, x : x + line.width] = line.picture(color)
+        return self._pixels
 
     def _corners(self, box: Sequence[float]) -> np.ndarray:
         """Compute the corners (4, 2) of a box in pixels of the picture."""
@@ -153,12 +149,20 @@ class Canvas:
             cv2.polylines(self._pixels, lines, True, tone, width)
 
 
+def _tints(color: Color) -> np.ndarray:
+    """A table of all values of a pixel, tinted, for each channel."""
+    tints = (1 - OPACITY) * np.arange(256)[:, None] + OPACITY * np.array(color)
+    return tints.round().astype(np.uint8)[:, None]
+
+
 def _fit(array: np.ndarray, scale: np.ndarray, shape: Sequence[int], fill: int = 0) -> np.ndarray:
     """Resize a mask or label map by nearest neighbour, and crop or pad it to a shape."""
     size = np.multiply(array.shape, scale).round().astype(int).tolist()
     if size != [*array.shape]:
         array = cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST)
     array = array[: shape[0], : shape[1]]
+    if array.shape == tuple(shape):
+        return array
     padding = [(0, side - length) for side, length in zip(shape, array.shape, strict=True)]
     return np.pad(array, padding, constant_values=fill)
 
@@ -174,6 +178,8 @@ def _nearest_free(
     if last_x < 0 or last_y < 0:
         return None
     x, y = min(max(x, 0), last_x), min(max(y, 0), last_y)
+    if not taken[y : y + height, x : x + width].any():
+        return x, y
     left, top = max(0, x - width), max(0, y - REACH * height)
     sums = cv2.integral(taken[top : y + (REACH + 1) * height, left : x + 2 * width])
     inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width]

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.font_manager import findSystemFonts
 from matplotlib.ft2font import FT2Font
 from mmengine.logging import print_log
@@ -52,20 +53,29 @@ class Line:
             (_load(font or FIRST, size), ''.join(run)) for font, run in groupby(text, font_of)
         ]
         self._margin = max(1, size // 6)
+        self._pictures: dict[Color, np.ndarray] = {}
         metrics = [font.getmetrics() for font, _ in self._runs]
         self._ascent = max((ascent for ascent, _ in metrics), default=0)
         descent = max((descent for _, descent in metrics), default=0)
         self.height = self._ascent + descent + 2 * self._margin
         self.width = round(sum(font.getlength(run) for font, run in self._runs)) + 2 * self._margin
 
-    def draw(self, picture: Image.Image, x: int, y: int, color: Color) -> None:
-        """Draw the line on a background colour; x and y are its upper left corner."""
+    def picture(self, color: Color) -> np.ndarray:
+        """Draw the line on a background colour, (height, width, 3) of uint8 in RGB."""
+        if color in self._pictures:
+            return self._pictures[color]
+        picture = Image.new('RGB', (self.width, self.height), color)
         canvas = ImageDraw.Draw(picture)
-        canvas.rectangle((x, y, x + self.width - 1, y + self.height - 1), fill=color)
-        start, baseline = float(x + self._margin), y + self._margin + self._ascent
+        start, baseline = float(self._margin), self._margin + self._ascent
         for font, run in self._runs:
             canvas.text((start, baseline), run, contrast(color), font, anchor='ls')
             start += font.getlength(run)
+        self._pictures[color] = np.asarray(picture)
+        return self._pictures[color]
+
+
+line_of = lru_cache(maxsize=4096)(Line)
+"""The line of a text and a font size; pictures have many equal captions."""
 
 
 @cache

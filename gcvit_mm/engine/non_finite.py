@@ -63,6 +63,10 @@ class GuardedOptimWrapper(_Guard, OptimWrapper):
 class GuardedAmpOptimWrapper(_Guard, AmpOptimWrapper):
     """mmengine's ``AmpOptimWrapper``, but steps whose gradients have NaN or Inf are skipped."""
 
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load a state; one of a training in bfloat16 has an empty state of the loss scaler."""
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != 'loss_scaler' or v})
+
 
 class RollBack(Exception):
     """Asks the training loop to roll back to an earlier checkpoint."""

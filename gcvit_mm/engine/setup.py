@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import shorten
 from traceback import walk_tb
 
+import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.registry import OPTIMIZERS
@@ -20,7 +21,9 @@ from ..datasets.check.settings import WORKER_KEYS
 from ..datasets.collate import prepare_collating
 from ..datasets.load_label_map import prepare_maps
 from ..errors import UserError
+from ..models.precision import use_tf32
 from ..weights.mm_loaders import register_loaders
+from .deterministic import use_deterministic_operators
 from .distributed import init_processes
 
 LOADER_TIMEOUT = 600
@@ -63,6 +66,9 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
     """Prepare a run: register the checkpoint loaders, add the hooks, initialise the processes."""
     register_loaders()
+    use_tf32()
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        use_deterministic_operators()
     _check_values(cfg)
     _check_transforms(cfg)
     # Configs from elsewhere lack these hooks; those of older work directories have them already.
@@ -75,6 +81,7 @@ def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
     for name in LOADERS:
         if cfg.get(name):
             cfg[name].setdefault('worker_init_fn', dict(type='init_worker'))
+            cfg[name].setdefault('pin_memory', torch.cuda.is_available())
             if cfg[name].get('num_workers'):
                 cfg[name].setdefault('timeout', LOADER_TIMEOUT)
             else:

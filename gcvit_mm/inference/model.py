@@ -15,6 +15,7 @@ from ..config import build_model, metainfo_of, task_of, test_dataset
 from ..drawing.palette import class_colors, class_names
 from ..errors import UserError
 from ..models import GCViT
+from ..models.precision import use_tf32
 from ..weights.convert import convert
 from ..weights.files import meta_of, read_checkpoint, state_dict_of
 from ..weights.load import mismatches
@@ -27,6 +28,7 @@ def load_model(cfg: Config, checkpoint: str, device: str | torch.device) -> tupl
     official code and of timm. Returns the model in evaluation mode and the metainfo of its classes:
     ``classes``, their names, if they have any, and ``palette``, a colour (R, G, B) for each.
     """
+    use_tf32()
     content = read_checkpoint(checkpoint)
     with _quietly():
         model = build_model(cfg)

@@ -1,9 +1,12 @@
 """Inference on many images and videos, for ``tools/infer.py``."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -14,6 +17,9 @@ from .inputs import Input
 from .prediction import Prediction
 from .predictor import Predictor, chunks
 from .results import Results, entry_of, write_coco, write_csv, write_labels, write_picture
+
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
 LEGIBLE = 640
 """Smaller images are enlarged to about this many pixels, for legible captions."""
@@ -39,35 +45,52 @@ class Run:
                     for video in group:
                         self.video(video, bar)
                 else:
-                    for batch in chunks(group, self.batch_size):
-                        self.images(batch)
-                        bar.update(len(batch))
+                    self.images(chunks(group, self.batch_size), bar)
         return self.failed
 
-    def images(self, batch: list[Input]) -> None:
+    def images(self, batches: Iterable[list[Input]], bar: tqdm) -> None:
+        """Predict on images; threads read the next ones and save the results of the last ones."""
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+            saving: deque[Future] = deque()
+            for count, pixels in ahead(reader, self.read, batches):
+                for found in self.predict(pixels):
+                    saving.append(writer.submit(self.save, *found))
+                bar.update(count)
+                while len(saving) > self.batch_size:
+                    saving.popleft().result()
+            for saved in saving:
+                saved.result()
+
+    def read(self, batch: list[Input]) -> tuple[int, dict[Input, np.ndarray]]:
         pixels = {}
         for item in batch:
             try:
                 pixels[item] = self.predictor.read(item.path)
             except UserError as error:
                 self.failed.append(str(error))
+        return len(batch), pixels
+
+    def predict(self, pixels: dict[Input, np.ndarray]) -> Iterator[tuple[Input, np.ndarray, Any]]:
         try:
             samples = list(self.predictor.predict(list(pixels.values()), self.batch_size))
         except UserError as error:  # an image of the batch is too small for the model
-            if len(batch) == 1:
-                self.failed.append(f'{batch[0].path}: {error}')
+            if len(pixels) == 1:
+                self.failed.append(f'{next(iter(pixels)).path}: {error}')
             else:
-                for item in pixels:
-                    self.images([item])
+                for item, image in pixels.items():
+                    yield from self.predict({item: image})
             return
         for (item, image), sample in zip(pixels.items(), samples, strict=True):
-            prediction = Prediction.of(sample)
-            if 'overlay' in self.formats:
-                picture = self.draw(image, prediction)
-                write_picture(self.place('overlays', item.name, '.jpg'), picture)
-            self.labels(item.name, prediction)
-            entry = entry_of(prediction, image.shape)
-            self.results.add(dict(file=item.file, frame=None, **entry))
+            yield item, image, sample
+
+    def save(self, item: Input, image: np.ndarray, sample: Any) -> None:
+        prediction = Prediction.of(sample)
+        if 'overlay' in self.formats:
+            picture = self.draw(image, prediction)
+            write_picture(self.place('overlays', item.name, '.jpg'), picture)
+        self.labels(item.name, prediction)
+        entry = entry_of(prediction, image.shape)
+        self.results.add(dict(file=item.file, frame=None, **entry))
 
     def video(self, item: Input, bar: tqdm) -> None:
         """Predict on the frames of a video; an interrupted video starts from its first frame."""
@@ -119,6 +142,19 @@ class Run:
 
     def place(self, kind: str, name: str, suffix: str) -> Path:
         return self.results.folder / kind / f'{name}{suffix}'
+
+
+def ahead(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item]
+) -> Iterator[Result]:
+    """Apply a function to items in a thread, which is one item ahead."""
+    waiting: deque[Future[Result]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > 1:
+            yield waiting.popleft().result()
+    for result in waiting:
+        yield result.result()
 
 
 def frame_count(path: Path) -> int:

@@ -14,6 +14,8 @@ and value, and take part in the softmax. All implementations have one signature:
 They return a feature map (B, H, W, C).
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,6 +23,11 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 from .position_bias import PositionBias
 from .windows import partition, segments, unpartition
+
+try:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+except ImportError:  # before torch 2.3
+    sdpa_kernel = None  # type: ignore[assignment]
 
 
 def eager_attention(
@@ -104,9 +111,21 @@ def _attend(
     query = q[0][..., :n, :] if query is None else query[:, None].expand(-1, windows, -1, -1, -1)
     # The fused kernels take four dimensions: windows are folded into the batch.
     q4, k4, v4 = (t.flatten(0, 1) for t in (query, k, v))
-    out = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=bias[None])
+    with without_cudnn() if q4.is_cuda else nullcontext():
+        out = F.scaled_dot_product_attention(q4, k4, v4, attn_mask=bias[None])
     out = _join_heads(out.unflatten(0, (images, windows))).unflatten(2, (height, width))
     return out.unflatten(1, (-1, qkv.shape[2] // width)).transpose(2, 3)
+
+
+def without_cudnn() -> AbstractContextManager:
+    """A context in which attention on GPUs is PyTorch's memory-efficient one, and not cuDNN's.
+
+    cuDNN refuses queries that windows share (pytorch #175764), gives NaN in gradients for some
+    lengths (#196678), and makes a plan for each new image size, in up to half a second.
+    """
+    if sdpa_kernel is None:  # these releases have no attention by cuDNN
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _assemble(pieces: list[list[Tensor]]) -> Tensor:

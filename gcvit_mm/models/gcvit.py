@@ -18,6 +18,8 @@ from .archs import arch_settings
 from .attention import WindowAttention, resolve_attention
 from .buffers import DropPath, compute_buffers
 from .compilation import compile_backbone
+from .fused import can_fuse, run_fused
+from .resize import bicubic_weights, resize
 from .windows import relative_position_index
 
 STRIDES = (4, 8, 16, 32)
@@ -98,6 +100,7 @@ class GlobalQuery(nn.Module):
         self.window_size = window_size
         self.pools = tuple(pools)
         self.convs = nn.ModuleList(MBConv(dim) for _ in self.pools)
+        self.weights: dict[tuple, Tensor] = {}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, heads, N, C / heads), N = window_size ** 2."""
@@ -106,11 +109,21 @@ class GlobalQuery(nn.Module):
             x = conv(x)
             if pool:
                 x = F.max_pool2d(x, 3, stride=2, padding=1)
-        size = (self.window_size, self.window_size)
+        x = x.permute(0, 2, 3, 1)
         # An exported graph cannot branch on the size; resizing to the same size changes nothing.
-        if _is_exporting() or x.shape[2:] != size:
-            x = F.interpolate(x, size, mode='bicubic', align_corners=False)
-        return x.flatten(2).unflatten(1, (self.num_heads, -1)).transpose(2, 3)
+        if _is_exporting():
+            x = resize(x, *(bicubic_weights(n, self.window_size, x) for n in x.shape[1:3]))
+        elif x.shape[1:3] != (self.window_size, self.window_size):
+            with torch.autocast(x.device.type, enabled=False):
+                x = resize(x, *(self._weights(n, x) for n in x.shape[1:3]))
+        return x.flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+
+    def _weights(self, size: int, like: Tensor) -> Tensor:
+        key = size, like.dtype, like.device
+        if key not in self.weights:
+            with torch.inference_mode(False):  # training must be able to use them
+                self.weights[key] = bicubic_weights(size, self.window_size, like)
+        return self.weights[key]
 
 
 class Mlp(nn.Module):
@@ -179,6 +192,7 @@ class Stage(nn.Module):
         self.with_cp = with_cp
         self.window_size = window_size
         # All blocks share one index; checkpoints do not have it, and therefore fit any window.
+        self.index: Tensor
         self.register_buffer('index', self.compute()['index'], persistent=False)
         # A stage of one block has no global attention, and needs no query.
         has_global = len(drop_paths) > 1
@@ -195,6 +209,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C); the caller keeps the output and then downsamples."""
         q_global = self.global_query(x) if self.global_query else None
+        if can_fuse(self.blocks, x):
+            return run_fused([*self.blocks], x, self.index, q_global, self.with_cp)
         for i, block in enumerate(self.blocks):
             query = q_global if i % 2 else None
             if self.with_cp and torch.is_grad_enabled():

@@ -7,11 +7,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from mmengine.device import get_device
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -86,7 +88,7 @@ class PreemptionHook(Hook):
                     loader.multiprocessing_context = worker_context(self.signals, context)
         if runner.distributed and dist.get_backend() != 'gloo':
             # Communication in a separate gloo group does not wait for the GPUs.
-            self.group = dist.new_group(backend='gloo')
+            self.group = _gloo_group(runner)
 
     def _note(self, number: int, frame: Any) -> None:
         # torchrun repeats a signal that the terminal has sent to all processes.
@@ -162,7 +164,8 @@ class PreemptionHook(Hook):
     def _received_by_any(self, runner: Runner) -> int:
         if not runner.distributed:
             return self.received
-        received = torch.tensor(self.received)
+        device = 'cpu' if self.group or dist.get_backend() == 'gloo' else get_device()
+        received = torch.tensor(self.received, device=device)
         try:
             dist.all_reduce(received, dist.ReduceOp.MAX, group=self.group)
         except RuntimeError:  # the others have ended, on the same signal
@@ -186,6 +189,22 @@ class PreemptionHook(Hook):
         if self.received and expected and getattr(self.loop, 'unchanged', False):
             self._end(runner, runner.iter, self.received)
         _restore_handlers()
+
+
+def _gloo_group(runner: Runner) -> Any:
+    """A gloo group of all processes, or None if one of them cannot use gloo."""
+    try:
+        group = dist.new_group(backend='gloo', timeout=timedelta(minutes=1))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition('\n')[0]
+        runner.logger.warning(
+            f'gloo finds no network ({reason}): processes exchange signals by the GPUs. Name an '
+            'interface in GLOO_SOCKET_IFNAME to use gloo'
+        )
+        group = None
+    has_gloo = torch.tensor(int(group is not None), device=get_device())
+    dist.all_reduce(has_gloo, dist.ReduceOp.MIN)
+    return group if has_gloo else None
 
 
 # --- Signal handlers that forked processes do not inherit --------------------------------------
