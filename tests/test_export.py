@@ -289,7 +289,7 @@ def test_a_segmenter_whose_head_gives_no_logits_is_refused(segmenter):
 
 @pytest.mark.parametrize(
     ('name', 'said'),
-    [('x.tflite', 'ends in .onnx or .pt2'), ('missing/x.onnx', 'missing does not exist')],
+    [('x.tflite', 'ends in .onnx, .xml or .pt2'), ('missing/x.onnx', 'missing does not exist')],
 )
 def test_a_place_that_cannot_be_written_to_is_said_before_the_work(name, said, tmp_path):
     with pytest.raises(UserError, match=said):

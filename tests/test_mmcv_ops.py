@@ -813,7 +813,9 @@ STOCK = {
 }
 
 
-@pytest.mark.parametrize('path', STOCK)
+@pytest.mark.parametrize(
+    'path', [pytest.param(p, marks=[pytest.mark.slow] * ('carafe' in p)) for p in STOCK]
+)
 def test_mmdets_models_of_these_operations_train_with_gc_vit(path):
     train_and_predict(path, 'cpu', STOCK[path], dict(GC_VIT))
 

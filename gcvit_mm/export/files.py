@@ -36,7 +36,9 @@ Run = Callable[..., dict[str, Tensor]]
 def check_target(path: Path) -> None:
     """Check that a file can be written, before the model is exported."""
     if path.suffix not in FORMATS or path.is_dir():
-        raise UserError(f'--out {path}: pass a file whose name ends in {" or ".join(FORMATS)}')
+        *others, last = FORMATS
+        ends = f'{", ".join(others)} or {last}'
+        raise UserError(f'--out {path}: pass a file whose name ends in {ends}')
     if not path.parent.is_dir():
         raise UserError(f'--out {path}: folder {path.parent} does not exist: create it first')
     missing = [name for name in PACKAGES[path.suffix] if find_spec(name) is None]

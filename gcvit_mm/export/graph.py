@@ -43,7 +43,8 @@ class ImageModel(nn.Module):
         self.model = _exportable(model, is_static=size is not None)
         preprocessor = model.data_preprocessor
         self.channels = channels_of(model) or 3
-        self.is_rgb = any(
+        # The preprocessors leave the order of four channels as it is.
+        self.is_rgb = self.channels == 3 and any(
             getattr(preprocessor, name, False)
             for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')
         )

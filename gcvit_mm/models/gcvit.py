@@ -114,7 +114,8 @@ class GlobalQuery(nn.Module):
         if _is_exporting():
             x = resize(x, *(bicubic_weights(n, self.window_size, x) for n in x.shape[1:3]))
         elif x.shape[1:3] != (self.window_size, self.window_size):
-            with torch.autocast(x.device.type, enabled=False):
+            kind = 'cpu' if x.is_meta else x.device.type  # the meta device has no autocast
+            with torch.autocast(kind, enabled=False):
                 x = resize(x, *(self._weights(n, x) for n in x.shape[1:3]))
         return x.flatten(1, 2).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
 
