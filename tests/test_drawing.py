@@ -12,7 +12,7 @@ from gcvit_mm.drawing import text
 from gcvit_mm.drawing.canvas import Canvas
 from gcvit_mm.drawing.palette import class_colors, class_names, instance_colors
 from gcvit_mm.drawing.predictions import as_rgb, draw_prediction
-from gcvit_mm.inference.prediction import Object, Prediction
+from gcvit_mm.inference.prediction import Object, Prediction, encoded
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 NONCHARACTER = '\uffff'
@@ -144,3 +144,13 @@ def test_a_picture_of_a_tiny_image_is_drawn_without_captions_that_do_not_fit():
     prediction = Prediction(objects=(Object(0, 0.9, (0, 0, 3, 3)),))
     picture = draw_prediction(np.zeros((4, 4, 3), np.uint8), prediction, ['a'], [RED], 0.5)
     assert picture.shape == (4, 4, 3)
+
+
+def test_images_in_any_memory_order_are_drawn_alike():
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    mask = np.zeros((40, 50), np.uint8)
+    mask[5:20, 10:30] = 1
+    found = Prediction(objects=(Object(0, 0.9, (10, 5, 30, 20), encoded(mask)),))
+    drawn = draw_prediction(image, found, ['cat'], [(255, 0, 0)], 0.5)
+    other = draw_prediction(np.asfortranarray(image), found, ['cat'], [(255, 0, 0)], 0.5)
+    assert np.array_equal(drawn, other) and not np.array_equal(drawn, image)

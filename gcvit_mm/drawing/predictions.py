@@ -37,7 +37,7 @@ def draw_prediction(
     picture is reduced for pictures larger than ``LONGEST``.
     """
     scale = min(scale, LONGEST / max(image.shape[:2]))
-    picture: np.ndarray = np.array(image, np.uint8)  # a copy
+    picture: np.ndarray = np.array(image, np.uint8, order='C')  # a copy, as OpenCV wants it
     if scale != 1:
         interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         picture = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=interpolation)
