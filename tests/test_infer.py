@@ -27,9 +27,11 @@ from reference import write_official
 
 from gcvit_mm import Predictor
 from gcvit_mm.errors import UserError
+from gcvit_mm.export import runner
 from gcvit_mm.inference.inputs import find_inputs, result_names
 from gcvit_mm.inference.results import Results
 from gcvit_mm.inference.run import Run, finish
+from gcvit_mm.work_dir import config_in
 
 
 @pytest.fixture(scope='module')
@@ -553,6 +555,13 @@ def test_a_model_of_four_channels_takes_files_arrays_and_pillow_images(four_chan
     assert '1 of 2 files failed' in output
     assert 'b.png: the image has 3 channel(s)' in (tmp_path / 'out/failed.txt').read_text()
     assert (tmp_path / 'out/overlays/a.jpg').is_file()
+
+
+def test_programs_in_a_work_directory_are_not_its_config(trained, tmp_path):
+    work = tmp_path / 'work'
+    shutil.copytree(trained.work_dir, work)
+    (work / 'model_onnx.py').write_text(runner.source('detection', 'model.onnx'))
+    assert config_in(work).name == Path(NANO).name
 
 
 @pytest.mark.slow

@@ -139,5 +139,8 @@ if __name__ == '__main__':
     session, about = load(Path(__file__).with_name('{file}'))
     image = np.asarray(Image.open(sys.argv[1]).convert('RGB'))
     print('classes:', about.get('classes'))
-    print(predict(session, about, image))
+    found = predict(session, about, image)
+    if isinstance(found, list):  # objects, whose masks are too long to print
+        found = [{{key: one[key] for key in ('label', 'score', 'box')}} for one in found]
+    print(found)
 '''
