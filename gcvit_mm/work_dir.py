@@ -28,7 +28,7 @@ from .zoo import CONFIGS, config_file
 
 TIME = re.compile(r'(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ')
 TRAINED = re.compile(r'last_checkpoint|(epoch|iter)_\d+\.pth|best_.+\.pth')
-CONFIG = re.compile(r'^(_base_|model|work_dir)\s*=', re.MULTILINE)
+PROGRAM = re.compile(r'^(import|from|def|class) ', re.MULTILINE)
 PREDICTIONS = tuple(package.predictions for package in PACKAGES.values())
 
 # --- Config and checkpoints -------------------------------------------------------------------
@@ -44,8 +44,8 @@ def config_in(folder: str | os.PathLike) -> Path:
     if not folder.is_dir():
         raise UserError(f'work directory {folder} does not exist: pass that of a training')
     scripts = sorted(filter(Path.is_file, folder.glob('*.py')), key=os.path.getmtime)
-    # Others may be programs, such as those that tools/export.py writes.
-    configs = [path for path in scripts if CONFIG.search(path.read_text(errors='replace'))]
+    # A training writes settings alone; tools/export.py may have left its program beside them.
+    configs = [path for path in scripts if not PROGRAM.search(path.read_text(errors='replace'))]
     if not configs:
         raise UserError(f'{folder} has no config (*.py): pass the --work-dir of a training')
     *older, newest = configs
