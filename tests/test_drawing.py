@@ -80,6 +80,25 @@ def test_objects_of_a_class_have_shades_of_its_color():
     assert not picture[60, 90:110].any()
 
 
+def test_objects_of_the_only_class_have_different_hues():
+    colors = instance_colors([0] * 4, [RED])
+    assert colors[0] == RED
+    hues = [colorsys.rgb_to_hls(*(part / 255 for part in color))[0] for color in colors]
+    for one, other in itertools.combinations(hues, 2):
+        assert 0.05 < abs(one - other) < 0.95
+
+
+def test_an_object_is_outlined_by_its_mask_or_else_by_its_box():
+    mask = np.zeros((1, 200, 200), np.uint8)
+    mask[0, 90:110, 90:110] = 1
+    for masks, corner in ((mask, False), ((), True)):
+        canvas = Canvas(np.zeros((200, 200, 3), np.uint8), ['a', 'b'], [RED, BLUE])
+        canvas.objects([(40, 40, 160, 160)], [0], masks)
+        picture = canvas.finish()
+        assert picture[160, 160].any() == corner
+        assert picture[100, 90].any() != corner
+
+
 # --- Captions ---------------------------------------------------------------------------------
 
 

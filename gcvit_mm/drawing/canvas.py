@@ -8,11 +8,11 @@ import numpy as np
 from pycocotools import mask as coco
 
 from ..errors import printable
-from .palette import Color, color_of, contrast, instance_colors
+from .palette import Color, color_of, instance_colors
 from .text import class_name, line_of
 
 OPACITY = 0.5
-DARK = (40, 40, 40)
+DARK, LIGHT = (40, 40, 40), (255, 255, 255)
 FONT_SIZES = (12, 40)
 """Minimum and maximum font size of captions, in pixels."""
 MINIMUM = 5
@@ -38,7 +38,7 @@ class Canvas:
         self._pixels, self._scale = picture, np.array(scale)
         self._classes, self._palette = classes, palette
         side = np.prod(picture.shape[:2]) ** 0.5
-        self._line = max(1, round(side / 340))
+        self._line = max(1, round(side / 500))
         self._size = min(max(int(side / 50), FONT_SIZES[0]), FONT_SIZES[1])
         self._captions: list[tuple[str, tuple[int, int], Color, bool]] = []
 
@@ -51,14 +51,15 @@ class Canvas:
     ) -> None:
         """Draw objects, the first one on top; it also has priority for a caption.
 
-        Boxes are x1, y1, x2, y2; masks are (h, w) or COCO run-length encodings.
+        Boxes are x1, y1, x2, y2, and are drawn where there are no masks; masks are (h, w) or COCO
+        run-length encodings. Captions do not repeat the name of the only class.
         """
         colors = instance_colors(labels, self._palette)
         for mask, color in reversed(list(zip(masks, colors, strict=False))):
             # Decoded one by one, because all masks of a large image may need gigabytes.
             dense = coco.decode(mask) if isinstance(mask, dict) else mask
             # COCO stores masks column by column: transposed views avoid slow copies.
-            fitted = _fit(dense.T, self._scale, self._pixels.shape[1::-1])
+            fitted = _fit(dense.T, self._scale, self._pixels.shape[1::-1], cv2.INTER_LINEAR)
             y, x, height, width = cv2.boundingRect(fitted)
             if not width:
                 continue
@@ -69,11 +70,12 @@ class Canvas:
                 shape, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(x, y)
             )
             self._stroke(outlines, color)
-        for box, color in reversed(list(zip(boxes, colors, strict=True))):
+        for box, color in reversed(list(zip(boxes, colors, strict=True))[len(masks) :]):
             self._stroke([self._corners(box)], color)
         for box, label, color, score in zip_longest(boxes, labels, colors, scores):
             name = class_name(self._classes, label)
-            text = name if score is None else f'{name} {score:.2f}'
+            only = '' if len(self._classes) == 1 else f'{name} '
+            text = name if score is None else f'{only}{score:.2f}'
             self.caption(text, self._corners(box)[0], color)
 
     def dashed_box(self, box: Sequence[float], label: int) -> None:
@@ -144,8 +146,9 @@ class Canvas:
         return np.array([(x1, y1), (x2, y1), (x2, y2), (x1, y2)])
 
     def _stroke(self, lines: Sequence[np.ndarray], color: Color) -> None:
-        """Draw closed lines with a contrasting rim, visible on dark and on light images."""
-        for tone, width in ((contrast(color), self._line + 2), (color, self._line)):
+        """Draw closed lines with a rim, visible on dark and on light images."""
+        rim = DARK if max(color) > 100 else LIGHT
+        for tone, width in ((rim, self._line + 2), (color, self._line)):
             cv2.polylines(self._pixels, lines, True, tone, width)
 
 
@@ -155,11 +158,17 @@ def _tints(color: Color) -> np.ndarray:
     return tints.round().astype(np.uint8)[:, None]
 
 
-def _fit(array: np.ndarray, scale: np.ndarray, shape: Sequence[int], fill: int = 0) -> np.ndarray:
-    """Resize a mask or label map by nearest neighbour, and crop or pad it to a shape."""
+def _fit(
+    array: np.ndarray,
+    scale: np.ndarray,
+    shape: Sequence[int],
+    interpolation: int = cv2.INTER_NEAREST,
+    fill: int = 0,
+) -> np.ndarray:
+    """Resize a mask or label map, and crop or pad it to a shape."""
     size = np.multiply(array.shape, scale).round().astype(int).tolist()
     if size != [*array.shape]:
-        array = cv2.resize(array, size[::-1], interpolation=cv2.INTER_NEAREST)
+        array = cv2.resize(array, size[::-1], interpolation=interpolation)
     array = array[: shape[0], : shape[1]]
     if array.shape == tuple(shape):
         return array

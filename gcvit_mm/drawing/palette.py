@@ -45,7 +45,12 @@ def color_of(palette: Sequence[Iterable[int]], label: int) -> Color:
 
 
 def instance_colors(labels: Iterable[int], palette: Sequence[Iterable[int]]) -> list[Color]:
-    """Choose a colour for each object: that of its class for the first one, then shades of it."""
+    """Choose a colour for each object: that of its class for the first one, then shades of it.
+
+    Objects of the only class have different hues.
+    """
+    if len(palette) == 1:
+        return [color_of(palette if n == 0 else (), n) for n, _ in enumerate(labels)]
     before: Counter = Counter()
     colors = []
     for label in labels:
