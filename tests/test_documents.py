@@ -27,10 +27,10 @@ PAGES = sorted(
     str(path.relative_to(ROOT))
     for path in [*ROOT.glob('*.md'), *ROOT.glob('docs/*.md'), *ROOT.glob('checkpoints/*.md')]
 )
-FIRST = 'README.md'
+FIRST = 'docs/commands.md'
 SAMPLES = os.environ.get('GCVIT_MM_SAMPLES')
-ELSEWHERE = {'docs/use_in_your_config.md', 'docs/other_libraries.md'}
-"""Run by the tests that these pages name."""
+ELSEWHERE = {'README.md', 'docs/use_in_your_config.md', 'docs/other_libraries.md'}
+"""Run by the tests that these pages name; the commands of README.md stand on other pages."""
 COMMAND = re.compile(
     r'([A-Z_]+=\S+ )*(python3? |tools/|gcvit-mm |uv |docker |make |pip |source |torchrun |'
     r'tensorboard |mlflow |cp |truncate |export |cat |git |tests/)'
@@ -169,7 +169,7 @@ def to_run(text: str, page: str) -> list[str]:
 
 @functools.cache
 def of_first() -> set[str]:
-    """Trainings and tests by several processes on the first page, which others show too."""
+    """Trainings and tests by several processes on the page of commands, which others show too."""
     every = (command for block in blocks(FIRST) for command in to_run(block.text, FIRST))
     return {command for command in every if command.startswith('tools/dist_')}
 
@@ -200,6 +200,13 @@ def test_tests_that_are_named_exist(page):
     code = ''.join(path.read_text() for path in (ROOT / 'tests').glob('test_*.py'))
     for name in re.findall(r'`(test_\w+_\w+_\w+)`', (ROOT / page).read_text()):
         assert f'def {name}(' in code, name
+
+
+def test_commands_of_the_first_page_are_run_on_others():
+    texts = (block.text for page in PAGES if page not in ELSEWHERE for block in blocks(page))
+    run = {command for text in texts for command in commands(text)}
+    for block in blocks('README.md'):
+        assert set(commands(block.text)) <= run
 
 
 @pytest.fixture(scope='session')

@@ -1,4 +1,4 @@
-"""The list of models, the README's table and the configs say the same."""
+"""The list of models, the table of docs/models.md and the configs say the same."""
 
 import ast
 import re
@@ -47,5 +47,5 @@ def test_parameters_schedule_and_published_figures_are_those_of_the_config(name)
     assert dict(said) == {k: f'{v:.1f}' for k, v in data.get('Published', {}).items()}
 
 
-def test_the_table_of_the_readme_is_the_one_written_from_the_list():
+def test_the_table_of_models_is_the_one_written_from_the_list():
     succeed('zoo_table.py', '--check')

@@ -1,4 +1,4 @@
-"""Write the README's table of models from ``configs/metafile.yml``."""
+"""Write the table of models in ``docs/models.md`` from ``configs/metafile.yml``."""
 
 import argparse
 from collections.abc import Iterator
@@ -18,19 +18,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--check', action='store_true', help='only fail if the table is outdated')
     check = parser.parse_args().check
-    readme = ROOT / 'README.md'
-    old = readme.read_text()
+    page = ROOT / 'docs' / 'models.md'
+    old = page.read_text()
     new = with_table(old, table())
     if check and new != old:
-        raise UserError('the table of models in README.md is outdated: run tools/zoo_table.py')
+        raise UserError('the table of models in docs/models.md is outdated: run tools/zoo_table.py')
     if new != old:
-        readme.write_text(new)
+        page.write_text(new)
 
 
 def with_table(text: str, lines: str) -> str:
     """Replace the lines between the marks."""
     if text.count(START) != 1 or text.count(END) != 1:
-        raise UserError(f'README.md must have each of the marks {START!r} and {END!r} once')
+        raise UserError(f'docs/models.md must have each of the marks {START!r} and {END!r} once')
     before, _, rest = text.partition(START)
     return f'{before}{START}\n{lines}{END}{rest.partition(END)[2]}'
 
@@ -53,7 +53,7 @@ def row(model: dict) -> str:
     data = model['Metadata']
     measured = [result['Metrics'] for result in model.get('Results', [])]
     cells = [
-        f'[{model["Name"]}]({model["Config"]})',
+        f'[{model["Name"]}](../{model["Config"]})',
         f'{data["Parameters"] / 1e6:.1f}M',
         data['Schedule'],
         *('<br>'.join(figures(m)) for m in (data.get('Published', {}), *(measured or [{}]))),
