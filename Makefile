@@ -26,7 +26,7 @@ SUM := $(shell { pwd; cat setup.py pyproject.toml requirements.txt requirements-
 RUN := $(ENV)/.gcvit_mm-run-$(SUM)
 ALL := $(ENV)/.gcvit_mm-all-$(SUM)
 
-.PHONY: setup setup-run install env demo test test-documents test-slow gpu lint lock
+.PHONY: setup setup-run install env demo docs test test-documents test-slow gpu lint lock
 
 # For the demonstration, and to train and evaluate.
 setup-run:
@@ -67,6 +67,12 @@ gpu: setup
 	    mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py --size 800x1280 --batch 2 \
 	    --out docs/performance/gpu_mask_rcnn.json
 	$(PY) tools/performance_page.py
+
+# The site, from the pages of the repository: site/index.html.
+docs: env
+	@$(PIP) --quiet -r requirements-docs.txt
+	$(PY) -m mkdocs build --quiet
+	@echo 'The site is in site/: python3 -m http.server -d site'
 
 lint: setup
 	$(PY) -m ruff check .
@@ -130,4 +136,5 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --no-annotate \
 lock:
 	$(LOCK) --extra mm $(EXTRAS) -o requirements-all.txt
 	$(LOCK) --extra mm -c requirements-all.txt -o requirements.txt
+	$(LOCK) --extra docs -c requirements-all.txt -o requirements-docs.txt
 	sed -i "/ ; sys_platform == 'none'$$/d" requirements.txt requirements-all.txt
