@@ -71,7 +71,7 @@ gpu: setup
 # The site, from the pages of the repository: site/index.html.
 docs: env
 	@$(PIP) --quiet -r requirements-docs.txt
-	$(PY) -m mkdocs build --quiet
+	DISABLE_MKDOCS_2_WARNING=true NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo 'The site is in site/: python3 -m http.server -d site'
 
 lint: setup
