@@ -53,6 +53,15 @@ def test_small_objects_get_larger_images_and_smaller_anchors():
     assert decided(replace(PHOTOS, box_sides=[0.3, 0.5] * 1000))['anchors'] == 32
 
 
+def test_objects_that_vanish_in_whole_images_are_seen_in_tiles():
+    aerial = replace(PHOTOS, long_sides=[6000.0] * 100, box_sides=[0.002, 0.004] * 1000)
+    assert decided(aerial)['tile'] == 512
+    assert decided(replace(aerial, gpus=1))['tile'] == 1024
+    assert decided(replace(aerial, box_sides=[0.01] * 100))['tile'] is None
+    assert decided(aerial, tile=256)['tile'] == 256
+    assert decided(PHOTOS)['tile'] is None
+
+
 @pytest.mark.parametrize('tops', [None, (5.0, 0.1), (0.1, -4.0)])
 def test_photos_are_never_turned_upside_down(tops):
     assert decided(replace(PHOTOS, tops=tops))['flips'] == 'horizontal'

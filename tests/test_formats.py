@@ -1197,3 +1197,124 @@ def test_images_turned_by_exif_are_read_as_training_does(suffix, tmp_path):
     dataset = bring_in(root)
     (image,) = json.loads(dataset.ann_file('val').read_text())['images']
     assert (image['width'], image['height']) == (50, 40)
+
+
+# --- Tiles ------------------------------------------------------------------------------------
+
+
+def large_scene(folder, rng):
+    """Images with polygons, run lengths and a crowd, and all masks (n, H, W) of each."""
+    content = {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'cell'}]}
+    masks = {}
+    for number, (height, width) in enumerate([(150, 210), (60, 50), (200, 64)] * 4, 1):
+        name = f'{number}.{"png" if number % 2 else "jpg"}'
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / name)
+        content['images'].append(
+            {'id': number, 'file_name': name, 'width': width, 'height': height}
+        )
+        masks[name] = []
+        for kind in ('polygon', 'polygon', 'run lengths', 'crowd'):
+            middle = rng.uniform(0.1, 0.9, 2) * (width, height)
+            angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+            outline = middle + rng.uniform(5, 25) * np.c_[np.cos(angles), np.sin(angles)]
+            outline = outline.clip(0, (width, height))
+            mask = [outline.ravel().tolist()]
+            rle = mask_utils.merge(mask_utils.frPyObjects(mask, height, width))
+            dense = mask_utils.decode(rle)
+            masks[name].append(dense)
+            annotation = {'id': len(content['annotations']) + 1, 'image_id': number}
+            annotation |= {'category_id': 1, 'iscrowd': int(kind == 'crowd')}
+            annotation['segmentation'] = mask
+            if kind != 'polygon':
+                annotation['segmentation'] = {'size': [height, width], 'counts': runs(dense)}
+            annotation['bbox'] = mask_utils.toBbox(rle).tolist()
+            annotation['area'] = float(dense.sum())
+            content['annotations'].append(annotation)
+    write(folder / 'instances.json', content)
+    return masks
+
+
+def runs(mask):
+    values = mask.T.ravel()
+    edges = np.flatnonzero(np.diff(values)) + 1
+    lengths = np.diff([0, *edges, values.size]).tolist()
+    return lengths if values[0] == 0 else [0, *lengths]
+
+
+def test_tiles_have_the_pixels_and_masks_of_their_place(tmp_path):
+    masks = large_scene(tmp_path / 'in', np.random.default_rng(0))
+    data = bring_in(tmp_path / 'in', tmp_path / 'out', tile=64)
+    covered = {}
+    for split in ('train', 'val'):
+        content = json.loads(data.ann_file(split).read_text())
+        for image in content['images']:
+            source, x, y = re.fullmatch(r'(.+)_(\d+)_(\d+)\.png', image['file_name']).groups()
+            x, y, width, height = int(x), int(y), image['width'], image['height']
+            whole = np.array(Image.open(tmp_path / 'in' / source))
+            part = np.array(Image.open(data.images / image['file_name']))
+            assert np.array_equal(part, whole[y : y + height, x : x + width])
+            seen = covered.setdefault(source, (split, np.zeros(whole.shape[:2], bool)))
+            assert seen[0] == split  # tiles of an image are on one side
+            seen[1][y : y + height, x : x + width] = True
+            expected = [one[y : y + height, x : x + width] for one in masks[source]]
+            expected = [
+                (own, one) for own, one in zip(expected, masks[source], strict=True) if own.any()
+            ]
+            found = [a for a in content['annotations'] if a['image_id'] == image['id']]
+            assert len(found) == len(expected)
+            for own, (part, one) in zip(found, expected, strict=True):
+                rle = own['segmentation']
+                if isinstance(rle, list):
+                    rle = mask_utils.merge(mask_utils.frPyObjects(rle, height, width))
+                assert np.array_equal(mask_utils.decode(rle), part)
+                x1, y1, _, h = own['bbox']
+                rows, columns = part.nonzero()
+                assert abs(x1 - columns.min()) <= 1
+                assert abs(y1 + h - rows.max() - 1) <= 1
+                is_crowd = one is masks[source][3]
+                assert own['iscrowd'] == (is_crowd or part.sum() < 0.3 * one.sum())
+    assert all(seen.all() for _, seen in covered.values())
+    assert covered.keys() == masks.keys()
+
+
+def test_tiles_of_label_maps_and_boxes(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        for kind, values in (('images', 256), ('labels', 3)):
+            pixels = rng.integers(0, values, (90, 130), np.uint8)
+            (tmp_path / 'in' / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / 'in' / kind / f'{number}.png')
+    data = bring_in(tmp_path / 'in', tmp_path / 'out', tile=64)
+    tiles = [
+        line for split in ('train', 'val') for line in data.ann_file(split).read_text().split()
+    ]
+    assert len(tiles) == 5 * 2 * 3
+    for name in tiles:
+        number, x, y = map(int, re.findall(r'\d+', name))
+        whole = np.array(Image.open(tmp_path / 'in/labels' / f'{number}.png'))
+        part = np.array(Image.open(tmp_path / 'out/label_maps' / f'{name}.png'))
+        assert np.array_equal(part, whole[y : y + 64, x : x + 64])
+    assert len(list((tmp_path / 'out/label_maps').rglob('*.png'))) == len(tiles)
+
+    as_voc(tmp_path / 'voc')
+    boxes = bring_in(tmp_path / 'voc', tmp_path / 'cut', tile=32)
+    whole = bring_in(tmp_path / 'voc', tmp_path / 'whole')
+    for split in ('train', 'val'):
+        cut, full = (json.loads(one.ann_file(split).read_text()) for one in (boxes, whole))
+        assert len(cut['images']) >= len(full['images'])
+        for image in cut['images']:
+            for own in cut['annotations']:
+                if own['image_id'] == image['id']:
+                    x, y, w, h = own['bbox']
+                    assert min(x, y, image['width'] - x - w, image['height'] - y - h) >= 0
+                    assert min(w, h) >= 1
+
+
+@pytest.mark.parametrize('tile', [0.5, -3, 31])
+def test_tiles_that_are_too_small_are_refused(tile, tmp_path):
+    as_voc(tmp_path / 'voc')
+    with pytest.raises(UserError, match='32 pixels'):
+        bring_in(tmp_path / 'voc', tmp_path / 'out', tile=tile)
+    assert not (tmp_path / 'out').exists()

@@ -22,6 +22,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--val', type=float, default=0.2, metavar='SHARE', help=help)
     parser.add_argument('--seed', type=int, default=0, metavar='S', help='seed of that split')
     parser.add_argument('--copy', action='store_true', help='copy the images, not refer to them')
+    parser.add_argument('--tile', type=int, metavar='PX', help='cut images into tiles of this size')
     return parser.parse_args()
 
 
@@ -29,6 +30,8 @@ def main() -> None:
     args = parse_args()
     if args.to and not args.dest:
         raise UserError('--to needs a folder to write to: pass SRC DST')
+    if args.to and args.tile:
+        raise UserError('--tile is for the own form: leave out --to')
     with redirect_stdout(sys.stderr):  # packages print at import, but stdout is for the report
         from gcvit_mm.datasets.check import print_reports
         from gcvit_mm.formats import bring_in, export
@@ -37,7 +40,7 @@ def main() -> None:
     if args.to:
         reports, dest = export(args.source, args.dest, args.to, **options), args.dest
     else:
-        dataset = bring_in(args.source, args.dest, **options)
+        dataset = bring_in(args.source, args.dest, tile=args.tile, **options)
         reports, dest = dataset.reports, dataset.root
     print_reports(reports)
     print(f'written: {printable(str(dest))}')

@@ -93,6 +93,9 @@ def _data(data: Dataset, facts: Facts, made: Decisions) -> Lines:
 
 
 def _pipelines(data: Dataset, facts: Facts, made: Decisions) -> Lines:
+    if made['tile'].value:
+        yield _why('tile', made, 'The images are tiles of')
+        yield f'tile = {made["tile"].value}'
     size = made['size'].value
     square = size, size
     yield _why('size', made, 'Images of')

@@ -105,6 +105,17 @@ def _multiple(side: float) -> int:
     return 32 * math.ceil(side / 32)
 
 
+def _tile(facts: Facts, made: Decisions) -> Decision:
+    """The side of the tiles that images are cut into."""
+    most = SIDES['gpu' if facts.gpus else 'cpu']
+    if facts.box_sides and max(facts.long_sides) > 2 * most:
+        quarter = float(np.percentile(facts.box_sides, 25)) * 2 * most
+        if quarter < SMALLEST:
+            why = f'a quarter of the objects would be below {SMALLEST:.0f} pixels in whole images'
+            return Decision(most, why)
+    return Decision(None, 'objects are large enough in whole images')
+
+
 def _flips(facts: Facts, made: Decisions) -> Decision:
     if facts.tops is None or facts.task == 'classification':
         return Decision('horizontal', 'photos are never upside down')
@@ -131,6 +142,7 @@ def _rare(facts: Facts, made: Decisions) -> Decision:
 
 
 CHOOSERS = {
+    'tile': _tile,
     'model': _model,
     'head': _head,
     'weights': _weights,

@@ -39,6 +39,7 @@ class Options:
         None, 'scratch, imagenet or a checkpoint to start from', flag='--from'
     )
     size: int | None = _option(None, 'longest side of an image in pixels', type=int)
+    tile: int | None = _option(None, 'side of the tiles that images are cut into', type=int)
     flips: str | None = _option(
         None, 'flip images left to right, or also upside down', choices=('horizontal', 'all')
     )

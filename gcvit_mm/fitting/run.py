@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from mmengine.config import Config
@@ -17,7 +18,19 @@ from ..zoo import TOOLS
 from .decisions import Decision, Decisions, batch_sizes, decide, epochs_for, rate_for
 from .options import Options
 
-SHOWN = ('model', 'weights', 'head', 'size', 'flips', 'anchors', 'rare', 'batch', 'lr', 'epochs')
+SHOWN = (
+    'model',
+    'weights',
+    'head',
+    'tile',
+    'size',
+    'flips',
+    'anchors',
+    'rare',
+    'batch',
+    'lr',
+    'epochs',
+)
 
 
 def fit(
@@ -95,7 +108,8 @@ def _write_config(folder: Path, work: Path, config: Path, command: str, options:
     from .trial import DoesNotFitError, try_steps
 
     gpus = _gpus(options)
-    data = bring_in(
+    read = partial(
+        bring_in,
         folder,
         work / 'data',
         format=options.format,
@@ -103,8 +117,14 @@ def _write_config(folder: Path, work: Path, config: Path, command: str, options:
         val=options.val,
         seed=options.seed,
     )
+    data = read()
     facts = find_facts(data, read_reports(data), gpus)
     made = decide(facts, options)
+    if made['tile'].value:
+        print(f'cutting the images into tiles of {made["tile"].value} pixels ...', flush=True)
+        data = read(tile=made['tile'].value)
+        facts = find_facts(data, read_reports(data), gpus)
+        made = decide(facts, options) | {'tile': made['tile']}
     _get_weights(made)
     trial = work / 'trial.py'
     try:
@@ -195,6 +215,8 @@ def _summary(cfg: Config, work: Path, best: str) -> Iterator[str]:
             options = f' --score {score:.2f}'
         else:
             yield 'no prediction for a validation image is correct: train longer'
+    if tile := cfg.get('tile'):
+        options += f' --tile {tile}'
     yield f'report: {work / "report.html"}, inputs of the training: {work / "browse/index.html"}'
     yield f'predict: gcvit-mm infer {shlex.quote(str(work))} IMAGES --out FOLDER{options}'
     yield f'in the browser: gcvit-mm app {shlex.quote(str(work))}'

@@ -22,6 +22,7 @@ from . import maps, objects
 from .dataset import FILE, Dataset
 from .source import Record, Skip, Source, is_mask, suffix
 from .splits import Splits, read_lists, split
+from .tiles import cut
 from .write import WRITERS, annotate, coco, paint, place, unique_names
 
 __all__ = ['FORMATS', 'TASKS', 'WRITERS', 'Dataset', 'bring_in', 'describe', 'export']
@@ -30,6 +31,8 @@ FORMATS = {name: (objects.FORMATS | maps.FORMATS)[name] for name in LABEL_FORMAT
 """The formats in the order in which they are looked for."""
 AnyPath: TypeAlias = str | os.PathLike
 BOXES = ('detection', 'instances')
+LEAST = 32
+"""Minimum side of a tile, in pixels."""
 NEEDS: dict[str, tuple[str, Callable[[Record], bool]]] = {
     'detection': ('boxes or masks of objects', lambda record: bool(record.objects)),
     'instances': ('masks of objects', lambda record: any(own.mask for own in record.objects)),
@@ -43,17 +46,23 @@ NEEDS: dict[str, tuple[str, Callable[[Record], bool]]] = {
 
 
 def bring_in(
-    source: AnyPath, dest: AnyPath | None = None, *, copy: bool = False, **options: Any
+    source: AnyPath,
+    dest: AnyPath | None = None,
+    *,
+    copy: bool = False,
+    tile: int | None = None,
+    **options: Any,
 ) -> Dataset:
     """Recognise the labels of a folder, and write them in the form that the configs read.
 
-    The source is never changed. Images stay where they are, unless ``copy`` is set.
+    The source is never changed. Images stay where they are, unless ``copy`` or ``tile`` is set.
 
     Args:
         source: The folder with images and labels.
         dest: The folder to write; default: ``gcvit_mm`` in the source. One that was written before
             is replaced when the new one is complete.
         copy: Copy the images too.
+        tile: Side in pixels of the tiles that images are cut into, with their labels.
         options: ``format``, one of ``FORMATS``, which is recognised by default; ``task``, one of
             ``TASKS``, by default what the labels are for; if the source has no split, ``val``, the
             share of images for validation (0.2), and ``seed`` (0).
@@ -67,8 +76,12 @@ def bring_in(
     """
     root, dest = Path(source), Path(dest) if dest else Path(source) / 'gcvit_mm'
     with _converted(root, dest, **options) as (read, folder, splits):
+        if tile and (tile < LEAST or read.task == 'classification'):
+            raise ArgumentError(f'tile {tile}: {LEAST} pixels at least, and not for classification')
         for name, records in splits.items():
-            for record in records if copy else ():
+            if tile:
+                records[:] = [part for own in records for part in cut(read, own, folder, tile)]
+            for record in records if copy and not tile else ():
                 place(root / record.image, folder / 'images' / record.name, True)
             if read.task in BOXES:
                 atomic_text(folder / f'{name}.json', coco(read, records))
@@ -80,7 +93,7 @@ def bring_in(
         colours = enumerate(map(read.palette.get, read.classes))
         dataset = Dataset(
             root=dest,
-            images=dest / 'images' if copy else Path(os.path.abspath(root)),
+            images=dest / 'images' if copy or tile else Path(os.path.abspath(root)),
             format=read.format,
             task=read.task,
             classes=tuple(read.classes),

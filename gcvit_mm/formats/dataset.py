@@ -22,7 +22,7 @@ class Dataset:
     train.json, val.json    COCO files, for detection and instances
     train.txt, val.txt      lists of images, with labels for classification
     label_maps/**.png       for segmentation: numbers of classes, 255 is ignored
-    images/                 only if the images are copied
+    images/                 only if the images are copied, or cut into tiles
     """
 
     root: Path  # the folder
