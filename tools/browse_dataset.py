@@ -7,6 +7,7 @@ import html
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,16 +27,17 @@ PAGE = """<!DOCTYPE html>
 <meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 14px sans-serif; margin: 1.5em; color: #222; background: #fff }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1.2em }}
-figure {{ margin: 0 }}
+{style}
+div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1.2rem }}
 img {{ width: 100%; height: auto; display: block }}
-figcaption {{ overflow-wrap: anywhere; margin-top: .3em; line-height: 1.4 }}
+figcaption {{ overflow-wrap: anywhere; margin-top: .3rem }}
 </style>
+<main>
 <h1>{title}</h1>
 <p>{about}</p>
-<main>
+<div>
 {figures}
+</div>
 </main>
 </html>
 """
@@ -110,7 +112,8 @@ def main() -> None:
         source = f'epoch {args.epoch}, seed {seed}' if feed.trains else 'evaluation'
         about = f'{len(figures)} of {len(feed.loader.dataset)} samples, {source}'
         title = html.escape(f'{name}: {args.split}')
-        page = PAGE.format(title=title, about=about, figures='\n'.join(figures))
+        style = resources.files('gcvit_mm.report').joinpath('page.css').read_text()
+        page = PAGE.format(title=title, about=about, style=style, figures='\n'.join(figures))
         (folder / 'index.html').write_text(page)
     print(f'{about}: {folder / "index.html"}')
 

@@ -135,7 +135,7 @@ def draw(title: str, pixels: np.ndarray, coco: COCO, annotations: list[dict]) ->
     from gcvit_mm.drawing.canvas import Canvas
 
     picture = cv2.resize(pixels, None, fx=ZOOM, fy=ZOOM, interpolation=cv2.INTER_CUBIC)
-    canvas = Canvas(picture, [*CLASSES, 'crowd'], [*PALETTE, (255, 0, 0)], (ZOOM, ZOOM))
+    canvas = Canvas(picture, CLASSES, PALETTE, (ZOOM, ZOOM))
     canvas.lines([title])
     crowds = [ann for ann in annotations if ann.get('iscrowd')]
     objects = [ann for ann in annotations if ann not in crowds]
@@ -146,7 +146,7 @@ def draw(title: str, pixels: np.ndarray, coco: COCO, annotations: list[dict]) ->
         [ann['score'] for ann in objects if 'score' in ann],
     )
     for crowd in crowds:
-        canvas.dashed_box(corners(crowd), len(CLASSES))
+        canvas.ignored_box(corners(crowd))
     return np.pad(canvas.finish(), ((4, 4), (4, 4), (0, 0)), constant_values=255)
 
 

@@ -13,6 +13,7 @@ from .text import class_name, line_of
 
 OPACITY = 0.5
 DARK, LIGHT = (40, 40, 40), (255, 255, 255)
+IGNORED, IGNORED_COLOR = 'ignored', (255, 0, 0)
 FONT_SIZES = (12, 40)
 """Minimum and maximum font size of captions, in pixels."""
 MINIMUM = 5
@@ -73,22 +74,22 @@ class Canvas:
         for box, color in reversed(list(zip(boxes, colors, strict=True))[len(masks) :]):
             self._stroke([self._corners(box)], color)
         for box, label, color, score in zip_longest(boxes, labels, colors, scores):
-            name = class_name(self._classes, label)
-            only = '' if len(self._classes) == 1 else f'{name} '
-            text = name if score is None else f'{only}{score:.2f}'
-            self.caption(text, self._corners(box)[0], color)
+            parts = [class_name(self._classes, label)] if len(self._classes) != 1 else []
+            parts += [f'{score:.2f}'] if score is not None else []
+            if parts:
+                self.caption(' '.join(parts), self._corners(box)[0], color)
 
-    def dashed_box(self, box: Sequence[float], label: int) -> None:
-        """Draw the box of an ignored region, dashed and in the colour of a class."""
-        corners, color = self._corners(box), color_of(self._palette, label)
+    def ignored_box(self, box: Sequence[float]) -> None:
+        """Draw the box of an ignored region, dashed and in red."""
+        corners = self._corners(box)
         dash = 6 * self._line
         dashes: list[np.ndarray] = []
         for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             count = 2 * max(1, int(np.abs(end - start).max()) // (2 * dash)) + 1
             points = np.linspace(start, end, count + 1).round().astype(np.int32)
             dashes += np.split(points, len(points) // 2)
-        self._stroke(dashes, color)
-        self.caption(class_name(self._classes, label), corners[0], color)
+        self._stroke(dashes, IGNORED_COLOR)
+        self.caption(IGNORED, corners[0], IGNORED_COLOR)
 
     def label_map(self, labels: np.ndarray) -> None:
         """Tint the picture by a label map, (h, w), and draw its borders and class names."""

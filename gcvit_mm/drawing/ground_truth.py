@@ -6,14 +6,13 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .canvas import Canvas
+from .canvas import IGNORED, IGNORED_COLOR, Canvas
 from .palette import Color
 from .text import class_name
 
 SHORT_SIDE = 480
 """Minimum length of a picture's shorter side in pixels, for legible captions."""
 STRIPE = 6
-IGNORED, IGNORED_COLOR = 'ignored', (255, 0, 0)
 
 
 def draw_truth(
@@ -44,20 +43,20 @@ def draw_truth(
     y, x = (zoom * new / old for new, old in zip(shape, annotated, strict=True))
     picture = _stripe(picture, *shape)
     picture = cv2.resize(picture, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)
-    none = len(classes)
-    canvas = Canvas(picture, [*classes, IGNORED], [*palette, IGNORED_COLOR], (x, y))
+    canvas = Canvas(picture, classes, palette, (x, y))
     if 'gt_instances' in sample:
         objects = sample.gt_instances
         masks = objects.masks.to_ndarray() if 'masks' in objects else ()
         canvas.objects(_corners(objects), objects.labels.tolist(), masks)
         if 'ignored_instances' in sample:
             for box in _corners(sample.ignored_instances):
-                canvas.dashed_box(box, none)
+                canvas.ignored_box(box)
     elif 'gt_sem_seg' in sample:
-        labels = sample.gt_sem_seg.data[0].numpy()
+        labels, none = sample.gt_sem_seg.data[0].numpy(), len(classes)
+        canvas = Canvas(picture, [*classes, IGNORED], [*palette, IGNORED_COLOR], (x, y))
         canvas.label_map(np.where(labels < none, labels, none))
     else:
-        names = [class_name(classes, label) for label in range(none)]
+        names = [class_name(classes, label) for label in range(len(classes))]
         canvas.lines(describe_labels(sample, names))
     return canvas.finish()
 
