@@ -112,6 +112,7 @@ def test_a_training_step_leaves_gradients_and_inference_none():
 # --- The command ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_compares_models_and_writes_json(tmp_path):
     output = succeed(
         'benchmark.py', 'gcvit_xxtiny', 'gcvit_xxtiny:window_size=4,4,8,4:attn_impl=eager',

@@ -54,7 +54,9 @@ def small_config(family, data, folder):
     return cfg
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize(
+    'family', [FAMILIES[0], *(pytest.param(one, marks=pytest.mark.slow) for one in FAMILIES[1:])]
+)
 def test_the_feed_is_what_a_training_gives_its_model(family, tiny_shapes, tmp_path):
     cfg = small_config(family, tiny_shapes, tmp_path)
     shown = []

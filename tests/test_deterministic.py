@@ -98,7 +98,7 @@ def test_all_operators_that_pytorch_refuses_are_known():
     'config',
     [
         'configs/mask_rcnn_gcvit_nano_shapes.py',
-        'configs/upernet_gcvit_nano_shapes.py',
+        pytest.param('configs/upernet_gcvit_nano_shapes.py', marks=pytest.mark.slow),
         pytest.param('configs/dino_gcvit_large_coco.py' + DINO, marks=pytest.mark.slow),
         pytest.param(
             'configs/mask2former_gcvit_tiny_ade20k.py' + MASK2FORMER, marks=pytest.mark.slow

@@ -53,6 +53,7 @@ def free_port(monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, 'PORT', unused_port())
 
 
+@pytest.mark.slow
 def test_processes_train_one_model_and_go_on_with_it(tiny_shapes, tmp_path, monkeypatch):
     config, work_dir = tmp_path / 'config.py', tmp_path / 'work'
     config.write_text(CONFIG)

@@ -68,6 +68,7 @@ def environment(tmp_path: Path) -> Environment:
     return Environment(tmp_path / 'venv')
 
 
+@pytest.mark.slow
 def test_in_a_good_environment_everything_needed_runs():
     run = call('doctor.py', '--json')
     assert run.returncode == 0, run.stdout + run.stderr
