@@ -220,8 +220,7 @@ def _summary(cfg: Config, work: Path, best: str) -> Iterator[str]:
     yield f'report: {work / "report.html"}, inputs of the training: {work / "browse/index.html"}'
     yield f'predict: gcvit-mm infer {shlex.quote(str(work))} IMAGES --out FOLDER{options}'
     yield f'in the browser: gcvit-mm app {shlex.quote(str(work))}'
-    if metric == 'mIoU' or metric.startswith('accuracy'):
-        yield f'for other runtimes: gcvit-mm export {shlex.quote(str(work))} --out model.onnx'
+    yield f'for other runtimes: gcvit-mm export {shlex.quote(str(work))} --out model.onnx'
 
 
 def _call(tool: str, *arguments: object) -> None:
