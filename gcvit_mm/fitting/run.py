@@ -211,7 +211,7 @@ def _summary(cfg: Config, work: Path, best: str) -> Iterator[str]:
         score, f1 = best_threshold(truth, work / f'validation.{kind}.json')
         if f1:
             where = f'F1 {f1:.3f} on validation images'
-            yield f'score from which to use predictions: {score:.2f} ({where})'
+            yield f'score threshold to use: {score:.2f} ({where})'
             options = f' --score {score:.2f}'
         else:
             yield 'no prediction for a validation image is correct: train longer'
