@@ -27,8 +27,7 @@ class Task:
     path: str
     root: str | None
     entry: dict
-    annotations: list[dict]
-    doubtful: list[dict]  # those of the annotations that are checked one by one
+    annotations: list[dict]  # those that are checked one by one
     needs_masks: bool
 
     @property
@@ -44,7 +43,7 @@ class Task:
 class Arrays:
     """What is checked of all objects at once, because a file may have a million of them."""
 
-    images: np.ndarray  # index of the image of each object
+    images: np.ndarray  # index of the image of each object; -1 if the file does not list it
     categories: np.ndarray  # its category id
     boxes: np.ndarray  # (objects, 4): x, y, width, height
     crowd: np.ndarray
@@ -54,7 +53,7 @@ class Arrays:
     def of(cls, images: list[dict], annotations: list[dict]) -> 'Arrays':
         places = {image['id']: i for i, image in enumerate(images)}
         sizes = np.array([(image['width'], image['height']) for image in images])
-        owners = np.array([places[a['image_id']] for a in annotations], int)
+        owners = np.array([places.get(a['image_id'], -1) for a in annotations], int)
         return cls(
             owners,
             np.array([a['category_id'] for a in annotations], int),
@@ -82,31 +81,34 @@ def check_instances(
     entries = {key: _valid_entries(key, content.get(key, []), report) for key in FIELDS}
     images, annotations = entries['images'], entries['annotations']
     _check_ids(images, annotations, report)
-    known = _check_references(images, annotations, entries['categories'], report)
+    known, arrays = _check_references(images, annotations, entries['categories'], report)
     classes = _check_classes(dataset, loader, entries, report)
-    arrays = Arrays.of(images, known)
     _check_repeated(known, arrays, report)
     if not _check_coordinates(arrays, report):
         return
-    plain = are_plain(known, arrays.boxes, arrays.sizes, needs_masks=needs_masks)
-    tasks = _tasks(dataset, images, known, [*compress(known, ~plain)], needs_masks)
+    single = known
+    if not pixels:
+        plain = are_plain(known, arrays.boxes, arrays.sizes, needs_masks=needs_masks)
+        single = [*compress(known, ~plain)]
+    tasks = _tasks(dataset, images, single, needs_masks)
+    own = arrays.images[np.isin(arrays.categories, [*classes])]
+    objects = np.bincount(own, minlength=len(images)).tolist()
     if pixels:
         results: Any = in_parallel(_examine, tasks, report.name)
     else:
         missing = missing_files(task.path for task in tasks)
         results = ((missing.get(task.path, ''), [*_check_objects(task)]) for task in tasks)
-    for task, (image, findings) in zip(tasks, results, strict=True):
+    for task, count, (image, findings) in zip(tasks, objects, results, strict=True):
         report.extend(findings)
         if image:
             add_image(report, image, task.place)
-        used = any(a['category_id'] in classes for a in task.annotations)
-        if 'annotations' in content and not used:
+        if 'annotations' in content and not count:
             report.add('note', 'image without objects', task.place)
     if pixels:
         _check_folder(dataset, images, report)
     if 'annotations' in content:
         _count(arrays, images, classes, report)
-        _count_used(dataset, tasks, classes, report)
+        _count_used(dataset, tasks, objects, classes, report)
     report.names = {image['id']: image['file_name'] for image in images}
     report.content = {} if pixels else content
 
@@ -161,22 +163,19 @@ def _object_key(annotation: dict) -> tuple:
 
 def _check_references(
     images: list[dict], annotations: list[dict], categories: list[dict], report: Report
-) -> list[dict]:
+) -> tuple[list[dict], Arrays]:
     """The annotations whose image and category exist."""
-    image_ids = {image['id'] for image in images}
-    category_ids = {category['id'] for category in categories}
-    known = []
-    for annotation in annotations:
-        image_id, category_id = annotation['image_id'], annotation['category_id']
-        if image_id not in image_ids:
-            where = f'annotation {annotation["id"]}: {image_id}'
-            report.add('error', 'annotation of an unknown image', where)
-        elif category_id not in category_ids:
-            where = f'annotation {annotation["id"]}: {category_id}'
-            report.add('error', 'annotation of an unknown category', where)
-        else:
-            known.append(annotation)
-    return known
+    arrays = Arrays.of(images, annotations)
+    of_image = arrays.images >= 0
+    known = of_image & np.isin(arrays.categories, [category['id'] for category in categories])
+    for i in np.flatnonzero(~known):
+        kind = 'category' if of_image[i] else 'image'
+        where = f'annotation {annotations[i]["id"]}: {annotations[i][f"{kind}_id"]}'
+        report.add('error', f'annotation of an unknown {kind}', where)
+    if known.all():
+        return annotations, arrays
+    annotations = [*compress(annotations, known)]
+    return annotations, Arrays.of(images, annotations)
 
 
 def _check_classes(
@@ -206,32 +205,22 @@ def _check_classes(
 
 
 def _tasks(
-    dataset: BaseDataset,
-    images: list[dict],
-    annotations: list[dict],
-    doubtful: list[dict],
-    needs_masks: bool,
+    dataset: BaseDataset, images: list[dict], annotations: list[dict], needs_masks: bool
 ) -> list[Task]:
     folder = dataset.data_prefix.get('img', '')
-    every, some = _by_image(annotations), _by_image(doubtful)
+    by_image = defaultdict(list)
+    for annotation in annotations:
+        by_image[annotation['image_id']].append(annotation)
     return [
         Task(
             os.path.join(folder, entry['file_name']),
             dataset.data_root,
             entry,
-            every[entry['id']],
-            some[entry['id']],
+            by_image[entry['id']],
             needs_masks,
         )
         for entry in images
     ]
-
-
-def _by_image(annotations: list[dict]) -> dict[int, list[dict]]:
-    by_image = defaultdict(list)
-    for annotation in annotations:
-        by_image[annotation['image_id']].append(annotation)
-    return by_image
 
 
 def _examine(task: Task) -> tuple[ReadImage | str, list[Finding]]:
@@ -245,7 +234,7 @@ def _examine(task: Task) -> tuple[ReadImage | str, list[Finding]]:
 
 
 def _check_objects(task: Task, *, draw: bool = False) -> Iterator[Finding]:
-    for annotation in task.annotations if draw else task.doubtful:
+    for annotation in task.annotations:
         place = f'{task.place}: annotation {annotation["id"]}'
         problems = check_object(annotation, *task.size, needs_mask=task.needs_masks, draw=draw)
         for severity, what, detail in problems:
@@ -319,18 +308,21 @@ def _tally(values: np.ndarray) -> Counter[int]:
 
 
 def _count_used(
-    dataset: BaseDataset, tasks: list[Task], classes: dict[int, str], report: Report
+    dataset: BaseDataset,
+    tasks: list[Task],
+    numbers: list[int],
+    classes: dict[int, str],
+    report: Report,
 ) -> None:
     """Count the images and objects that are left after what mmdet skips."""
     skipped: Counter[str] = Counter()
     objects = crowds = images = 0
     filters = {} if dataset.test_mode else dataset.filter_cfg or {}
     smallest, no_empty = filters.get('min_size', 0), filters.get('filter_empty_gt', False)
-    for task in tasks:
-        left = sum(a['category_id'] in classes for a in task.annotations)
+    for task, left in zip(tasks, numbers, strict=True):
         kept = min(task.size) >= smallest and (left > 0 or not no_empty)
         images += kept
-        for annotation in task.doubtful:
+        for annotation in task.annotations:
             if annotation['category_id'] not in classes:
                 continue
             reason = why_skipped(annotation, *task.size, needs_mask=task.needs_masks)
