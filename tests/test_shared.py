@@ -47,11 +47,12 @@ if 'gone' in tasks:
                 os.remove(path)
 if 'other settings' in tasks and rank != '0':
     cfg.train_dataloader.dataset.filter_cfg = None
+kept = []
 for loader in (cfg.train_dataloader, cfg.val_dataloader):
     with DATASETS.switch_scope_and_registry('mmdet') as registry:
-        dataset = registry.build(loader.dataset)
+        kept.append(dataset := registry.build(loader.dataset))
     infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-    print(rank, json.dumps(infos), sorted(dataset.get_cat_ids(0)), flush=True)
+    print(rank, json.dumps(infos), flush=True)
 print(rank, 'maps', open('/proc/self/maps').read().count('memfd:gcvit_mm'), flush=True)
 if dist.is_initialized():
     dist.barrier()
@@ -107,7 +108,7 @@ def run(settings, *tasks, processes=1):
                 env={**ENVIRONMENT, **(group if processes > 1 else {})},
             )
         )
-    outputs = [process.communicate(timeout=300) for process in started]
+    outputs = [process.communicate(timeout=120) for process in started]
     kept = [[line[2:] for line in out.splitlines() if line[:2] in '0 1 2 '] for out, _ in outputs]
     return kept, ''.join(error for _, error in outputs)
 
@@ -118,8 +119,7 @@ def expected(settings):
     with in_mmdet(DATASETS) as registry:
         for split in ('train', 'val'):
             dataset = registry.build(Config(settings)[f'{split}_dataloader'].dataset)
-            infos = [dataset.get_data_info(i) for i in range(len(dataset))]
-            lines.append(f'{json.dumps(infos)} {sorted(dataset.get_cat_ids(0))}')
+            lines.append(json.dumps([dataset.get_data_info(i) for i in range(len(dataset))]))
     return lines
 
 
@@ -192,5 +192,5 @@ def test_objects_found_plain_in_arrays_are_right_and_used_one_by_one():
                 found = [*check_object(annotation, 96, 64, draw=False, **rules)]
                 reason = why_skipped(annotation, 96, 64, **rules)
                 assert not is_plain or (not found and not reason), annotation
-                mixed[is_plain] += 1
+                mixed[int(is_plain)] += 1
     assert min(mixed) > 100

@@ -117,7 +117,7 @@ def _load(dataset: BaseDataset, full_init: Callable, settings: str) -> str:
         name, spans = f'gcvit_mm_{secrets.token_hex(8)}', []
         descriptor = os.memfd_create(name)  # stays open for the other processes
         with open(descriptor, 'wb', closefd=False) as file:
-            for part in (head, *(buffer.raw() for buffer in buffers)):
+            for part in map(memoryview, (head, *buffers)):
                 file.write(bytes(-file.tell() % 64))  # arrays begin at whole words
                 spans.append((file.tell(), file.tell() + file.write(part)))
         buffers.clear()

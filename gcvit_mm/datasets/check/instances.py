@@ -285,7 +285,7 @@ def _count(arrays: Arrays, images: list[dict], classes: dict[int, str], report: 
         'crowds': _tally(arrays.categories[own & arrays.crowd]),
         'images': _tally(ids[pairs // len(images)]),
     }
-    counts = {
+    counts: dict[str, dict[str, float]] = {
         name: {kind: tally[i] for kind, tally in kinds.items()} for i, name in classes.items()
     }
     if objects.any():
