@@ -111,27 +111,29 @@ def _load(dataset: BaseDataset, full_init: Callable, settings: str) -> str:
         full_init(dataset)
     finally:
         vars(dataset).pop('COCOAPI', None)
-    with suppress(OSError, AttributeError, TypeError, pickle.PicklingError):  # not Linux; state
+    try:
         buffers: list[pickle.PickleBuffer] = []
         head = pickle.dumps(_state(dataset), 5, buffer_callback=buffers.append)
         name, spans = f'gcvit_mm_{secrets.token_hex(8)}', []
         descriptor = os.memfd_create(name)  # stays open for the other processes
         with open(descriptor, 'wb', closefd=False) as file:
-            for part in map(memoryview, (head, *buffers)):
+            for part in (memoryview(head), *(buffer.raw() for buffer in buffers)):
                 file.write(bytes(-file.tell() % 64))  # arrays begin at whole words
                 spans.append((file.tell(), file.tell() + file.write(part)))
-        buffers.clear()
-        link = f'/proc/{os.getpid()}/fd/{descriptor}'
-        place = json.dumps(dict(link=link, name=name, spans=spans, settings=settings))
-        # This process too, so that the memory that reading took is returned. Each small object that
-        # was left in it would keep a part of it.
-        pipeline = dataset.pipeline
-        vars(dataset).clear()
+    except Exception:  # not on Linux, or attributes that cannot be pickled, which raise anything
+        return ''
+    # This process takes them from there too, so that all memory that reading took is returned:
+    # each small object that was left in it would keep a part of it.
+    pipeline = dataset.pipeline
+    del part
+    buffers.clear()
+    vars(dataset).clear()
+    with suppress(AttributeError):  # of a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
-        _map(dataset, place, settings)
-        dataset.pipeline = pipeline
-        return place
-    return ''
+    _take(dataset, descriptor, spans)
+    dataset.pipeline = pipeline
+    link = f'/proc/{os.getpid()}/fd/{descriptor}'
+    return json.dumps(dict(link=link, name=name, spans=spans, settings=settings))
 
 
 def _coco(api: Any, content: dict) -> Any:
@@ -155,8 +157,12 @@ def _map(dataset: BaseDataset, place: str, settings: str) -> bool:
         descriptor = os.open(there['link'], os.O_RDONLY)
     except OSError:  # of another container, for example
         return False
-    view = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+    _take(dataset, descriptor, there['spans'])
     os.close(descriptor)
-    head, *buffers = (view[start:end] for start, end in there['spans'])
-    vars(dataset).update(pickle.loads(head, buffers=buffers))
     return True
+
+
+def _take(dataset: BaseDataset, descriptor: int, spans: list[tuple[int, int]]) -> None:
+    view = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
+    head, *buffers = (view[start:end] for start, end in spans)
+    vars(dataset).update(pickle.loads(head, buffers=buffers))
