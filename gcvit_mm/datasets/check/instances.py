@@ -52,14 +52,14 @@ class Arrays:
     @classmethod
     def of(cls, images: list[dict], annotations: list[dict]) -> 'Arrays':
         places = {image['id']: i for i, image in enumerate(images)}
-        sizes = np.array([(image['width'], image['height']) for image in images])
+        sizes = np.array([*((image['width'], image['height']) for image in images), (0, 0)])
         owners = np.array([places.get(a['image_id'], -1) for a in annotations], int)
         return cls(
             owners,
             np.array([a['category_id'] for a in annotations], int),
             np.array([a['bbox'] for a in annotations], float).reshape(-1, 4),
             np.array([bool(a.get('iscrowd')) for a in annotations], bool),
-            sizes.reshape(-1, 2)[owners],
+            sizes[owners],
         )
 
 
