@@ -111,7 +111,7 @@ class Run:
                 if 'overlay' in self.formats:
                     picture = self.draw(frame, prediction)
                     writer = writer or open_writer(partial, capture, picture.shape)
-                    writer.write(picture[..., ::-1])
+                    writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
                 self.labels(f'{item.name}/{number:06d}', prediction)
                 entry = entry_of(prediction, frame.shape)
                 self.results.add(dict(file=item.file, frame=number, **entry), done=False)
