@@ -9,11 +9,13 @@ import sys
 import numpy as np
 import pytest
 from command_line import ENVIRONMENT, ROOT
+from make_coco_size import make
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 from test_coco_files import in_mmdet, right
 from test_distributed import unused_port
 
+from gcvit_mm.datasets.check import check_datasets
 from gcvit_mm.datasets.check.objects import are_plain, check_object, why_skipped
 
 CLASSES = ('disk', 'box')
@@ -194,3 +196,16 @@ def test_objects_found_plain_in_arrays_are_right_and_used_one_by_one():
                 assert not is_plain or (not found and not reason), annotation
                 mixed[int(is_plain)] += 1
     assert min(mixed) > 100
+
+
+def test_a_data_set_of_cocos_size_is_one_that_trainings_take(tmp_path):
+    make(tmp_path / 'coco', 0.001)
+    cfg = Config.fromfile(ROOT / 'configs/mask_rcnn_gcvit_tiny_coco.py')
+    file = tmp_path / 'coco/annotations/instances_train2017.json'
+    cfg.train_dataloader.dataset.data_root = f'{tmp_path}/coco'
+    with in_mmdet(DATASETS):
+        (report,) = check_datasets(cfg, ['train'], pixels=False)
+    assert not report.count('error')
+    assert report.used['images']['file'] == 118
+    assert report.used['objects']['used'] + report.used['objects']['crowds'] == 866
+    assert 450 < file.stat().st_size / 866 < 650  # COCO's has 517 bytes an object
