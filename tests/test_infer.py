@@ -118,6 +118,21 @@ def test_predictions_do_not_depend_on_what_else_is_in_the_batch(detector, photos
         assert torch.equal(sample.pred_instances.labels, alone.labels)
 
 
+def test_batches_of_no_given_size_hold_eight_small_images(detector, photos):
+    images = [str(photos[i % len(photos)]) for i in range(9)]
+    sizes: list[int] = []
+    note = detector.model.backbone.register_forward_pre_hook(
+        lambda _, inputs: sizes.append(len(inputs[0]))
+    )
+    found = detector(images, batch_size=None)
+    note.remove()
+    assert sizes == [8, 1]
+    for sample, image in zip(found, images, strict=True):
+        alone = detector(image)[0].pred_instances
+        assert torch.allclose(sample.pred_instances.bboxes, alone.bboxes, atol=1e-3)
+        assert torch.equal(sample.pred_instances.labels, alone.labels)
+
+
 def test_threads_share_a_predictor(detector, photos):
     expected = detector(photos)
     with ThreadPoolExecutor(4) as pool:

@@ -57,7 +57,9 @@ def parse_args() -> argparse.Namespace:
         metavar='PX',
         help='minimum overlap of neighbouring tiles; default: a quarter of a tile',
     )
-    parser.add_argument('--batch-size', type=int, default=1, help='images per batch; default: 1')
+    parser.add_argument(
+        '--batch-size', type=int, help='images per batch; default: up to 8, as fits the device'
+    )
     parser.add_argument('--device', help='cpu, cuda:1, ...; default: a GPU if there is one')
     return parser.parse_args()
 
@@ -87,7 +89,7 @@ def main() -> None:
 def apply_options(args: argparse.Namespace) -> None:
     """Check the options, and apply those that affect the whole process."""
     os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # failed.txt lists damaged videos
-    if args.batch_size < 1:
+    if args.batch_size is not None and args.batch_size < 1:
         raise UserError(f'--batch-size {args.batch_size}: it must be at least 1')
     if args.overlap is not None and args.tile is None:
         raise UserError('--overlap needs --tile: give the size of the tiles')

@@ -69,7 +69,7 @@ def main() -> None:
         maps = write_predictions(cfg, prefix) if prefix else None
         with wrong_settings(cfg):
             prepare(cfg, skip_bad_images=args.skip_bad_images)
-            check_data(cfg, ('test_dataloader',))
+            check_data(cfg, ('test_dataloader',), keep=True)
             metrics = evaluate(cfg, args.tta, args.amp, maps, args.show_dir)
         if prefix and is_main_process():
             Path(f'{prefix}.metrics.json').write_text(as_json(metrics))

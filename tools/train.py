@@ -90,7 +90,7 @@ def train(cfg: Config, args: argparse.Namespace, restarts: int) -> None:
     elif restarts:
         resume(cfg, 'auto', since=os.environ.get('GCVIT_MM_STARTED', ''))
     trackers = TrackHook(args.track, resume=cfg.get('resume', False))
-    check_data(cfg, LOADERS)
+    check_data(cfg, LOADERS, keep=True)
     runner = (ShardedRunner if args.shard else Runner).from_cfg(cfg)
     if args.track:
         runner.register_hook(trackers)

@@ -6,6 +6,7 @@ import sys
 from io import BytesIO
 from typing import Literal
 
+import cv2
 import numpy as np
 from mmcv.transforms import LoadImageFromFile
 from mmengine import fileio
@@ -50,8 +51,9 @@ def pixels_of(image: Image.Image, color_type: str = 'color') -> np.ndarray:
     image = eight_bits(image, upright=not color_type.endswith(AS_STORED))
     mode = MODES[color_type.removesuffix(AS_STORED)]
     pixels = np.array(image.convert(mode) if mode else image)
-    if pixels.ndim == 3 and pixels.shape[2] > 2:
-        pixels[..., :3] = pixels[..., 2::-1].copy()
+    if pixels.ndim == 3 and pixels.shape[2] > 2:  # NumPy takes ten times as long
+        code = cv2.COLOR_RGB2BGR if pixels.shape[2] == 3 else cv2.COLOR_RGBA2BGRA
+        pixels = cv2.cvtColor(pixels, code)
     return pixels
 
 

@@ -20,7 +20,7 @@ def as_rgb(pixels: np.ndarray) -> np.ndarray:
     if pixels.ndim == 2 or pixels.shape[2] < 3:
         grey = pixels.reshape(*pixels.shape[:2], -1)[..., :1]
         return grey.repeat(3, axis=2)
-    return pixels[..., 2::-1]
+    return cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_BGR2RGB)
 
 
 def draw_prediction(

@@ -119,7 +119,7 @@ def _coco_object(categories: dict, size: Size, entry: dict) -> Object:
     if entry['category_id'] not in categories:
         raise Skip('category is not listed', entry['category_id'])
     crowd, ignored = entry.get('iscrowd'), entry.get('ignore')
-    if not FLAG.fits(crowd) or not FLAG.fits(ignored):
+    if not FLAG.fit([crowd]) or not FLAG.fit([ignored]):
         raise Skip('iscrowd or ignore is not 0 or 1', f'{crowd!r}, {ignored!r}')
     name, mask = categories[entry['category_id']]['name'].strip(), entry.get('segmentation')
     mask = None if mask in (None, [], [[]], {}) else mask

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from ..datasets.check.coco_file import is_number, wrong_fields
+from ..datasets.check.coco_file import finite, wrong_fields
 from ..datasets.check.objects import check_object
 from ..fileio import atomic_text
 from .geometry import beyond, encode, one_polygon, rectangle, run_lengths
@@ -67,7 +67,7 @@ def _annotation(item: Object, size: tuple[int, int]) -> tuple[dict, bool]:
         clipped = True
     if box[2] < 1 or box[3] < 1:
         raise Skip('object of less than a pixel', box)
-    area = item.area if is_number(item.area) and not clipped else 0
+    area = item.area if finite([item.area]) and not clipped else 0
     if not area or area <= 0:
         area = float(mask_utils.area(encode(mask, size))) if mask else box[2] * box[3]
     if not area:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby, islice
 from threading import RLock
 from typing import Any
@@ -23,6 +24,11 @@ from .model import channels_of, load_model
 from .prediction import Prediction
 from .tiling.data_samples import blend_labels, merge_objects
 from .tiling.tiles import windows
+
+MOST_IMAGES = 8
+"""Most images of a batch whose size is not given."""
+CPU_PIXELS = 2**18
+"""Most pixels of such a batch on a CPU, where larger ones are no faster: docs/inference.md."""
 
 
 class Predictor:
@@ -64,22 +70,28 @@ class Predictor:
         self.task = task_of(self.cfg)
         self.tile, self.overlap = _checked(tile, overlap, self.task)
         self.model: Any
+        self._device = _usable(device)
         with safe_loaders():
-            self.model, meta = load_model(self.cfg, self.checkpoint, _usable(device))
+            self.model, meta = load_model(self.cfg, self.checkpoint, self._device)
         self.classes, self.palette = meta['classes'], meta['palette']
         self.has_masks = self.task == 'detection' and bool(getattr(self.model, 'with_mask', False))
         with default_scope(self.cfg):
             self.pipeline = Pipeline(test_dataset(self.cfg).pipeline, channels_of(self.model))
         self._lock = RLock()
+        self._bytes_per_pixel = 0.0  # the most memory that a batch took on a GPU
 
-    def __call__(self, images: ImageLike | Sequence[ImageLike], batch_size: int = 1) -> list[Any]:
+    def __call__(
+        self, images: ImageLike | Sequence[ImageLike], batch_size: int | None = 1
+    ) -> list[Any]:
         """Predict on images.
 
         Args:
             images: One or several images, each a path, an array (H, W, C) of uint8 in BGR like
                 those of ``cv2.imread``, or a Pillow image of any mode.
             batch_size: Maximum number of successive images of equal size in a batch. Images are
-                not padded to a common size, so predictions do not depend on the batch size.
+                not padded to a common size, so predictions do not depend on the batch size. None
+                takes up to eight: on a CPU, of ``CPU_PIXELS`` pixels together; on a GPU, as many
+                as half of its free memory holds, by what the batches before took.
 
         Returns:
             A data sample of the model's package for each image, on the CPU. It has
@@ -93,7 +105,7 @@ class Predictor:
         if isinstance(images, str | os.PathLike | np.ndarray | Image.Image):
             images = [images]
         samples = []
-        for batch in chunks(images, batch_size):
+        for batch in chunks(images, batch_size or MOST_IMAGES):
             pixels = [self.read(image) for image in batch]
             for image, sample in zip(batch, self.predict(pixels, batch_size), strict=True):
                 if isinstance(image, str | os.PathLike):
@@ -105,7 +117,7 @@ class Predictor:
         """Read an image, (H, W, C) of uint8 in BGR; see ``Pipeline.read``."""
         return self.pipeline.read(image)
 
-    def predict(self, pixels: Sequence[np.ndarray], batch_size: int = 1) -> Iterator[Any]:
+    def predict(self, pixels: Sequence[np.ndarray], batch_size: int | None = 1) -> Iterator[Any]:
         """Predict on arrays of ``read``, and yield a data sample for each image."""
         whole: list[np.ndarray] = []
         for image in pixels:
@@ -117,15 +129,36 @@ class Predictor:
                 whole.append(image)
         yield from self._predict_whole(whole, batch_size)
 
-    def _predict_whole(self, images: Iterable[np.ndarray], batch_size: int) -> Iterator[Any]:
-        for chunk in chunks(images, batch_size):
+    def _predict_whole(self, images: Iterable[np.ndarray], batch_size: int | None) -> Iterator[Any]:
+        for chunk in chunks(images, batch_size or MOST_IMAGES):
             data = [self.pipeline.prepare(image) for image in chunk]
-            for _, batch in groupby(data, lambda item: item['inputs'].shape):
-                with self._lock, torch.no_grad():
-                    samples = self.model.test_step(pseudo_collate(list(batch)))
-                yield from (sample.cpu() for sample in samples)
+            for shape, equal in groupby(data, lambda item: item['inputs'].shape):
+                while batch := list(islice(equal, batch_size or self._fitting(*shape[-2:]))):
+                    with self._lock, torch.no_grad(), self._measuring(len(batch), *shape[-2:]):
+                        samples = self.model.test_step(pseudo_collate(batch))
+                    yield from (sample.cpu() for sample in samples)
 
-    def _predict_tiled(self, image: np.ndarray, batch_size: int) -> Any:
+    def _fitting(self, height: int, width: int) -> int:
+        """The size of a batch, if it is not given; the first one on a GPU has one image."""
+        if self._device.type != 'cuda':
+            return max(1, CPU_PIXELS // (height * width))
+        free = torch.cuda.mem_get_info(self._device)[0] + torch.cuda.memory_reserved(self._device)
+        free -= torch.cuda.memory_allocated(self._device)
+        need = self._bytes_per_pixel * height * width
+        return min(MOST_IMAGES, max(1, int(free / 2 / need))) if need else 1
+
+    @contextmanager
+    def _measuring(self, count: int, height: int, width: int) -> Iterator[None]:
+        if self._device.type != 'cuda':
+            yield
+            return
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        yield
+        used = torch.cuda.max_memory_allocated(self._device) - before
+        self._bytes_per_pixel = max(self._bytes_per_pixel, used / (count * height * width))
+
+    def _predict_tiled(self, image: np.ndarray, batch_size: int | None) -> Any:
         assert self.tile and self.overlap
         height, width = image.shape[:2]
         grid = windows(height, width, self.tile, self.overlap)

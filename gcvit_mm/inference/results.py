@@ -145,7 +145,7 @@ def write(path: Path, content: bytes) -> None:
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write an image (H, W, 3) of uint8 in RGB, in the format of the suffix."""
-    _, content = cv2.imencode(path.suffix, picture[..., ::-1])
+    _, content = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     write(path, content.tobytes())
 
 

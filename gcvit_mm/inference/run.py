@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from .inputs import Input
 from .prediction import Prediction
-from .predictor import Predictor, chunks
+from .predictor import MOST_IMAGES, Predictor, chunks
 from .results import Results, entry_of, write_coco, write_csv, write_labels, write_picture
 
 Item = TypeVar('Item')
@@ -33,8 +33,11 @@ class Run:
     results: Results
     formats: list[str]
     score: float
-    batch_size: int
+    batch_size: int | None  # None lets the predictor choose
     failed: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.at_once = self.batch_size or MOST_IMAGES
 
     def do(self, inputs: list[Input]) -> list[str]:
         """Predict on inputs, and return an error message for each unreadable one."""
@@ -45,7 +48,7 @@ class Run:
                     for video in group:
                         self.video(video, bar)
                 else:
-                    self.images(chunks(group, self.batch_size), bar)
+                    self.images(chunks(group, self.at_once), bar)
         return self.failed
 
     def images(self, batches: Iterable[list[Input]], bar: tqdm) -> None:
@@ -56,7 +59,7 @@ class Run:
                 for found in self.predict(pixels):
                     saving.append(writer.submit(self.save, *found))
                 bar.update(count)
-                while len(saving) > self.batch_size:
+                while len(saving) > self.at_once:
                     saving.popleft().result()
             for saved in saving:
                 saved.result()
@@ -97,7 +100,7 @@ class Run:
         writer, number, problem = None, 0, ''
         partial = self.place('overlays', item.name, '.partial.mp4')
         capture = cv2.VideoCapture(str(item.path))
-        for frames in chunks(frames_of(capture), self.batch_size):
+        for frames in chunks(frames_of(capture), self.at_once):
             try:
                 samples = list(self.predictor.predict(frames, self.batch_size))
             except UserError as error:  # the model does not take such frames
@@ -108,7 +111,7 @@ class Run:
                 if 'overlay' in self.formats:
                     picture = self.draw(frame, prediction)
                     writer = writer or open_writer(partial, capture, picture.shape)
-                    writer.write(picture[..., ::-1])
+                    writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
                 self.labels(f'{item.name}/{number:06d}', prediction)
                 entry = entry_of(prediction, frame.shape)
                 self.results.add(dict(file=item.file, frame=number, **entry), done=False)

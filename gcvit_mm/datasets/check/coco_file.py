@@ -1,49 +1,60 @@
 """Annotation files in COCO's format: reading, and the rules for the fields of their entries."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 from ...errors import UserError
 
 
 class Field(NamedTuple):
-    """The rule for a field: whether a value fits, and what it must be."""
+    """The rule for a field: whether all values of a list fit, and what each must be."""
 
-    fits: Callable[[Any], bool]
+    fit: Callable[[list], bool]
     expected: str
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a number that is neither infinite nor NaN."""
-    return type(value) in (int, float) and abs(value) < 1e15
+def are(values: Iterable, *kinds: type) -> bool:
+    return set(map(type, values)) <= {*kinds}
 
 
 def finite(values: Any, count: int | None = None) -> bool:
     """Whether ``values`` is a list of finite numbers, of length ``count`` if that is given."""
     if not isinstance(values, list) or count not in (None, len(values)):
         return False
-    if not set(map(type, values)) <= {int, float}:
+    if not are(values, int, float):
         return False
     return not values or (min(values) > -1e15 and max(values) < 1e15 and sum(values) == sum(values))
 
 
+def between(values: list, low: int, high: int) -> bool:
+    return are(values, int) and (not values or (low <= min(values) and max(values) < high))
+
+
+def are_boxes(values: list) -> bool:
+    return are(values, list) and {*map(len, values)} <= {4} and finite([*chain(*values)])
+
+
 # Evaluators count ids in 64 bits, and some of them take no negative ones.
 ID = Field(
-    lambda value: type(value) is int and 0 <= value < 2**63,
+    lambda values: between(values, 0, 2**63),
     'a whole number from 0: renumber them, in the annotations too',
 )
 # They are renumbered before an evaluation (``EvaluationIdsHook``).
 ANNOTATION_ID = Field(
-    lambda value: type(value) is int or is_number(value) or isinstance(value, str),
+    lambda values: (
+        are(values, int, float, str) and finite([value for value in values if type(value) is float])
+    ),
     'a number or a text',
 )
-LENGTH = Field(lambda value: type(value) is int and 0 < value < 1e6, 'a whole number of pixels')
-NUMBER = Field(is_number, 'a number')
-FLAG = Field(lambda value: value is None or value in (0, 1), '0 or 1')
-TEXT = Field(lambda value: isinstance(value, str), 'a text')
+LENGTH = Field(lambda values: between(values, 1, 10**6), 'a whole number of pixels')
+FLAG = Field(
+    lambda values: are(values, int, float, bool, type(None)) and {*values} <= {None, 0, 1}, '0 or 1'
+)
+TEXT = Field(lambda values: are(values, str), 'a text')
 FILE_NAME = Field(
-    lambda value: isinstance(value, str) and value != '' and '://' not in value,
+    lambda values: are(values, str) and all(values) and '://' not in '\n'.join(values),
     'the path of a file in the image folder',
 )
 FIELDS: dict[str, dict[str, Field]] = {
@@ -53,19 +64,23 @@ FIELDS: dict[str, dict[str, Field]] = {
         'id': ANNOTATION_ID,
         'image_id': ID,
         'category_id': ID,
-        'bbox': Field(lambda value: finite(value, 4), 'four finite numbers: x, y, width, height'),
-        'area': Field(is_number, 'a number: set it to the pixels of the mask, or of the box'),
+        'bbox': Field(are_boxes, 'four finite numbers: x, y, width, height'),
+        'area': Field(finite, 'a number: set it to the pixels of the mask, or of the box'),
         'iscrowd': FLAG,
         'ignore': FLAG,
     },
 }
 
 
-def wrong_fields(key: str, entry: Any) -> list[str]:
-    """The fields that are missing or invalid in an entry of the list ``key`` of a file."""
-    if not isinstance(entry, dict):
+def wrong_fields(key: str, *entries: Any) -> list[str]:
+    """The fields that are missing or invalid in entries of the list ``key`` of a file."""
+    if not are(entries, dict):
         return list(FIELDS[key])
-    return [name for name, field in FIELDS[key].items() if not field.fits(entry.get(name))]
+    return [
+        name
+        for name, field in FIELDS[key].items()
+        if not field.fit([entry.get(name) for entry in entries])
+    ]
 
 
 def brief(entry: Any) -> str:

@@ -52,6 +52,8 @@ class Report:
     used: dict[str, dict] = field(default_factory=dict)
     # The file name of each image, by id, in COCO files.
     names: dict[int, str] = field(default_factory=dict)
+    # What was read of a COCO file, without looking at pixels, for the data set that reads it next.
+    content: dict = field(default_factory=dict)
 
     def add(self, severity: Severity, what: str, where: str = '') -> None:
         self.problems.setdefault((severity, printable(what)), []).append(printable(where))
