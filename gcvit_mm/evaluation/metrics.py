@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
+from ..datasets.check.coco_file import FIELDS
 from ..errors import UserError
 from .faster_coco_metric import fastest_evaluation
 
@@ -76,8 +77,12 @@ def make_countable(truth: Any) -> None:
     """Let COCO's evaluators count all annotations of a file.
 
     They need the ids 1, 2, ... (0 is never matched), ``iscrowd``, and polygons of at least three
-    points; mmdet skips shorter ones in training, too.
+    points; mmdet skips shorter ones in training, too. Some stop at fields that are not checked.
     """
+    for key, fields in FIELDS.items():
+        for entry in truth.dataset.get(key, []):
+            for name in entry.keys() - fields.keys() - {'segmentation'}:
+                del entry[name]
     for number, annotation in enumerate(truth.dataset.get('annotations', []), 1):
         annotation['id'] = number
         annotation['iscrowd'] = int(annotation.get('iscrowd') or 0)

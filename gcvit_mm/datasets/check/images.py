@@ -19,6 +19,7 @@ from .report import Report
 Task = TypeVar('Task')
 Result = TypeVar('Result')
 
+NO_FILE = 'No such file'
 EXIF_ORIENTATION, EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 
@@ -37,6 +38,8 @@ def read_image(path: str) -> ReadImage | str:
     Returns:
         The image, or the reason why it cannot be read.
     """
+    if not os.path.isfile(path):  # reading a pipe would wait for ever
+        return NO_FILE
     try:
         data = Path(path).read_bytes()
         with Image.open(io.BytesIO(data)) as image:
@@ -76,12 +79,20 @@ def missing_files(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in folders:
-            listed = os.listdir(folder or '.') if os.path.isdir(folder or '.') else ()
-            folders[folder] = set(listed)
-        # Some file systems take a name in other letters too.
-        if name not in folders[folder] and not os.path.exists(path):
-            missing[path] = 'No such file or directory'
+            entries = os.scandir(folder or '.') if os.path.isdir(folder or '.') else ()
+            folders[folder] = {e.name for e in entries if e.is_file(follow_symlinks=False)}
+        # Links are followed here. Some file systems take a name in other letters too.
+        if name not in folders[folder] and not os.path.isfile(path):
+            missing[path] = NO_FILE
     return missing
+
+
+def check_hidden(report: Report, paths: Iterable[str], folder: str) -> None:
+    """Report images in hidden folders, such as Jupyter's copies, which data sets use too."""
+    for path in paths:
+        if f'{os.sep}.' in path[len(folder) :]:
+            what = 'image in a hidden folder, which is used too: delete the folder'
+            report.add('error', what, relative(path, folder))
 
 
 def in_parallel(

@@ -12,7 +12,7 @@ from mmengine.dataset import BaseDataset
 from ...errors import UserError
 from .coco_file import FIELDS, brief, check_categories, read_coco, wrong_fields
 from .images import ReadImage, add_image, in_parallel, missing_files, read_image, relative
-from .objects import MARGIN, check_object, why_skipped
+from .objects import MARGIN, MISFIT, check_object, why_skipped
 from .report import Finding, Report
 
 COUNTED = 100
@@ -65,6 +65,10 @@ def check_instances(
         used = [a for a in task.annotations if a['category_id'] in classes]
         if 'annotations' in content and not used:
             report.add('note', 'image without objects', task.place)
+    misfits = len(report.problems.get(('warning', MISFIT), ()))
+    if misfits > len(known) / 2:
+        what = 'most boxes do not fit their masks: write x and y of the upper left corner'
+        report.add('error', what, f'{misfits} of {len(known)} objects')
     if pixels:
         _check_folder(dataset, images, report)
     if 'annotations' in content:
