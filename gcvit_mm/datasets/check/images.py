@@ -30,6 +30,7 @@ class ReadImage(NamedTuple):
     width: int  # width in pixels after rotation by the EXIF orientation, as training loads it
     height: int  # height in pixels, likewise
     digest: bytes  # hash of the file
+    bits: int  # bits that grey values of 16 or 32 bits fill; 0 for other images
 
 
 def read_image(path: str) -> ReadImage | str:
@@ -46,12 +47,12 @@ def read_image(path: str) -> ReadImage | str:
             size = image.size
             # A JPEG is decoded completely, but at an eighth of its size, which is a third faster.
             image.draft(None, (1, 1))
-            eight_bits(image, upright=False)
+            bits = eight_bits(image, upright=False).info.get('bits', 0)
             # Only now, because the EXIF data of a PNG are known when it is decoded.
             width, height = upright_size(image, size)
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         return reason(error)
-    return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest())
+    return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest(), bits)
 
 
 def upright_size(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -123,6 +124,12 @@ def add_image(report: Report, image: ReadImage | str, place: str) -> None:
     report.digests[image.path] = image.digest
     report.sizes.setdefault('image width', []).append(image.width)
     report.sizes.setdefault('image height', []).append(image.height)
+    if image.bits:
+        depths = report.sizes.setdefault('bits of 16-bit grey', [])
+        depths.append(image.bits)
+        if image.bits != depths[0]:
+            what = 'image fills other bits than the first, so it is scaled differently: convert all'
+            report.add('warning', what, f'{place}: {image.bits} bits, first {depths[0]}')
 
 
 def relative(path: str, root: str | None) -> str:
