@@ -111,7 +111,10 @@ def wrong_settings(cfg: Config) -> Iterator[None]:
         if known or any(map(_is_later, frames)):
             raise
         print_log(format_exc(), logger='current', level=logging.ERROR)
-        reason = ', '.join([f'{type(error).__name__}: {error}', *getattr(error, '__notes__', [])])
+        message = f'{type(error).__name__}: {error}'
+        if ': Caught ' in message:  # of a data loader's worker, with its traceback
+            message = message.rstrip().splitlines()[-1]
+        reason = ', '.join([message, *getattr(error, '__notes__', [])])
         reason = shorten(reason, 400, placeholder=' ...')
         code = frames[-1].f_code
         raise UserError(
