@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import os
+import shutil
 from contextlib import contextmanager, redirect_stdout
 
 import mmdet.datasets
@@ -331,6 +332,14 @@ def test_usual_forms_are_used_and_evaluated_right(kind, folder, config):
     assert checked(config, folder, content) is None
     for metric in ('CocoMetric', 'FasterCocoMetric'):
         assert score(folder, content, metric) == (1, 1)
+
+
+def test_a_file_name_that_is_not_utf8_is_evaluated_right(folder, config):
+    content = right()
+    content['images'][0]['file_name'] = name = os.fsdecode(b'\xff.png')
+    shutil.copy(folder / 'images/0.png', folder / 'images' / name)
+    assert checked(config, folder, content) is None
+    assert score(folder, content) == (1, 1)
 
 
 @pytest.mark.parametrize('kind', WRONG)
