@@ -79,6 +79,7 @@ LOG_ONLY = '|'.join(
         'Distributed training is not used',
         'After building model',
         'load .*backbone in model from',
+        'Traceback ',
     )
 )
 """Beginnings of long messages of the OpenMMLab packages that belong into log files only."""
@@ -100,7 +101,7 @@ def run(main: Callable[[], None]) -> None:
                 for bar in list(sys.modules['tqdm'].tqdm._instances):
                     bar.close()  # messages must not share the line of a progress bar
     except (UserError, RuntimeError, ImportError, OSError) as error:
-        message = _explain(error)
+        message = explained(error)
         if message is None:
             raise
         print('error:', printable_lines(message), file=sys.stderr, flush=True)
@@ -256,7 +257,7 @@ def _find_bases_at_once() -> None:
     config._get_external_cfg_path = find_published
 
 
-def _explain(error: Exception) -> str | None:
+def explained(error: Exception) -> str | None:
     """The message for the terminal; None if the traceback is to be shown."""
     message = str(error)
     if isinstance(error, UserError):

@@ -1,5 +1,6 @@
 """Contents of the work directory of a training: config, checkpoints, log and predictions."""
 
+import glob
 import json
 import os
 import re
@@ -290,6 +291,12 @@ def find_predictions(folder: Path) -> str | None:
         return None
     newest = str(max(predictions, key=os.path.getmtime))
     return next(newest.removesuffix(end) for end in PREDICTIONS if newest.endswith(end))
+
+
+def predicted_at(prefix: str) -> float:
+    """The time of the newest file of predictions."""
+    path = Path(prefix)
+    return max(map(os.path.getmtime, path.parent.glob(f'{glob.escape(path.name)}.*')))
 
 
 def read_metrics(prefix: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import copy
 import io
 import json
+import os
+import shutil
 from contextlib import contextmanager, redirect_stdout
 
 import mmdet.datasets
@@ -220,6 +222,24 @@ def shares(content):
         annotation['bbox'] = [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]
 
 
+def centres(content):
+    for annotation in content['annotations']:
+        x, y, w, h = annotation['bbox']
+        annotation['bbox'] = [x + w / 2, y + h / 2, w, h]
+
+
+def of_other_tools(content):
+    """Fields that nothing here reads, with values that strict readers refuse."""
+    nan = float('nan')
+    content.update(info=nan, licenses='none')
+    for image in content['images']:
+        image.update(license='x', date_captured={}, neg_category_ids='x')
+    for category in content['categories']:
+        category.update(supercategory=5, keypoints=3)
+    for annotation in content['annotations']:
+        annotation.update(attributes={'a': nan}, score='0.9', keypoints='x', num_keypoints='x')
+
+
 def root_category(content):
     content['categories'].insert(0, dict(id=0, name='disk'))
 
@@ -246,6 +266,7 @@ RIGHT = {
     'a line before the polygon': first(segmentation=[[6, 8, 20, 9], POLYGON]),
     'an empty polygon before the polygon': first(segmentation=[[], POLYGON]),
     'other categories': lambda content: content['categories'].insert(0, dict(id=9, name='x')),
+    'fields of other tools': of_other_tools,
     'areas of fractions': each('annotations', area=lambda v: v + 0.25),
 }
 WRONG = {
@@ -280,6 +301,7 @@ WRONG = {
     ),
     'boxes in shares of the image': (shares, ['shares of the image']),
     'boxes of corners': (corners, ['corners x1, y1, x2, y2']),
+    'boxes of centres': (centres, ['most boxes do not fit', 'upper left corner', '9 of 9']),
     'a mask away from its box': (first(bbox=[70, 40, 10, 10]), ['mask and box do not overlap']),
     'boxes of texts': (each('annotations', bbox=lambda v: list(map(str, v))), ['bbox']),
     'a root category with the name of a class': (
@@ -310,6 +332,14 @@ def test_usual_forms_are_used_and_evaluated_right(kind, folder, config):
     assert checked(config, folder, content) is None
     for metric in ('CocoMetric', 'FasterCocoMetric'):
         assert score(folder, content, metric) == (1, 1)
+
+
+def test_a_file_name_that_is_not_utf8_is_evaluated_right(folder, config):
+    content = right()
+    content['images'][0]['file_name'] = name = os.fsdecode(b'\xff.png')
+    shutil.copy(folder / 'images/0.png', folder / 'images' / name)
+    assert checked(config, folder, content) is None
+    assert score(folder, content) == (1, 1)
 
 
 @pytest.mark.parametrize('kind', WRONG)
@@ -356,6 +386,22 @@ def test_names_from_files_reach_no_terminal_as_control_characters(name, folder, 
     print_reports(check_datasets(config, ['train']))
     lines = capsys.readouterr().out.split('\n')
     assert all(line.isprintable() for line in lines)
+
+
+@pytest.mark.parametrize('name', ['pipe', 'folder', 'dangling', 'loop'])
+def test_what_is_no_file_is_refused_before_anything_waits_for_it(name, folder, config):
+    path = folder / 'images' / name
+    if name == 'pipe':
+        os.mkfifo(path)
+    elif name == 'folder':
+        path.mkdir()
+    else:
+        path.symlink_to('nowhere' if name == 'dangling' else name)
+    content = right()
+    content['images'][1]['file_name'] = name
+    message = checked(config, folder, content)
+    assert message and f'images/{name}: No such file' in message
+    assert check_datasets(config, ['train'])[0].count('error')
 
 
 def test_an_evaluator_that_counts_other_images_than_the_loader_reads_is_refused(folder, config):

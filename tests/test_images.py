@@ -10,7 +10,8 @@ from mmengine.config import ConfigDict
 from PIL import Image
 
 from gcvit_mm.app.photo import read_photo
-from gcvit_mm.datasets.check.images import ReadImage, read_image
+from gcvit_mm.datasets.check.images import ReadImage, check_images, read_image
+from gcvit_mm.datasets.check.report import Report
 from gcvit_mm.datasets.load_image import LoadWholeImage
 from gcvit_mm.datasets.load_label_map import decode_map
 from gcvit_mm.errors import UserError
@@ -71,6 +72,17 @@ def test_values_are_scaled_to_8_bits_by_every_reader(kind, tmp_path):
     assert np.array_equal(np.asarray(read_photo(path))[..., ::-1], pixels)
     assert np.array_equal(load(path, color_type='grayscale'), pixels[..., 0])
     assert isinstance(read_image(str(path)), ReadImage)
+
+
+def test_the_check_warns_of_images_that_are_scaled_differently(tmp_path):
+    report = Report('train', 'images')
+    for name, bits in {'a.png': 16, 'b.png': 16, 'dark.png': 12}.items():
+        in_bits(bits).save(tmp_path / name)
+    Image.fromarray(GREY).save(tmp_path / 'c.png')  # of 8 bits in the file, too
+    check_images(report, sorted(map(str, tmp_path.iterdir())), str(tmp_path))
+    (((severity, what), places),) = report.problems.items()
+    assert severity == 'warning' and 'scaled differently' in what
+    assert places == ['dark.png: 12 bits, first 16']
 
 
 def test_single_bits_are_black_and_white(tmp_path):

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS, TRANSFORMS
-from PIL import Image
+from PIL import ExifTags, Image
 
 import gcvit_mm.register  # noqa: F401
 from gcvit_mm.config import datasets_of, default_scope, read_config
@@ -227,6 +227,12 @@ def turned(path):
     save(path, np.zeros(SIZE[::-1], np.uint8))
 
 
+def to_be_turned(path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(np.zeros(SIZE, np.uint8)).save(path, exif=exif)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:50])
 
@@ -243,6 +249,7 @@ WRONG = [
     (as_floats, 'not class numbers', 'float32'),
     (negative, 'not class numbers', '-1'),
     (turned, 'differ in size', '12 x 10', '10 x 12'),
+    (to_be_turned, 'save it upright', 'orientation 6'),
     (cut, 'cannot be read'),
     (Path.unlink, ''),
 ]
@@ -570,6 +577,16 @@ def test_hidden_missing_and_unused_folders_are_an_error(folders):
     for path in (folders / 'train/cat').iterdir():
         path.rename(path.with_suffix('.webp'))
     assert has(look(classifier(folders), pixels=False), 'folder without', 'train/cat', '2 *.webp')
+
+
+def test_copies_in_hidden_folders_are_an_error(folders, maps):
+    copies = '.ipynb_checkpoints'
+    shutil.copytree(folders / 'train/cat', folders / 'train/cat' / copies)
+    for kind in ('images', 'annotations'):
+        shutil.copytree(maps / kind / 'training', maps / kind / 'training' / copies)
+    for cfg in (classifier(folders), segmenter(maps)):
+        for pixels in (False, True):
+            assert has(look(cfg, pixels=pixels), 'hidden folder', f'{copies}/0.png')
 
 
 def test_hidden_files_are_not_images(folders):

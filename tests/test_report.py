@@ -67,7 +67,7 @@ def detection(trained, tmp_path_factory) -> SimpleNamespace:
     log.write_text(log.read_text().replace('attention: sdpa', f'attention: {EVIL}'))
 
     samples = list(coco_samples(content, detections(COCO(str(ann_file)))))
-    prefix = work_dir / 'found'
+    prefix = work_dir / 'found [1] $x'
     metrics = {
         kind: coco_metrics(
             'mask_rcnn_gcvit_nano_shapes.py', ann_file, samples,

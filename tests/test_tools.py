@@ -335,12 +335,26 @@ def train_here(tiny_shapes, tmp_path, monkeypatch):
         ("custom_hooks=[dict(type='NoHook')]", 'NoHook is not in the mmdet::hook registry'),
         ('default_hooks.checkpoint.save_best=mAP', 'choose one of coco/bbox_mAP'),
         ('val_evaluator.metric=boxes', 'boxes'),
+        ('val_evaluator.metric_items=[AP]', 'metric_items: AP: choose from mAP'),
+        ('model.test_cfg.rcnn.nms.type=nms0', "name 'nms0' is not defined"),
+        ('model.data_preprocessor.pad_size_divisor=0', 'ZeroDivisionError'),
+        ('model.train_cfg.rcnn.assigner.pos_iou_thr=x', 'in assign_wrt_overlaps of'),
+        ('optim_wrapper.clip_grad.max_norm=x', "could not convert string to float: 'x'"),
     ],
 )
-def test_a_setting_with_a_wrong_value_is_one_line_before_the_first_step(option, fact, train_here):
+def test_a_setting_with_a_wrong_value_is_one_line_before_the_first_step(
+    option, fact, train_here, tmp_path
+):
     with pytest.raises(UserError) as error:
         train_here(option)
     assert fact in str(error.value)
+    assert not [*tmp_path.rglob('*.pth')]
+
+
+def test_a_wrong_setting_of_a_test_is_one_line_at_its_first_image(trained):
+    error = fail('test.py', NANO, trained.checkpoint,
+                 *on(trained.data, 'model.test_cfg.rcnn.nms.type=nms0'))  # fmt: skip
+    assert "name 'nms0' is not defined" in error
 
 
 def test_a_type_whose_state_is_not_saved_is_named_before_the_first_step(train_here, tmp_path):
@@ -356,17 +370,19 @@ def test_a_type_whose_state_is_not_saved_is_named_before_the_first_step(train_he
     assert warning.startswith('CachedMixUp, CachedMosaic: ')
 
 
-def test_errors_of_a_step_keep_their_traceback():
+def test_errors_after_the_first_step_keep_their_traceback():
     class Loop(BaseLoop):
-        def __init__(self) -> None:
-            pass
+        def __init__(self, steps: int) -> None:
+            self.steps = steps
 
         def run(self) -> None:
             raise TypeError('of a step')
 
     cfg = Config(filename=None)
     with pytest.raises(TypeError, match='of a step'), wrong_settings(cfg):
-        Loop().run()
+        Loop(1).run()
+    with pytest.raises(UserError, match='of a step'), wrong_settings(cfg):
+        Loop(0).run()
     with pytest.raises(UserError, match='TypeError: of the config'), wrong_settings(cfg):
         raise TypeError('of the config')
 

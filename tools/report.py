@@ -94,11 +94,12 @@ def find_prefix(
 
 def outdated(run: Run, prefix: str | None) -> list[str]:
     """Return a note if a checkpoint is newer than the predictions."""
+    from gcvit_mm.work_dir import predicted_at
+
     checkpoints = sorted(run.folder.glob('*.pth'), key=os.path.getmtime)
     if prefix is None or not checkpoints:
         return []
-    time = max(path.stat().st_mtime for path in Path(prefix).parent.glob(f'{Path(prefix).name}.*'))
-    if checkpoints[-1].stat().st_mtime <= time:
+    if checkpoints[-1].stat().st_mtime <= predicted_at(prefix):
         return []
     return [
         f'The predictions {prefix}.* are older than {checkpoints[-1]}: give --checkpoint to '

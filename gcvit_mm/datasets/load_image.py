@@ -67,6 +67,9 @@ def eight_bits(image: Image.Image, upright: bool = True) -> Image.Image:
         image: An image of any mode.
         upright: Turn it by its EXIF orientation.
 
+    Returns:
+        The image; ``info['bits']`` is the number of bits that grey values of 16 or 32 bits fill.
+
     Raises:
         ValueError: Its values are not integers of up to 16 bits, or 16-bit colours are too dark.
     """
@@ -85,7 +88,9 @@ def eight_bits(image: Image.Image, upright: bool = True) -> Image.Image:
         bits = next((bits for bits in DEPTHS if high < 2**bits), None)
         if low < 0 or bits is None:
             raise ValueError(f'its values are {low} to {high}: convert it to 8 or 16 bits')
-        return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+        grey = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+        grey.info['bits'] = bits
+        return grey
     # Pillow has kept the upper 8 of 16 bits.
     if is_deep and np.asarray(image.convert('RGB')).max() < 2 ** (12 - 8):
         raise ValueError('its 16-bit colours are all below 4096, so nearly black: convert it to 8')

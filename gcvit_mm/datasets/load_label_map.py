@@ -8,7 +8,7 @@ import numpy as np
 from mmengine import fileio
 from mmengine.config import Config
 from mmengine.registry import DATASETS, TRANSFORMS
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..config import datasets_of, default_scope, transforms_of
 from ..errors import UserError
@@ -47,11 +47,14 @@ def decode_map(content: bytes) -> np.ndarray:
         check_decoding(image)
         values = np.asarray(image)
         bands, frames, kind = image.getbands(), getattr(image, 'n_frames', 1), image.format
+        turn = image.getexif().get(ExifTags.Base.Orientation, 1)
     if len(bands) > 1:
         what = 'label map has several channels: it must have one, with class numbers'
         raise WrongMap(what, ''.join(bands))
     if frames > 1:
         raise WrongMap('label map has several pages: it must have one', f'{frames} pages')
+    if turn != 1:  # of a TIFF, Pillow has turned it
+        raise WrongMap('label map with an EXIF orientation: save it upright', f'orientation {turn}')
     if kind in ('JPEG', 'MPO'):
         raise WrongMap('label map is compressed with loss, which changes values: use PNG', kind)
     if values.dtype.kind == 'f' or values.min() < 0:

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmengine.dist import get_rank
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, ValLoop
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
@@ -32,9 +33,11 @@ class _Exact:
 
     Attributes:
         unchanged: Whether the state is that after the last finished step, so that it can be saved.
+        steps: Finished steps since the start of this process.
     """
 
     unchanged = False
+    steps = 0
     runner: Runner
     dataloader: DataLoader
     _iter: int
@@ -71,6 +74,7 @@ class _Exact:
 
     @contextmanager
     def _training(self) -> Iterator[None]:
+        self._rehearse_validation()
         self.runner.call_hook('before_train')
         handle = register_optimizer_step_pre_hook(self._begin_change)
         try:
@@ -81,6 +85,14 @@ class _Exact:
         finally:
             handle.remove()
         self.runner.call_hook('after_train')
+
+    @torch.no_grad()
+    def _rehearse_validation(self) -> None:
+        """Predict one image, so that settings of predictions fail before the first step."""
+        if isinstance(self.runner.val_loop, ValLoop):
+            loader = self.runner.val_loop.dataloader
+            self.runner.model.eval()
+            self.runner.model.val_step(loader.collate_fn([loader.dataset[0]]))
 
     def _begin_change(self, *_: Any) -> None:
         self.unchanged = False
@@ -108,6 +120,7 @@ class _Exact:
         with self._changing():
             runner.call_hook('after_train_iter', **event, outputs=outputs)
             self._iter += 1
+            self.steps += 1
 
     @contextmanager
     def _rolling_back(self) -> Iterator[None]:

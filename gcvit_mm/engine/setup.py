@@ -1,5 +1,6 @@
 """Preparing a config for mmengine's runner, for training and testing."""
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -7,15 +8,17 @@ from contextlib import contextmanager
 from logging import getLevelNamesMapping
 from pathlib import Path
 from textwrap import shorten
-from traceback import walk_tb
+from traceback import format_exc, walk_tb
+from types import FrameType
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.registry import OPTIMIZERS
-from mmengine.runner import BaseLoop
+from mmengine.runner import BaseLoop, TestLoop, ValLoop
 
-from ..cli import BAD_IMAGES
+from ..cli import BAD_IMAGES, explained
 from ..config import datasets_of, default_scope, dicts_of, find_class, transforms_of
 from ..datasets.check.settings import WORKER_KEYS
 from ..datasets.collate import prepare_collating
@@ -96,21 +99,38 @@ def prepare(cfg: Config, *, skip_bad_images: int = 0) -> None:
 
 @contextmanager
 def wrong_settings(cfg: Config) -> Iterator[None]:
-    """Report errors in one line within a ``with`` block until a loop starts: settings are wrong."""
+    """Report errors in one line within a ``with`` block until the end of the first step or image.
+
+    Wrong settings are the usual cause. The log has the traceback.
+    """
     try:
         yield
-    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+    except Exception as error:
         frames = [frame for frame, _ in walk_tb(error.__traceback__)]
-        runs = [f for f in frames if isinstance(f.f_locals.get('self'), BaseLoop)]
-        is_run = any(f.f_code.co_name == 'run' for f in runs)
-        is_start = any(f.f_locals.get('fn_name') == 'before_train' for f in frames)
-        if isinstance(error, UserError) or (is_run and not is_start):
+        known = isinstance(error, OSError | ImportError) or explained(error)
+        if known or any(map(_is_later, frames)):
             raise
-        reason = ', '.join([f'{type(error).__name__}: {error}', *getattr(error, '__notes__', [])])
+        print_log(format_exc(), logger='current', level=logging.ERROR)
+        message = f'{type(error).__name__}: {error}'
+        if ': Caught ' in message:  # of a data loader's worker, with its traceback
+            message = message.rstrip().splitlines()[-1]
+        reason = ', '.join([message, *getattr(error, '__notes__', [])])
         reason = shorten(reason, 400, placeholder=' ...')
+        code = frames[-1].f_code
         raise UserError(
-            f'config {cfg.filename} with its options: the run cannot be set up: {reason}'
+            f'config {cfg.filename} with its options: the run cannot be set up: {reason} (in '
+            f'{code.co_name} of {Path(code.co_filename).name})'
         ) from error
+
+
+def _is_later(frame: FrameType) -> bool:
+    """Whether a frame is that of a loop after its first step or image."""
+    loop = frame.f_locals.get('self')
+    if not isinstance(loop, BaseLoop) or frame.f_code.co_name != 'run':
+        return False
+    if isinstance(loop, ValLoop | TestLoop):
+        return frame.f_locals.get('idx', 0) > 0
+    return getattr(loop, 'steps', 1) > 0
 
 
 def _check_values(cfg: Config) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from mmengine.evaluator import BaseMetric
 
+from ..datasets.check.coco_file import FIELDS
 from ..errors import UserError
 from .faster_coco_metric import fastest_evaluation
 
 AP = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+AR = ('AR@100', 'AR@300', 'AR@1000', 'AR_s@1000', 'AR_m@1000', 'AR_l@1000')
 IOUS = np.linspace(0.5, 0.95, 10)
 OF_IOU_METRIC = {
     'mIoU': ('mIoU', 'mAcc'),
@@ -66,6 +68,10 @@ def repair_coco_metric(metric: Any) -> None:
             'evaluator: classwise=True needs the IoU thresholds 0.5 to 0.95: remove iou_thrs, or '
             'read the APs of the classes from the report (tools/report.py)'
         )
+    wrong = set(metric.metric_items or ()) - {*AP, *AR}
+    if wrong:
+        named = f'{", ".join(sorted(wrong))}: choose from {", ".join(AP + AR)}'
+        raise UserError(f'evaluator.metric_items: {named}')
     if metric._coco_api is not None:
         make_countable(metric._coco_api)
     if metric.classwise and len(metric.metrics) > 1 and 'compute_metrics' not in vars(metric):
@@ -76,8 +82,12 @@ def make_countable(truth: Any) -> None:
     """Let COCO's evaluators count all annotations of a file.
 
     They need the ids 1, 2, ... (0 is never matched), ``iscrowd``, and polygons of at least three
-    points; mmdet skips shorter ones in training, too.
+    points; mmdet skips shorter ones in training, too. Some stop at fields that are not checked.
     """
+    for key, fields in FIELDS.items():
+        for entry in truth.dataset.get(key, []):
+            for name in entry.keys() - fields.keys() - {'segmentation'}:
+                del entry[name]
     for number, annotation in enumerate(truth.dataset.get('annotations', []), 1):
         annotation['id'] = number
         annotation['iscrowd'] = int(annotation.get('iscrowd') or 0)

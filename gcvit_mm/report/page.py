@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import math
-import os
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -17,7 +16,7 @@ from markupsafe import Markup
 
 from ..compat.packages import PACKAGES
 from ..version import __version__
-from ..work_dir import Run, read_metrics
+from ..work_dir import Run, predicted_at, read_metrics
 from .evaluation import Evaluation
 
 MAX_POINTS = 400
@@ -172,8 +171,7 @@ def _facts(run: Run, evaluation: Evaluation | None, prefix: str | None) -> list[
         if name in run.environment:
             facts.append((name.capitalize(), run.environment[name]))
     if prefix:
-        newest = max(map(os.path.getmtime, Path(prefix).parent.glob(f'{Path(prefix).name}.*')))
-        when = datetime.fromtimestamp(newest)
+        when = datetime.fromtimestamp(predicted_at(prefix))
         facts.append(('Predictions', f'{prefix}.*, of {when:%d %B %Y, %H:%M}'))
     return facts
 

@@ -97,7 +97,9 @@ def read_coco(path: str, *, need_annotations: bool) -> dict:
         with open(path, encoding='utf-8') as file:
             content = json.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'annotation file {path} cannot be read as JSON: {error}') from error
+        raise UserError(
+            f'annotation file {path} cannot be read as JSON in UTF-8: {error}'
+        ) from error
     if not isinstance(content, dict):
         content = {}
     keys = ['images', 'categories']

@@ -19,6 +19,7 @@ from .report import Report
 Task = TypeVar('Task')
 Result = TypeVar('Result')
 
+NO_FILE = 'No such file'
 EXIF_ORIENTATION, EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 
@@ -29,6 +30,7 @@ class ReadImage(NamedTuple):
     width: int  # width in pixels after rotation by the EXIF orientation, as training loads it
     height: int  # height in pixels, likewise
     digest: bytes  # hash of the file
+    bits: int  # bits that grey values of 16 or 32 bits fill; 0 for other images
 
 
 def read_image(path: str) -> ReadImage | str:
@@ -37,18 +39,20 @@ def read_image(path: str) -> ReadImage | str:
     Returns:
         The image, or the reason why it cannot be read.
     """
+    if not os.path.isfile(path):  # reading a pipe would wait for ever
+        return NO_FILE
     try:
         data = Path(path).read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
             # A JPEG is decoded completely, but at an eighth of its size, which is a third faster.
             image.draft(None, (1, 1))
-            eight_bits(image, upright=False)
+            bits = eight_bits(image, upright=False).info.get('bits', 0)
             # Only now, because the EXIF data of a PNG are known when it is decoded.
             width, height = upright_size(image, size)
     except Exception as error:  # decoders raise all kinds of errors for damaged files
         return reason(error)
-    return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest())
+    return ReadImage(path, width, height, hashlib.blake2b(data, digest_size=16).digest(), bits)
 
 
 def upright_size(image: Image.Image, size: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -76,12 +80,20 @@ def missing_files(paths: Iterable[str]) -> dict[str, str]:
     for path in paths:
         folder, name = os.path.split(path)
         if folder not in folders:
-            listed = os.listdir(folder or '.') if os.path.isdir(folder or '.') else ()
-            folders[folder] = set(listed)
-        # Some file systems take a name in other letters too.
-        if name not in folders[folder] and not os.path.exists(path):
-            missing[path] = 'No such file or directory'
+            entries = os.scandir(folder or '.') if os.path.isdir(folder or '.') else ()
+            folders[folder] = {e.name for e in entries if e.is_file(follow_symlinks=False)}
+        # Links are followed here. Some file systems take a name in other letters too.
+        if name not in folders[folder] and not os.path.isfile(path):
+            missing[path] = NO_FILE
     return missing
+
+
+def check_hidden(report: Report, paths: Iterable[str], folder: str) -> None:
+    """Report images in hidden folders, such as Jupyter's copies, which data sets use too."""
+    for path in paths:
+        if f'{os.sep}.' in path[len(folder) :]:
+            what = 'image in a hidden folder, which is used too: delete the folder'
+            report.add('error', what, relative(path, folder))
 
 
 def in_parallel(
@@ -112,6 +124,12 @@ def add_image(report: Report, image: ReadImage | str, place: str) -> None:
     report.digests[image.path] = image.digest
     report.sizes.setdefault('image width', []).append(image.width)
     report.sizes.setdefault('image height', []).append(image.height)
+    if image.bits:
+        depths = report.sizes.setdefault('bits of 16-bit grey', [])
+        depths.append(image.bits)
+        if image.bits != depths[0]:
+            what = 'image fills other bits than the first, so it is scaled differently: convert all'
+            report.add('warning', what, f'{place}: {image.bits} bits, first {depths[0]}')
 
 
 def relative(path: str, root: str | None) -> str:

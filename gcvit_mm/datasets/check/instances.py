@@ -13,7 +13,7 @@ from mmengine.dataset import BaseDataset
 from ...errors import UserError
 from .coco_file import FIELDS, brief, check_categories, read_coco, wrong_fields
 from .images import ReadImage, add_image, in_parallel, missing_files, read_image, relative
-from .objects import MARGIN, are_plain, check_object, why_skipped
+from .objects import MARGIN, MISFIT, are_plain, check_object, why_skipped
 from .report import Finding, Report
 
 COUNTED = 100
@@ -104,6 +104,10 @@ def check_instances(
             add_image(report, image, task.place)
         if 'annotations' in content and not count:
             report.add('note', 'image without objects', task.place)
+    misfits = len(report.problems.get(('warning', MISFIT), ()))
+    if misfits > len(known) / 2:
+        what = 'most boxes do not fit their masks: write x and y of the upper left corner'
+        report.add('error', what, f'{misfits} of {len(known)} objects')
     if pixels:
         _check_folder(dataset, images, report)
     if 'annotations' in content:

@@ -20,6 +20,7 @@ from ..load_label_map import (
 from .images import (
     ReadImage,
     add_image,
+    check_hidden,
     in_parallel,
     list_entries,
     missing_files,
@@ -55,6 +56,9 @@ def check_label_maps(dataset: BaseDataset, report: Report, *, pixels: bool = Tru
         folder = dataset.data_prefix['img_path']
         what = f'no images *{dataset.img_suffix}: check img_suffix and data_prefix'
         report.add('error', what, dataset.ann_file or _suffixes(folder))
+    if not dataset.ann_file:
+        folder = dataset.data_prefix['img_path']
+        check_hidden(report, [entry['img_path'] for entry in entries], folder)
     if pixels:
         seen = _check_files(dataset, entries, classes, report)
         _check_unpaired(dataset, entries, report)

@@ -9,7 +9,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.fileio import list_dir_or_file, list_from_file
 
 from ...errors import UserError
-from .images import add_image, check_images, missing_files, relative
+from .images import add_image, check_hidden, check_images, missing_files, relative
 from .report import Report
 
 
@@ -58,6 +58,7 @@ def _files(dataset: BaseDataset, folder: str, label: int, report: Report) -> lis
         else:
             others[os.path.splitext(name)[1]] += 1
             report.add('note', 'file without the suffix of an image: skipped', place)
+    check_hidden(report, [sample.path for sample in samples], folder)
     if others and not samples:
         kinds = ', '.join(f'{count} *{suffix}' for suffix, count in others.most_common(3))
         what = f'folder without {", ".join(sorted(dataset.extensions))}: convert its files'

@@ -16,6 +16,7 @@ MARGIN = 2
 AREA_TOLERANCE = 0.1
 # Of a box and the one around the mask; 3,118 samples of COCO's own objects have 0.99 and more.
 LEAST_IOU = 0.5
+MISFIT = f'box and mask do not fit: the IoU of their boxes is below {LEAST_IOU}'
 # pycocotools needs memory for all of them, and for all pixels that a polygon crosses.
 MAX_PIXELS, MAX_DISTANCE = 2e9, 1e6
 
@@ -235,8 +236,7 @@ def _check_place(annotation: dict, tight: list[Any]) -> Iterator[Finding]:
     if across < 0 or down < 0:
         yield Finding('error', 'mask and box do not overlap', shown)
     elif across * down < LEAST_IOU * (w * h + wide * high - across * down):
-        what = f'box and mask do not fit: the IoU of their boxes is below {LEAST_IOU}'
-        yield Finding('warning', what, shown)
+        yield Finding('warning', MISFIT, shown)
 
 
 def _compare_with_mask(annotation: dict, rle: dict) -> Iterator[Finding]:
