@@ -59,6 +59,11 @@ def parse_args() -> argparse.Namespace:
         help='images for the comparison; default: those of the test data, or else generated ones',
     )
     parser.add_argument(
+        '--data',
+        action='store_true',
+        help='also compare AP, mIoU or accuracy, on the test data of the config',
+    )
+    parser.add_argument(
         '--random-weights', action='store_true', help='try the export without a checkpoint'
     )
     return parser.parse_args()
@@ -80,6 +85,7 @@ def main() -> None:
     from gcvit_mm.export import runner
     from gcvit_mm.export.build import build_graph
     from gcvit_mm.export.check import read_images
+    from gcvit_mm.export.evaluation import Evaluation
     from gcvit_mm.export.files import check_graph, check_target, load, write
     from gcvit_mm.export.graph import trace
     from gcvit_mm.export.proof import prove
@@ -90,6 +96,7 @@ def main() -> None:
     options = dict(features=args.what == 'features', argmax=args.argmax, size=args.static)
     graph = build_graph(source.model, source.task, **options)
     check_graph(args.out, graph)
+    evaluation = Evaluation(source, graph) if args.data else None
     images = read_images(source.cfg, args.images)
     print('tracing the model, which takes minutes for large models', flush=True)
     program = trace(graph)
@@ -103,7 +110,7 @@ def main() -> None:
         if file.suffix == '.onnx' and args.what == 'model':
             program_file = file.with_name(f'{file.name.replace(".", "_")}.py')
             program_file.write_text(runner.source(source.task, file.name))
-        prove(graph, execute, images, file, about)
+        prove(graph, execute, images, file, about, evaluation)
         publish(Path(folder), args.out)
     print(f'{args.out}: {size_mb:.1f} MB')
     print_speed(graph, execute, images)

@@ -30,6 +30,7 @@ class ImageModel(nn.Module):
     outputs: dict[str, tuple[str | int, ...]]
     # Inputs beside the image, and their defaults.
     thresholds: dict[str, float] = {}
+    mask_threshold: float | None = None
     mean: Tensor
     std: Tensor
     model: Any
@@ -176,6 +177,10 @@ class Segmenter(ImageModel):
     """The logits of the classes for each pixel; a single one if the head has one channel."""
 
     outputs = dict(logits=('N', 'class', 'H', 'W'))
+
+    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, size)
+        self.mask_threshold = getattr(model.decode_head, 'threshold', None)
 
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         head = self.model.decode_head
