@@ -63,10 +63,16 @@ class Evaluation:
         for metric in self.evaluator.metrics:
             repair_coco_metric(metric)
         self.expected = self._evaluate(graph.original.test_step, 'the model')
+        if not self.expected:
+            raise UserError(
+                'the model predicts nothing on the test data, or its test_evaluator gives none of '
+                'AP, mIoU and accuracy'
+            )
 
     def __call__(self, run: Run) -> dict[str, float]:
         """The metrics of a file."""
-        return self._evaluate(lambda data: self._predict(run, data), 'the file')
+        found = self._evaluate(lambda data: self._predict(run, data), 'the file')
+        return {name: found.get(name, 0.0) for name in self.expected}  # 0 without predictions
 
     def loss(self, found: dict[str, float]) -> float:
         """The largest loss of the metrics of a file, in points, or their largest difference."""
@@ -79,14 +85,11 @@ class Evaluation:
                 self.evaluator.process(data_samples=step(data), data_batch=data)
         with redirect_stdout(StringIO()):
             found = self.evaluator.evaluate(len(self.loader.dataset))
-        main = {
-            name: float(value) * (100 if name.endswith('mAP') else 1)
+        return {
+            name: float(np.nan_to_num(value)) * (100 if name.endswith('mAP') else 1)
             for name, value in found.items()
             if MAIN.fullmatch(name)
         }
-        if not main:
-            raise UserError(f'test_evaluator gives {", ".join(found)}: use one with AP or mIoU')
-        return main
 
     def _predict(self, run: Run, data: Any) -> list[Any]:
         (sample,) = data['data_samples']

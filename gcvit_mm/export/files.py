@@ -29,6 +29,9 @@ ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 PACKAGES = {'.onnx': ONNX_PACKAGES, '.xml': (*ONNX_PACKAGES, 'openvino'), '.pt2': ()}
 """The packages that write and load a format."""
 
+RUNTIMES = {'.onnx': 'ONNX Runtime', '.xml': 'OpenVINO', '.pt2': 'torch.export'}
+"""The runtimes of formats; OpenVINO runs ONNX files too."""
+
 Run = Callable[..., dict[str, Tensor]]
 """Maps images (N, H, W, 3) of uint8, and other inputs by name, to the outputs by name."""
 
@@ -71,6 +74,13 @@ def description(path: Path) -> dict[str, Any]:
 def load(path: Path) -> Run:
     """Load a file to run it on the CPU, by the runtime of its format."""
     return FORMATS[path.suffix][1](path)
+
+
+def runtimes(path: Path) -> dict[str, Run]:
+    """A file in all installed runtimes of its format, by name."""
+    own = {'.onnx': ('.onnx', '.xml')}.get(path.suffix, (path.suffix,))
+    installed = [x for x in own if all(map(find_spec, PACKAGES[x]))]
+    return {RUNTIMES[suffix]: FORMATS[suffix][1](path) for suffix in installed}
 
 
 def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
