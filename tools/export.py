@@ -133,7 +133,7 @@ def main() -> None:
             program_file.write_text(runner.source(source.task, file.name))
         prove(graph, execute, images, file, about, None if is_reduced else evaluation)
         steps = {'PyTorch': graph.expected, **named(runtimes(file), 'float32')}
-        if is_reduced:
+        if evaluation and is_reduced:
             many = read_images(source.cfg, args.images, precision.CALIBRATION)
             found = precision.reduce(file, args.precision, graph, many, evaluation, about)
             prove_metrics(evaluation, found, file, about)

@@ -75,7 +75,7 @@ def reduce(
             f'no {precision} file loses at most {evaluation.most:g} points: the best loses '
             f'{loss:.1f}; raise --max-loss, or export in float32'
         )
-    about.update(precision=precision, float32_blocks=kept)
+    about.update(precision=precision, float32_blocks=kept, max_loss=evaluation.most)
     reduced = onnx.load(file)
     onnx.helper.set_model_props(reduced, {META: json.dumps(about)})
     onnx.save(reduced, file)
@@ -133,7 +133,8 @@ def _float16(model: Any, folder: Path, inputs: Iterator[dict]) -> Callable[[Path
     def convert(file: Path, nodes: list[str]) -> None:
         half = onnx.ModelProto.FromString(model.SerializeToString())
         tensors = {each.name: each for each in half.graph.initializer}
-        converted, halves = [], {}
+        converted: list[Any] = []
+        halves: dict[str, Any] = {}
         for node in half.graph.node:
             if node.name in nodes:
                 for i, name in enumerate(node.input):
