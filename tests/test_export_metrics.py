@@ -159,7 +159,7 @@ def test_what_cannot_be_evaluated_is_said(sources):
         Evaluation(other, graph)
     one_size = build_graph(source.model, 'detection', False, False, (32, 40)).eval()
     with pytest.raises(UserError, match='64x64'):
-        Evaluation(source, one_size)(run_of(one_size))
+        Evaluation(source, one_size)
 
 
 @pytest.fixture(scope='module')

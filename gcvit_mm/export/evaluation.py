@@ -80,7 +80,14 @@ class Evaluation:
         return round(max(map(abs, losses) if self.is_equal else losses), 6)
 
     def _evaluate(self, step: Callable[[Any], Any], what: str) -> dict[str, float]:
+        only = self.graph.size
         for data in tqdm(self.loader, f'evaluating {what}', leave=False):
+            height, width = data['inputs'][0].shape[1:]
+            if only and (height, width) != only:
+                raise UserError(
+                    f'test images are {height}x{width} after the pipeline, and the file is for '
+                    f'{only[0]}x{only[1]}: pass --static {height}x{width}, or leave it out'
+                )
             with torch.no_grad():
                 self.evaluator.process(data_samples=step(data), data_batch=data)
         with redirect_stdout(StringIO()):
@@ -94,12 +101,7 @@ class Evaluation:
     def _predict(self, run: Run, data: Any) -> list[Any]:
         (sample,) = data['data_samples']
         image = data['inputs'][0][self.graph.bgr].permute(1, 2, 0)[None]
-        size, only = tuple(image.shape[1:3]), self.graph.size
-        if only and size != only:
-            raise UserError(
-                f'test images are {size[0]}x{size[1]} after the pipeline, and the file is for '
-                f'{only[0]}x{only[1]}: pass --static {size[0]}x{size[1]}, or leave it out'
-            )
+        size = image.shape[1:3]
         outputs = {name: np.asarray(x) for name, x in run(image).items()}
         height, width = original = sample.ori_shape[:2]
         scale = np.array([width / size[1], height / size[0]] * 2)
