@@ -30,7 +30,7 @@ PACKAGES = {'.onnx': ONNX_PACKAGES, '.xml': (*ONNX_PACKAGES, 'openvino'), '.pt2'
 """The packages that write and load a format."""
 
 RUNTIMES = {'.onnx': 'ONNX Runtime', '.xml': 'OpenVINO', '.pt2': 'torch.export'}
-"""The runtimes of formats; OpenVINO runs ONNX files too."""
+"""The runtimes of formats."""
 
 Run = Callable[..., dict[str, Tensor]]
 """Maps images (N, H, W, 3) of uint8, and other inputs by name, to the outputs by name."""
@@ -77,10 +77,16 @@ def load(path: Path) -> Run:
 
 
 def runtimes(path: Path) -> dict[str, Run]:
-    """A file in all installed runtimes of its format, by name."""
-    own = {'.onnx': ('.onnx', '.xml')}.get(path.suffix, (path.suffix,))
-    installed = [x for x in own if all(map(find_spec, PACKAGES[x]))]
-    return {RUNTIMES[suffix]: FORMATS[suffix][1](path) for suffix in installed}
+    """A file in the installed runtimes that can load it, by name; OpenVINO loads ONNX files too."""
+    own = ['.onnx', '.xml'] if path.suffix == '.onnx' else [path.suffix]
+    runs = {}
+    for suffix in own if all(map(find_spec, PACKAGES['.xml'])) else own[:1]:
+        try:
+            runs[RUNTIMES[suffix]] = FORMATS[suffix][1](path)
+        except RuntimeError as error:  # OpenVINO cannot load all that ONNX Runtime does
+            reason = str(error).strip().splitlines()[-1]
+            print(f'{RUNTIMES[suffix]} cannot load {path.name}: {reason}')
+    return runs
 
 
 def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:

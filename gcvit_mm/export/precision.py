@@ -23,6 +23,8 @@ LINEAR = ('Conv', 'Gemm', 'MatMul')
 """Operators that are converted, if they have weights."""
 BLOCK = re.compile(r'model\.(backbone\.stages\.\d+|\w+\.\w+)')
 """What stays float32 or not: a stage of the backbone, or a part of a neck or a head."""
+SCOPES = 'pkg.torch.onnx.name_scopes'
+"""The key of the modules of a node, which PyTorch's exporter writes."""
 CALIBRATION = 32
 """Number of images for the ranges of values."""
 
@@ -83,10 +85,6 @@ def reduce(
     return found
 
 
-SCOPES = 'pkg.torch.onnx.name_scopes'
-"""The key of the modules of a node, which PyTorch's exporter writes."""
-
-
 def calibration(
     graph: ImageModel, images: Iterable[Image.Image], about: dict[str, Any]
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -97,7 +95,10 @@ def calibration(
 
 
 def _int8(model: Any, folder: Path, inputs: Iterator[dict]) -> Callable[[Path, list[str]], None]:
+    from onnxruntime import set_default_logger_severity
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    set_default_logger_severity(3)  # it warns of optional inputs
 
     class Reader(CalibrationDataReader):
         def get_next(self) -> dict[str, np.ndarray] | None:
@@ -134,30 +135,25 @@ def _float16(model: Any, folder: Path, inputs: Iterator[dict]) -> Callable[[Path
         half = onnx.ModelProto.FromString(model.SerializeToString())
         tensors = {each.name: each for each in half.graph.initializer}
         converted: list[Any] = []
-        halves: dict[str, Any] = {}
         for node in half.graph.node:
-            if node.name in nodes:
-                for i, name in enumerate(node.input):
-                    if name in tensors:
-                        value = numpy_helper.to_array(tensors[name]).astype(np.float16)
-                        halves[f'{name}_half'] = numpy_helper.from_array(value, f'{name}_half')
-                    elif f'{name}_half' not in halves:
-                        halves[f'{name}_half'] = None
-                        cast = make_node('Cast', [name], [f'{name}_half'], to=TensorProto.FLOAT16)
-                        converted.append(cast)
-                    node.input[i] = f'{name}_half'
-                (name,) = node.output
-                node.output[0] = f'{name}_out'
-                cast = make_node('Cast', [f'{name}_out'], [name], to=TensorProto.FLOAT)
-                converted += [node, cast]
-            else:
+            if node.name not in nodes:
                 converted.append(node)
+                continue
+            for i, name in enumerate(node.input):
+                node.input[i] = f'{node.name}_{i}'
+                if name in tensors:
+                    value = numpy_helper.to_array(tensors[name]).astype(np.float16)
+                    tensors[node.input[i]] = numpy_helper.from_array(value, node.input[i])
+                else:
+                    cast = make_node('Cast', [name], [node.input[i]], to=TensorProto.FLOAT16)
+                    converted.append(cast)
+            (name,) = node.output
+            node.output[0] = f'{node.name}_out'
+            cast = make_node('Cast', [node.output[0]], [name], to=TensorProto.FLOAT)
+            converted += [node, cast]
         used = {name for node in converted for name in node.input}
         kept = [each for name, each in tensors.items() if name in used]
-        for field, values in (
-            (half.graph.node, converted),
-            (half.graph.initializer, [*kept, *filter(None, halves.values())]),
-        ):
+        for field, values in (half.graph.node, converted), (half.graph.initializer, kept):
             del field[:]
             field.extend(values)
         onnx.save(half, file)
