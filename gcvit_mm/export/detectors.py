@@ -183,7 +183,8 @@ class Queries(Detector):
 
     def detect(self, maps: Any, size: Any, thresholds: Any) -> Any:
         boxes, logits = dino(self.model, maps)
-        scores, index = top(logits.sigmoid().flatten(1), self.model.test_cfg.max_per_img)
+        most = self.model.test_cfg.get('max_per_img', self.model.num_queries)
+        scores, index = top(logits.sigmoid().flatten(1), most)
         labels = index % logits.shape[2]
         boxes = pick(boxes, index.div(logits.shape[2], rounding_mode='floor'))
         sides = boxes.new_ones(2) * torch.stack([torch.scalar_tensor(x) for x in size[::-1]])
