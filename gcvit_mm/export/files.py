@@ -25,6 +25,9 @@ OPSET = 20
 META = 'gcvit_mm'
 """Key of the description in a file, as JSON."""
 
+SCOPES = 'pkg.torch.onnx.name_scopes'
+"""The key of the modules of a node, which PyTorch's exporter writes."""
+
 ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 PACKAGES = {'.onnx': ONNX_PACKAGES, '.xml': (*ONNX_PACKAGES, 'openvino'), '.pt2': ()}
 """The packages that write and load a format."""
@@ -109,6 +112,9 @@ def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> 
             f'the model has an operation that ONNX lacks, try .pt2 instead: {reason}'
         ) from error
     model = onnx_program.model
+    for node in model.graph:
+        for key in node.metadata_props.keys() - {SCOPES}:
+            del node.metadata_props[key]  # such as paths of this machine
     names = ('batch', 'height', 'width')
     onnx_program.rename_axes(
         {

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..errors import UserError
 from .check import stack
 from .evaluation import Evaluation
-from .files import META, load
+from .files import META, SCOPES, load
 from .graph import INPUT, ImageModel
 from .runner import prepare
 
@@ -23,8 +23,6 @@ LINEAR = ('Conv', 'Gemm', 'MatMul')
 """Operators that are converted, if they have weights."""
 BLOCK = re.compile(r'model\.(backbone\.stages\.\d+|\w+\.\w+)')
 """What stays float32 or not: a stage of the backbone, or a part of a neck or a head."""
-SCOPES = 'pkg.torch.onnx.name_scopes'
-"""The key of the modules of a node, which PyTorch's exporter writes."""
 CALIBRATION = 32
 """Number of images for the ranges of values."""
 
