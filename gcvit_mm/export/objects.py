@@ -53,9 +53,8 @@ def differences(
         worst['scores'] = max(worst['scores'], scores[rows, columns].max(initial=0))
         # mmdet pastes something for boxes without width or height.
         solid = (other['boxes'][columns, 2:] > other['boxes'][columns, :2]).all(1)
-        for row, column in (
-            zip(rows[solid], columns[solid], strict=True) if 'masks' in actual else ()
-        ):
+        pairs = zip(rows[solid], columns[solid], strict=True) if 'masks' in actual else ()
+        for row, column in pairs:
             mask = paste(one['masks'][row], one['boxes'][row], *own['size']) >= mask_threshold
             union = (mask | other['masks'][column]).sum()
             # A pixel at the threshold may have either value, in however small a mask.
