@@ -19,6 +19,7 @@ from gcvit_mm.config import build_model, read_config
 from gcvit_mm.errors import UserError
 from gcvit_mm.export.build import build_graph
 from gcvit_mm.export.check import compare, read_images, stack
+from gcvit_mm.export.files import load
 from gcvit_mm.export.operators import NONE
 from gcvit_mm.export.picture import FilePredictor
 
@@ -222,6 +223,32 @@ def test_the_program_beside_a_file_predicts_what_the_model_does(trained, tmp_pat
     error = fail('verify.py', tmp_path / 'broken.onnx', trained.work_dir, *images)
     assert 'boxes are off by' in error
     assert 'computes what' in succeed('verify.py', file, trained.work_dir, *images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'suffix'),
+    [
+        ('cascade_mask_rcnn', 'onnx'),
+        ('faster_rcnn', 'onnx'),
+        ('retinanet', 'onnx'),
+        ('faster_rcnn', 'xml'),
+    ],
+)
+def test_a_file_of_each_detector_predicts_what_the_model_does(name, suffix, tmp_path):
+    if suffix == 'xml':
+        pytest.importorskip('openvino')
+    config, weights, file = (tmp_path / x for x in ('small.py', 'x.pth', f'x.{suffix}'))
+    model, _ = make(name)
+    torch.save(dict(meta={}, state_dict=model.state_dict()), weights)
+    config_of(name).dump(config)
+    succeed('export.py', config, '--checkpoint', weights, '--static', '64x96', '--out', file)
+    about = json.loads(file.with_suffix('.json').read_text())
+    assert about['comparison'] and file.stat().st_size > 1000
+    image = stack(read_images(read_config(NANO), None)[:2], (64, 96), 3)
+    outputs = load(file)(image)
+    assert (outputs['labels'] >= 0).sum() > 5
+    assert ('masks' in outputs) == ('mask' in name)
 
 
 def test_a_pt2_file_of_a_whole_detector_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gcvit_mm.export.graph import ImageModel
 
 REPEAT, SIZE = 10, (512, 512)
+BESIDE = ('.json', '.png', '.py')
 
 
 def parse_args() -> argparse.Namespace:
@@ -59,6 +61,24 @@ def parse_args() -> argparse.Namespace:
         help='images for the comparison; default: those of the test data, or else generated ones',
     )
     parser.add_argument(
+        '--precision',
+        choices=['float32', 'float16', 'int8'],
+        default='float32',
+        help='of an ONNX file; int8 takes ranges of values from --images or the test data',
+    )
+    parser.add_argument(
+        '--max-loss',
+        type=float,
+        default=1.0,
+        metavar='POINTS',
+        help='AP, mIoU or accuracy that float16 or int8 may cost; default: 1',
+    )
+    parser.add_argument(
+        '--data',
+        action='store_true',
+        help='also compare AP, mIoU or accuracy, on the test data of the config',
+    )
+    parser.add_argument(
         '--random-weights', action='store_true', help='try the export without a checkpoint'
     )
     return parser.parse_args()
@@ -77,19 +97,28 @@ def main() -> None:
     if args.checkpoint and args.random_weights:
         raise UserError('--checkpoint and --random-weights exclude each other: pass only one')
     check_model(args)
-    from gcvit_mm.export import runner
+    from gcvit_mm.export import precision, runner
     from gcvit_mm.export.build import build_graph
     from gcvit_mm.export.check import read_images
-    from gcvit_mm.export.files import check_graph, check_target, load, write
+    from gcvit_mm.export.evaluation import Evaluation
+    from gcvit_mm.export.files import check_graph, check_target, load, runtimes, write
     from gcvit_mm.export.graph import trace
-    from gcvit_mm.export.proof import prove
+    from gcvit_mm.export.proof import prove, prove_metrics
     from gcvit_mm.export.source import describe, load_source
 
+    is_reduced = args.precision != 'float32'
+    if is_reduced and args.out.suffix != '.onnx':
+        raise UserError(
+            f'--precision {args.precision} needs --out FILE.onnx, which OpenVINO reads too'
+        )
     check_target(args.out)
     source = load_source(args.model, args.checkpoint, args.random_weights)
     options = dict(features=args.what == 'features', argmax=args.argmax, size=args.static)
     graph = build_graph(source.model, source.task, **options)
     check_graph(args.out, graph)
+    evaluation = None
+    if args.data or is_reduced:
+        evaluation = Evaluation(source, graph, args.max_loss if is_reduced else None)
     images = read_images(source.cfg, args.images)
     print('tracing the model, which takes minutes for large models', flush=True)
     program = trace(graph)
@@ -98,15 +127,22 @@ def main() -> None:
         file = Path(folder, args.out.name)
         print(f'writing {args.out.name}', flush=True)
         write(program, file, about)
-        size_mb = sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6
         execute = load(file)
         if file.suffix == '.onnx' and args.what == 'model':
             program_file = file.with_name(f'{file.name.replace(".", "_")}.py')
             program_file.write_text(runner.source(source.task, file.name))
-        prove(graph, execute, images, file, about)
+        prove(graph, execute, images, file, about, None if is_reduced else evaluation)
+        steps = {'PyTorch': graph.expected, **named(runtimes(file), 'float32')}
+        if evaluation and is_reduced:
+            many = read_images(source.cfg, args.images, precision.CALIBRATION)
+            found = precision.reduce(file, args.precision, graph, many, evaluation, about)
+            prove_metrics(evaluation, found, file, about)
+            steps |= named(runtimes(file), args.precision)
+        parts = [path for path in Path(folder).iterdir() if path.suffix not in BESIDE]
+        size_mb = sum(path.stat().st_size for path in parts) / 1e6
         publish(Path(folder), args.out)
     print(f'{args.out}: {size_mb:.1f} MB')
-    print_speed(graph, execute, images)
+    print_speed(graph, steps, images)
 
 
 def publish(folder: Path, out: Path) -> None:
@@ -115,18 +151,23 @@ def publish(folder: Path, out: Path) -> None:
         os.replace(path, out.with_name(path.name))
 
 
-def print_speed(graph: ImageModel, execute: Run, images: list) -> None:
-    """Print the time per image of the file and of PyTorch."""
+def named(runs: dict[str, Run], precision: str) -> dict[str, Run]:
+    return {f'{name} {precision}': run for name, run in runs.items()}
+
+
+def print_speed(graph: ImageModel, steps: dict[str, Callable], images: list) -> None:
+    """Print the time per image of PyTorch and of the files in their runtimes."""
     import torch
 
     from gcvit_mm.export.check import speeds, stack
 
     size = graph.size or SIZE
-    model, file = speeds(graph, execute, stack(images[:1], size, graph.channels), REPEAT)
     print(
-        f'time per image of {size[0]}x{size[1]}: {file * 1e3:.0f} ms, PyTorch {model * 1e3:.0f} ms '
-        f'(median of {REPEAT}, {torch.get_num_threads()} thread(s))'
+        f'time per image of {size[0]}x{size[1]} (median of {REPEAT}, {torch.get_num_threads()} '
+        'thread(s)):'
     )
+    for name, seconds in speeds(steps, stack(images[:1], size, graph.channels), REPEAT).items():
+        print(f'{name:>22} {seconds * 1e3:6.0f} ms')
 
 
 if __name__ == '__main__':

@@ -24,6 +24,11 @@ def parse_args() -> argparse.Namespace:
         metavar='FOLDER',
         help='images for the comparison; default: those of the test data, or else generated ones',
     )
+    parser.add_argument(
+        '--data',
+        action='store_true',
+        help='also compare AP, mIoU or accuracy, on the test data of the config',
+    )
     return parser.parse_args()
 
 
@@ -34,14 +39,23 @@ def main() -> None:
         raise UserError(f'{args.file} is not a file: pass one that tools/export.py wrote')
     from gcvit_mm.export.build import build_graph
     from gcvit_mm.export.check import read_images
+    from gcvit_mm.export.evaluation import Evaluation
     from gcvit_mm.export.files import description, load
-    from gcvit_mm.export.proof import prove
+    from gcvit_mm.export.proof import prove, prove_metrics
     from gcvit_mm.export.source import load_source
 
     about = description(args.file)
     source = load_source(args.model, args.checkpoint)
     graph = build_graph(source.model, source.task, **about['graph'])
-    prove(graph, load(args.file), read_images(source.cfg, args.images), args.file, about)
+    is_reduced = 'max_loss' in about
+    evaluation = None
+    if args.data or is_reduced:
+        evaluation = Evaluation(source, graph, about.get('max_loss'))
+    if evaluation and is_reduced:  # whose outputs differ: its metric counts
+        prove_metrics(evaluation, evaluation(load(args.file)), args.file, about)
+    else:
+        images = read_images(source.cfg, args.images)
+        prove(graph, load(args.file), images, args.file, about, evaluation)
     print(f'{args.file} computes what the model does')
 
 

@@ -50,22 +50,26 @@ def _check_classifier(model: Any) -> None:
 
 
 def _check_segmenter(model: Any) -> None:
-    from mmseg.models import EncoderDecoder
+    from mmdet.models import MSDeformAttnPixelDecoder
+    from mmseg.models import EncoderDecoder, Mask2FormerHead
     from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
     head = model.decode_head
+    kind = Mask2FormerHead if isinstance(head, Mask2FormerHead) else BaseDecodeHead
     # Heads that override prediction do more than return logits.
-    usual = isinstance(head, BaseDecodeHead) and all(
-        getattr(type(head), name) is getattr(BaseDecodeHead, name)
+    usual = isinstance(head, kind) and all(
+        getattr(type(head), name, None) is getattr(kind, name, None)
         for name in ('predict', 'predict_by_feat')
     )
+    if isinstance(head, Mask2FormerHead):
+        usual &= type(head.pixel_decoder) is MSDeformAttnPixelDecoder
     if not isinstance(model, EncoderDecoder) or not usual:
         raise UserError(
             f'{type(model).__name__} with {type(head).__name__} cannot be exported: use a '
             'segmenter whose head returns logits per pixel, such as UPerHead, or --what features'
         )
-    if model.data_preprocessor.test_cfg:
+    if (model.data_preprocessor.test_cfg or {}).get('size'):
         raise UserError(
-            'data_preprocessor.test_cfg pads images, which cannot be exported: remove it, as GC '
-            'ViT takes images of any size'
+            'data_preprocessor.test_cfg pads images to a fixed size, which cannot be exported: '
+            'remove it, as GC ViT takes images of any size'
         )

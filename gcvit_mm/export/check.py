@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, product
 from pathlib import Path
@@ -26,7 +26,7 @@ SIZES = ((224, 224), (96, 160), (203, 310), (20, 33), (512, 640))
 BATCHES = (1, 3)
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 MOST = 8
-"""Number of images that are read."""
+"""Number of images for a comparison."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Comparison:
         return max(value / self.bars[name] for name, value in self.differences.items())
 
 
-def read_images(cfg: Config, given: str | None) -> list[Image.Image]:
+def read_images(cfg: Config, given: str | None, most: int = MOST) -> list[Image.Image]:
     """Images for a comparison: given ones, or those of the test data, or else generated ones."""
     folder = given
     if folder is None:
@@ -58,9 +58,9 @@ def read_images(cfg: Config, given: str | None) -> list[Image.Image]:
         raise UserError(f'--images {given}: no images are there: pass a folder with images')
     if not paths:
         rng = np.random.default_rng(0)
-        return [Image.fromarray(paint(rng, lay_out(rng, 256, i), 256)) for i in range(MOST)]
+        return [Image.fromarray(paint(rng, lay_out(rng, 256, i), 256)) for i in range(most)]
     try:
-        return [Image.open(path).convert('RGB') for path in paths[:MOST]]
+        return [Image.open(path).convert('RGB') for path in paths[:most]]
     except OSError as error:
         raise UserError(f'--images {folder}: an image cannot be read: {error}') from error
 
@@ -74,7 +74,8 @@ def compare(
     gets no other ``inputs``, so that its defaults are compared too.
     """
     supply = cycle(images)
-    shapes = list(product(BATCHES, SIZES if graph.size is None else (graph.size,)))
+    sizes = filter(graph.accepts, SIZES) if graph.size is None else (graph.size,)
+    shapes = list(product(BATCHES, sizes))
     comparisons = []
     for batch, size in tqdm(shapes, 'comparing', leave=False):
         x = stack(islice(supply, batch), size, graph.channels)
@@ -96,13 +97,12 @@ def stack(images: Any, size: tuple[int, int], channels: int) -> Tensor:
     return torch.from_numpy(pixels[..., np.arange(channels) % 3])
 
 
-def speeds(graph: ImageModel, run: Run, image: Tensor, repeat: int) -> list[float]:
-    """Time the model in PyTorch and the file in turns."""
-    steps: list[Callable] = [graph.expected, run]
-    seconds: list[list[float]] = [[], []]
+def speeds(steps: Mapping[str, Callable], image: Tensor, repeat: int) -> dict[str, float]:
+    """Time steps in turns: the median of each in seconds, after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeat + 1):
-        for step, own in zip(steps, seconds, strict=True):
+        for name, step in steps.items():
             started = time.perf_counter()
             step(image)
-            own.append(time.perf_counter() - started)
-    return [statistics.median(own[1:]) for own in seconds]
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(own[1:]) for name, own in seconds.items()}

@@ -1,4 +1,4 @@
-"""Graphs of mmdet's detectors with anchors, made of their own modules.
+"""Graphs of mmdet's detectors, made of their own modules.
 
 Images have a fixed number of slots for boxes, so that graphs hold batches of any size. An empty
 slot has the score ``NONE``.
@@ -7,10 +7,10 @@ slot has the score ``NONE``.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
-from mmdet.models.dense_heads import AnchorHead, RPNHead
-from mmdet.models.detectors import TwoStageDetector
+from mmdet.models.dense_heads import AnchorHead, DINOHead, RPNHead
+from mmdet.models.detectors import DINO, TwoStageDetector
+from mmdet.models.layers import DeformableDetrTransformerEncoder, DinoTransformerDecoder
 from mmdet.models.roi_heads import CascadeRoIHead, StandardRoIHead
 from mmdet.models.roi_heads.bbox_heads import BBoxHead
 from mmdet.models.roi_heads.mask_heads import FCNMaskHead
@@ -20,9 +20,10 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from ..errors import UserError
-from .graph import ImageModel
+from .graph import ImageModel, pad
 from .objects import differences
 from .operators import NONE, nms
+from .transformers import dino
 
 
 def decode(coder: Any, boxes: Tensor, deltas: Tensor, size: Any) -> Tensor:
@@ -105,26 +106,25 @@ class Detector(ImageModel):
     def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
         super().__init__(model, size)
         config = model.test_cfg.get('rcnn', model.test_cfg)
-        self.thresholds = dict(
-            score_threshold=config.score_thr, iou_threshold=config.nms.iou_threshold
-        )
+        if 'nms' in config:
+            self.thresholds = dict(
+                score_threshold=config.score_thr, iou_threshold=config.nms.iou_threshold
+            )
         self.mask_threshold = config.get('mask_thr_binary', 0.5)
         self.outputs = dict(boxes=('N', 'K', 4), scores=('N', 'K'), labels=('N', 'K'))
         if getattr(model, 'with_mask', False):
             self.outputs['masks'] = ('N', 'K', 28, 28)
 
-    def forward(  # type: ignore[override]
-        self, image: Tensor, score_threshold: Tensor, iou_threshold: Tensor
+    def forward(
+        self,
+        image: Tensor,
+        score_threshold: Tensor | None = None,
+        iou_threshold: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Detect objects in RGB images of shape (N, H, W, 3), uint8; thresholds are (1,)."""
         x = self.normalise(image)
         height, width = x.shape[2:]
-        divisor = self.original.data_preprocessor.pad_size_divisor
-        # PyTorch's symbolic shapes simplify this expression, but not -height % divisor.
-        below, beside = (
-            (side + divisor - 1) // divisor * divisor - side for side in (height, width)
-        )
-        maps = self.model.extract_feat(F.pad(x, (0, beside, 0, below)))
+        maps = self.model.extract_feat(pad(x, self.original.data_preprocessor.pad_size_divisor))
         thresholds = iou_threshold, score_threshold
         boxes, scores, labels, masks = self.detect(maps, (height, width), thresholds)
         is_object = scores >= 0
@@ -145,7 +145,7 @@ class Detector(ImageModel):
         )
         head = getattr(self.original, 'roi_head', None) or self.original.bbox_head
         config = head.test_cfg
-        head.test_cfg = ConfigDict(config, score_thr=self.thresholds['score_threshold'])
+        head.test_cfg = ConfigDict(config, score_thr=self.score_threshold)
         with torch.no_grad():
             found = [sample.pred_instances for sample in self.original.test_step(data)]
         head.test_cfg = config
@@ -155,15 +155,18 @@ class Detector(ImageModel):
         ]
 
     def differences(self, actual: dict[str, Tensor], expected: Any) -> dict[str, float]:
-        return differences(
-            actual, expected, self.thresholds['score_threshold'], self.mask_threshold
-        )
+        return differences(actual, expected, self.score_threshold, self.mask_threshold or 0.5)
+
+    @property
+    def score_threshold(self) -> float:
+        """The minimum score of an object."""
+        return self.thresholds.get('score_threshold', 0.0)
 
     @property
     def bars(self) -> dict[str, float]:
         return dict(boxes=0.5, scores=1e-3, masks=0.01)
 
-    def detect(self, maps: Any, size: Any, thresholds: tuple[Tensor, Tensor]) -> Any:
+    def detect(self, maps: Any, size: Any, thresholds: Any) -> Any:
         """Boxes, scores, negative for empty slots, labels and masks or None."""
         raise NotImplementedError
 
@@ -173,6 +176,29 @@ class OneStage(Detector):
 
     def detect(self, maps: Any, size: Any, thresholds: tuple[Tensor, Tensor]) -> Any:
         return *dense_boxes(self.model.bbox_head, maps, size, False, thresholds), None
+
+
+class Queries(Detector):
+    """DINO, which needs no NMS."""
+
+    def detect(self, maps: Any, size: Any, thresholds: Any) -> Any:
+        boxes, logits = dino(self.model, maps)
+        most = self.model.test_cfg.get('max_per_img', self.model.num_queries)
+        scores, index = top(logits.sigmoid().flatten(1), most)
+        labels = index % logits.shape[2]
+        boxes = pick(boxes, index.div(logits.shape[2], rounding_mode='floor'))
+        sides = boxes.new_ones(2) * torch.stack([torch.scalar_tensor(x) for x in size[::-1]])
+        centre, half = boxes[..., :2], boxes[..., 2:] / 2
+        corners = [
+            ((x * sides).clamp(min=0)).minimum(sides) for x in (centre - half, centre + half)
+        ]
+        return torch.cat(corners, dim=2), scores, labels, None
+
+    def accepts(self, size: tuple[int, int]) -> bool:
+        """Whether mmdet predicts for a size, whose maps need as many cells as there are queries."""
+        with torch.no_grad():
+            maps = self.original.extract_feat(torch.zeros(1, self.channels, *size))
+        return sum(x[0, 0].numel() for x in maps) >= self.original.num_queries
 
 
 class TwoStage(Detector):
@@ -243,7 +269,9 @@ class TwoStage(Detector):
 def detector(model: Any, size: tuple[int, int] | None) -> Detector:
     """The graph of a detector, which must have heads that the graph computes."""
     roi, is_two_stage = getattr(model, 'roi_head', None), isinstance(model, TwoStageDetector)
+    is_dino = isinstance(model, DINO)
     parts = [roi, model.rpn_head] if is_two_stage else [getattr(model, 'bbox_head', None)]
+    parts += [model, model.encoder, model.decoder] if is_dino else []
     for name in ('bbox_head', 'mask_head', 'bbox_roi_extractor', 'mask_roi_extractor'):
         part = getattr(roi, name, None)
         parts += [] if part is None else part if isinstance(part, nn.ModuleList) else [part]
@@ -259,6 +287,13 @@ def detector(model: Any, size: tuple[int, int] | None) -> Detector:
             )
     if getattr(roi, 'with_shared_head', False):
         raise UserError('roi_head.shared_head cannot be exported: pass --what features')
+    if is_dino:
+        if model.data_preprocessor.pad_size_divisor > 1 or not model.bbox_head.loss_cls.use_sigmoid:
+            raise UserError(
+                'DINO with pad_size_divisor above 1 or without use_sigmoid cannot be exported as a '
+                'whole: pass --what features'
+            )
+        return Queries(model, size)
     for config in [model.test_cfg.rcnn, model.test_cfg.rpn] if is_two_stage else [model.test_cfg]:
         if config.nms.get('type', 'nms') != 'nms' or config.nms.get('class_agnostic'):
             raise UserError(f'test_cfg.nms = {dict(config.nms)} cannot be exported: use type=nms')
@@ -281,5 +316,9 @@ PARTS: dict[type, tuple[str, ...]] = {
     BBoxHead: (*_BOXES, 'regress_by_class'),
     FCNMaskHead: _BOXES,
     SingleRoIExtractor: ('forward', 'map_roi_levels'),
+    DINO: ('forward_transformer', 'pre_transformer', 'pre_decoder', 'forward_decoder'),
+    DeformableDetrTransformerEncoder: ('forward',),
+    DinoTransformerDecoder: ('forward',),
+    DINOHead: ('forward', 'predict', *_BOXES),
 }
 """The parts of detectors that the graphs compute, and their methods that the graphs replace."""

@@ -25,9 +25,15 @@ OPSET = 20
 META = 'gcvit_mm'
 """Key of the description in a file, as JSON."""
 
+SCOPES = 'pkg.torch.onnx.name_scopes'
+"""The key of the modules of a node, which PyTorch's exporter writes."""
+
 ONNX_PACKAGES = ('onnx', 'onnxruntime', 'onnxscript')
 PACKAGES = {'.onnx': ONNX_PACKAGES, '.xml': (*ONNX_PACKAGES, 'openvino'), '.pt2': ()}
 """The packages that write and load a format."""
+
+RUNTIMES = {'.onnx': 'ONNX Runtime', '.xml': 'OpenVINO', '.pt2': 'torch.export'}
+"""The runtimes of formats."""
 
 Run = Callable[..., dict[str, Tensor]]
 """Maps images (N, H, W, 3) of uint8, and other inputs by name, to the outputs by name."""
@@ -73,6 +79,19 @@ def load(path: Path) -> Run:
     return FORMATS[path.suffix][1](path)
 
 
+def runtimes(path: Path) -> dict[str, Run]:
+    """A file in the installed runtimes that can load it, by name; OpenVINO loads ONNX files too."""
+    own = ['.onnx', '.xml'] if path.suffix == '.onnx' else [path.suffix]
+    runs = {}
+    for suffix in own if all(map(find_spec, PACKAGES['.xml'])) else own[:1]:
+        try:
+            runs[RUNTIMES[suffix]] = FORMATS[suffix][1](path)
+        except RuntimeError as error:  # OpenVINO cannot load all that ONNX Runtime does
+            reason = str(error).strip().splitlines()[-1]
+            print(f'{RUNTIMES[suffix]} cannot load {path.name}: {reason}')
+    return runs
+
+
 def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> None:
     import onnx
     import onnx_ir
@@ -93,6 +112,9 @@ def _write_onnx(program: ExportedProgram, path: Path, about: dict[str, Any]) -> 
             f'the model has an operation that ONNX lacks, try .pt2 instead: {reason}'
         ) from error
     model = onnx_program.model
+    for node in model.graph:
+        for key in node.metadata_props.keys() - {SCOPES}:
+            del node.metadata_props[key]  # such as paths of this machine
     names = ('batch', 'height', 'width')
     onnx_program.rename_axes(
         {

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.structures import BaseDataElement
 from mmengine.utils import digit_version
+from mmseg.models import Mask2FormerHead
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -16,6 +17,7 @@ from ..errors import UserError
 from ..inference.model import channels_of
 from ..models.attention import WindowAttention, padded_attention, sdpa_attention
 from ..models.gcvit import GCViT, Stage
+from .transformers import PixelDecoder, mask2former
 
 INPUT = 'image'
 BAR = 1e-4
@@ -30,6 +32,7 @@ class ImageModel(nn.Module):
     outputs: dict[str, tuple[str | int, ...]]
     # Inputs beside the image, and their defaults.
     thresholds: dict[str, float] = {}
+    mask_threshold: float | None = None
     mean: Tensor
     std: Tensor
     model: Any
@@ -83,6 +86,7 @@ class ImageModel(nn.Module):
 
     def expected(self, image: Tensor) -> Any:
         """Compute the outputs of the original model for images as for ``forward``."""
+        self.cut = image.shape[1:3]  # of what preprocessors pad
         data: dict[str, list] = dict(inputs=self.images(image))
         if getattr(self.original.data_preprocessor, 'test_cfg', None):
             data['data_samples'] = [BaseDataElement() for _ in image]  # padding is recorded in them
@@ -92,6 +96,10 @@ class ImageModel(nn.Module):
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of the original model for the output of its data preprocessor."""
         raise NotImplementedError
+
+    def accepts(self, size: tuple[int, int]) -> bool:
+        """Whether the original model predicts for images of a size."""
+        return True
 
     def inputs(self) -> dict[str, Tensor]:
         """The inputs beside the image."""
@@ -105,6 +113,13 @@ class ImageModel(nn.Module):
     def bars(self) -> dict[str, float]:
         """The largest difference of each output that is accepted."""
         return dict.fromkeys(self.outputs, BAR)
+
+
+def pad(x: Tensor, divisor: int, value: float = 0) -> Tensor:
+    """Pad images (N, C, H, W) below and on the right, to sides that are multiples."""
+    # PyTorch's symbolic shapes simplify this expression, but not -side % divisor.
+    below, beside = ((side + divisor - 1) // divisor * divisor - side for side in x.shape[2:])
+    return F.pad(x, (0, beside, 0, below), value=value)
 
 
 def deviation(actual: Tensor, expected: Tensor) -> float:
@@ -137,13 +152,8 @@ class Features(ImageModel):
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.outputs, self.maps(self.model, x), strict=True))
 
-    def expected(self, image: Tensor) -> Any:
-        """Compute the feature maps of the original model, without padding by its preprocessor."""
-        self.cut = image.shape[1:3]
-        return super().expected(image)
-
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
-        height, width = self.cut
+        height, width = self.cut  # features are those of the image without padding
         maps = self.maps(self.original, inputs[:, :, :height, :width])
         return dict(zip(self.outputs, maps, strict=True))
 
@@ -177,20 +187,32 @@ class Segmenter(ImageModel):
 
     outputs = dict(logits=('N', 'class', 'H', 'W'))
 
+    def __init__(self, model: Any, size: tuple[int, int] | None = None) -> None:
+        super().__init__(model, size)
+        head = self.model.decode_head
+        self.mask_threshold = getattr(head, 'threshold', None)
+        self.divisor = (model.data_preprocessor.test_cfg or {}).get('size_divisor') or 1
+        if isinstance(head, Mask2FormerHead):
+            head.pixel_decoder = PixelDecoder(head.pixel_decoder)
+
     def compute(self, x: Tensor) -> dict[str, Tensor]:
         head = self.model.decode_head
-        logits = F.interpolate(
-            head(self.model.extract_feat(x)),
-            x.shape[2:],
-            mode='bilinear',
-            align_corners=head.align_corners,
-        )
-        return dict(logits=logits)
+        height, width = x.shape[2:]
+        x = pad(x, self.divisor, self.original.data_preprocessor.pad_val)
+        maps, size = self.model.extract_feat(x), x.shape[2:]
+        if isinstance(head, Mask2FormerHead):
+            logits = mask2former(head, maps, size)
+        else:
+            logits = F.interpolate(
+                head(maps), size, mode='bilinear', align_corners=head.align_corners
+            )
+        return dict(logits=logits[:, :, :height, :width])
 
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
         size = tuple(inputs.shape[2:])
         metainfo = [dict(ori_shape=size, img_shape=size, pad_shape=size)] * len(inputs)
-        return dict(logits=self.original.encode_decode(inputs, metainfo))
+        height, width = self.cut
+        return dict(logits=self.original.encode_decode(inputs, metainfo)[:, :, :height, :width])
 
 
 class Labeller(Segmenter):
@@ -212,8 +234,11 @@ class Labeller(Segmenter):
     def predict(self, inputs: Tensor) -> dict[str, Tensor]:
         samples = self.original.predict(inputs)
         # The scores of mmseg are logits, but probabilities for a head with one channel.
-        scores = torch.stack([sample.seg_logits.data for sample in samples])
-        labels = torch.stack([sample.pred_sem_seg.data for sample in samples])
+        height, width = self.cut
+        scores, labels = (
+            torch.stack([sample.get(key).data[:, :height, :width] for sample in samples])
+            for key in ('seg_logits', 'pred_sem_seg')
+        )
         return dict(
             scores=scores if scores.shape[1] > 1 else self.with_threshold(scores), labels=labels
         )

@@ -51,7 +51,10 @@ def differences(
                 worst['boxes'] = np.inf
         worst['boxes'] = max(worst['boxes'], boxes[rows, columns].max(initial=0))
         worst['scores'] = max(worst['scores'], scores[rows, columns].max(initial=0))
-        for row, column in zip(rows, columns, strict=True) if 'masks' in actual else ():
+        # mmdet pastes something for boxes without width or height.
+        solid = (other['boxes'][columns, 2:] > other['boxes'][columns, :2]).all(1)
+        pairs = zip(rows[solid], columns[solid], strict=True) if 'masks' in actual else ()
+        for row, column in pairs:
             mask = paste(one['masks'][row], one['boxes'][row], *own['size']) >= mask_threshold
             union = (mask | other['masks'][column]).sum()
             # A pixel at the threshold may have either value, in however small a mask.

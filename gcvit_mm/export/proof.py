@@ -9,13 +9,19 @@ from PIL import Image
 
 from ..errors import UserError
 from .check import Comparison, compare
+from .evaluation import Evaluation
 from .files import Run
 from .graph import ImageModel
 from .picture import draw_worst
 
 
 def prove(
-    graph: ImageModel, run: Run, images: Sequence[Image.Image], file: Path, about: dict[str, Any]
+    graph: ImageModel,
+    run: Run,
+    images: Sequence[Image.Image],
+    file: Path,
+    about: dict[str, Any],
+    evaluation: Evaluation | None = None,
 ) -> None:
     """Compare a file with its model, write ``FILE.json`` and a picture beside it, and print it.
 
@@ -28,7 +34,7 @@ def prove(
         dict(images=list(one.images.shape[:3]), off_by=one.differences, allowed=one.bars)
         for one in comparisons
     ]
-    file.with_suffix('.json').write_text(json.dumps(about, indent=1) + '\n')
+    _write(about, file)
     draw_worst(worst, about).save(file.with_suffix('.worst.png'))
     names = list(worst.differences)
     print('images  height  width ', *(f'{name:>9}' for name in names))
@@ -39,6 +45,33 @@ def prove(
     print('allowed'.ljust(21), *(f'{worst.bars[name]:9.1e}' for name in names))
     if worst.excess > 1:
         _refuse(worst)
+    if evaluation:
+        prove_metrics(evaluation, evaluation(run), file, about)
+
+
+def prove_metrics(
+    evaluation: Evaluation, found: dict[str, float], file: Path, about: dict[str, Any]
+) -> None:
+    """Compare the metrics ``found`` with a file with those of the model, write and print them.
+
+    Raises:
+        UserError: A metric of a file differs by more than ``evaluation.most``.
+    """
+    about['metrics'] = {
+        name: dict(file=round(value, 2), model=round(evaluation.expected[name], 2))
+        for name, value in found.items()
+    }
+    _write(about, file)
+    for name, value in found.items():
+        print(f'{name}: {value:.1f} with the file, {evaluation.expected[name]:.1f} with the model')
+    if (loss := evaluation.loss(found)) > evaluation.most:
+        raise UserError(
+            f'the file is wrong: a metric is off by {loss:.1f}, more than {evaluation.most:g}'
+        )
+
+
+def _write(about: dict[str, Any], file: Path) -> None:
+    file.with_suffix('.json').write_text(json.dumps(about, indent=1) + '\n')
 
 
 def _refuse(worst: Comparison) -> None:

@@ -74,7 +74,7 @@ def describe(
         },
         graph=options,
         thresholds=dict(graph.thresholds),
-        mask_threshold=getattr(graph, 'mask_threshold', None),
+        mask_threshold=graph.mask_threshold,
         normalisation_in_file=dict(
             mean=graph.mean.flatten().tolist(),
             std=graph.std.flatten().tolist(),
