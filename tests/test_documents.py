@@ -62,6 +62,8 @@ REPLACED = {
     r'^(python tools/check_dataset\.py configs/mask_rcnn_gcvit_nano_shapes\.py)$': (
         r'\1 || test $? = 1'
     ),
+    # Of real data; measured by hand.
+    r'^gcvit-mm fit nuclei .*': ':',
     # All tests.
     r'^make (.*)': r'make -n \1',
     # Of the published weights only those of `tiny` and `xxtiny` lie ready, without a network.
