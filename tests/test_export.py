@@ -125,6 +125,7 @@ json.dump(dict(about=about, found=found), sys.stdout)
 """
 
 
+@pytest.mark.slow
 def test_onnxruntime_alone_gives_what_the_model_does_for_images_of_any_size(classifier, tmp_path):
     file = tmp_path / 'classifier.onnx'
     arguments = (classifier.config, '--checkpoint', classifier.checkpoint, '--out', file)

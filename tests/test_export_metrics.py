@@ -122,7 +122,7 @@ def test_a_file_that_computes_what_the_model_does_has_its_metric(task, sources, 
     source, graph = sources[task]
     evaluation = Evaluation(source, graph)
     assert evaluation.expected.keys() == NAMES[task]
-    assert min(evaluation.expected.values()) > 80  # masks of overlapping objects may be equal
+    assert min(evaluation.expected.values()) > 50  # masks of overlapping objects may be equal
     found = evaluation(run_of(graph))
     assert found == evaluation.expected
     prove_metrics(evaluation, found, tmp_path / 'x.onnx', about := {})

@@ -235,7 +235,7 @@ AVERAGE = dict(type='EMAHook', momentum=0.3, update_buffers=True)
         (3, 'loss', 1, 'iter_2.pth'),
         (5, 'loss', 1, 'iter_4.pth'),  # the first step of an epoch
         (3, 'loss', 2, 'iter_2.pth'),
-        (1, 'predict', 1, 'iter_4.pth'),
+        (2, 'predict', 1, 'iter_4.pth'),  # the first prediction is before the training
     ],
 )
 def test_a_second_signal_saves_what_trains_on_to_the_same_weights(

@@ -88,12 +88,13 @@ def pins(name: str, environment: dict[str, str]) -> dict[str, str]:
 def test_pins_hold_what_the_project_asks_for_and_the_demonstration_needs_few(release):
     """They are complete: pip installs them without looking for more."""
     linux = dict(python_version=release, python_full_version=f'{release}.0', sys_platform='linux')
-    run, everything = (pins(name, linux) for name in ('requirements.txt', 'requirements-all.txt'))
+    names = ('requirements.txt', 'requirements-all.txt', 'requirements-docs.txt')
+    run, everything, docs = (pins(name, linux) for name in names)
     assert run.items() < everything.items()
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
     for extra, asked in project['optional-dependencies'].items():
         for requirement in map(Requirement, asked + project['dependencies']):
-            of = run if extra == 'mm' else everything
+            of = {'mm': run, 'docs': docs}.get(extra, everything)
             assert of[canonicalize_name(requirement.name)] in requirement.specifier
     # Large and of no use here, or another OpenCV in the same folder.
     assert not everything.keys() & {'numba', 'llvmlite', 'opencv-python'}
