@@ -143,7 +143,10 @@ def test_training_goes_on_without_bad_images_and_counts_them(data, tmp_path):
     assert f'bad image {bad[0]} is skipped' in output
     # The same run is the one of `--resume` without anything to resume.
     assert f'nothing to resume in {tmp_path}/work: training starts from scratch' in output
-    assert (tmp_path / 'work/epoch_1.pth').exists()
+    checkpoint = tmp_path / 'work/epoch_1.pth'
+    assert checkpoint.exists()
+    # The last lines say what to do next.
+    assert f'last checkpoint: {checkpoint}\nevaluate: gcvit-mm test ' in output
 
 
 def test_more_bad_images_than_allowed_end_the_training(data, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import _package  # noqa: F401
@@ -67,6 +69,7 @@ def main() -> None:
 
         with wrong_settings(cfg):
             train(cfg, args, restarts)
+        say_what_is_next(cfg, args.config)
         if args.skip_bad_images:
             report_bad_images(cfg)
 
@@ -95,6 +98,23 @@ def train(cfg: Config, args: argparse.Namespace, restarts: int) -> None:
     if args.track:
         runner.register_hook(trackers)
     runner.train()
+
+
+def say_what_is_next(cfg: Config, config: str) -> None:
+    """Name the checkpoint to use, and the commands that evaluate and report it."""
+    from mmengine.dist import is_main_process
+
+    from gcvit_mm.work_dir import best_checkpoint, checkpoint_folder
+
+    if not is_main_process() or not any(Path(checkpoint_folder(cfg)).glob('*.pth')):
+        return
+    file = best_checkpoint(cfg)
+    kind = 'best' if Path(file).name.startswith('best_') else 'last'
+    test, report = (
+        shlex.join(['gcvit-mm', *words])
+        for words in (('test', config, file), ('report', cfg.work_dir))
+    )
+    print(f'{kind} checkpoint: {file}', f'evaluate: {test}', f'report: {report}', sep='\n')
 
 
 def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
