@@ -84,6 +84,7 @@ def weights(work_dir):
     return first
 
 
+@pytest.mark.slow
 def test_processes_evaluate_as_one_process_does(trained, tmp_path):
     assert VAL_IMAGES % PROCESSES
     metrics, images = [], []

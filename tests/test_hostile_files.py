@@ -671,6 +671,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_annotations_changed_anyhow_are_used_or_refused_by_name(data, tiny_shapes, tmp_path):

@@ -126,6 +126,7 @@ def test_a_folder_predicts_what_the_work_directory_does(folder, trained, tmp_pat
     assert tuple(Predictor(folder).classes) == ('disk', 'box', 'star')
 
 
+@pytest.mark.slow
 def test_a_pushed_model_is_used_by_its_name(trained, hub, tmp_path):
     environment, files = hub
     command = [*PUBLISH, trained.checkpoint, tmp_path / 'm', '--push', 'me/model']

@@ -512,6 +512,7 @@ def test_the_length_counts_steps_after_the_last_logged_one(tmp_path):
 # --- The command ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_without_predictions_is_evaluated_first(trained, tmp_path):
     work_dir = Path(shutil.copytree(trained.work_dir, tmp_path / 'work'))
     output = succeed('report.py', work_dir)

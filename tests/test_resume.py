@@ -235,6 +235,7 @@ def test_a_checkpoint_cut_by_its_last_byte_is_passed_over(two_checkpoints):
     assert (found, len(reasons)) == (str(older), 1)
 
 
+@pytest.mark.slow
 def test_one_flipped_bit_anywhere_is_noticed_or_changes_nothing(two_checkpoints):
     older, newer = two_checkpoints
     content = newer.read_bytes()
