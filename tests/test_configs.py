@@ -408,6 +408,7 @@ def check_prediction(sample: object, cfg: Config) -> None:
         ),
     ],
 )
+@pytest.mark.slow
 def test_the_train_command_runs_the_configs_on_real_data(name, options, tmp_path):
     output = succeed(
         'train.py', f'configs/{name}.py', '--work-dir', tmp_path, '--cfg-options',
