@@ -225,4 +225,7 @@ def test_a_smaller_file_needs_data_and_onnx(sources, tmp_path):
     arguments = (config, '--random-weights', '--precision', 'int8', '--out')
     assert 'missing' in fail('export.py', *arguments, tmp_path / 'x.onnx')
     assert '.onnx' in fail('export.py', *arguments, tmp_path / 'x.pt2')
+    for loss in ('nan', '-1'):
+        error = fail('export.py', *arguments, tmp_path / 'x.onnx', f'--max-loss={loss}')
+        assert '--max-loss' in error
     assert {path.name for path in tmp_path.iterdir()} == {'config.py'}

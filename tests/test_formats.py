@@ -1312,7 +1312,7 @@ def test_tiles_of_label_maps_and_boxes(tmp_path):
                     assert min(w, h) >= 1
 
 
-@pytest.mark.parametrize('tile', [0.5, -3, 31])
+@pytest.mark.parametrize('tile', [0, 0.5, -3, 31])
 def test_tiles_that_are_too_small_are_refused(tile, tmp_path):
     as_voc(tmp_path / 'voc')
     with pytest.raises(UserError, match='32 pixels'):

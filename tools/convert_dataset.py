@@ -30,7 +30,7 @@ def main() -> None:
     args = parse_args()
     if args.to and not args.dest:
         raise UserError('--to needs a folder to write to: pass SRC DST')
-    if args.to and args.tile:
+    if args.to and args.tile is not None:
         raise UserError('--tile is for the own form: leave out --to')
     with redirect_stdout(sys.stderr):  # packages print at import, but stdout is for the report
         from gcvit_mm.datasets.check import print_reports

@@ -107,6 +107,8 @@ def main() -> None:
     from gcvit_mm.export.source import describe, load_source
 
     is_reduced = args.precision != 'float32'
+    if not args.max_loss >= 0:
+        raise UserError(f'--max-loss {args.max_loss}: pass a number of points from 0')
     if is_reduced and args.out.suffix != '.onnx':
         raise UserError(
             f'--precision {args.precision} needs --out FILE.onnx, which OpenVINO reads too'

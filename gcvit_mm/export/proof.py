@@ -64,7 +64,7 @@ def prove_metrics(
     _write(about, file)
     for name, value in found.items():
         print(f'{name}: {value:.1f} with the file, {evaluation.expected[name]:.1f} with the model')
-    if (loss := evaluation.loss(found)) > evaluation.most:
+    if not (loss := evaluation.loss(found)) <= evaluation.most:
         raise UserError(
             f'the file is wrong: a metric is off by {loss:.1f}, more than {evaluation.most:g}'
         )

@@ -76,8 +76,10 @@ def bring_in(
     """
     root, dest = Path(source), Path(dest) if dest else Path(source) / 'gcvit_mm'
     with _converted(root, dest, **options) as (read, folder, splits):
-        if tile and (tile < LEAST or read.task == 'classification'):
-            raise ArgumentError(f'tile {tile}: {LEAST} pixels at least, and not for classification')
+        if tile is not None and tile < LEAST:
+            raise ArgumentError(f'tile {tile}: pass at least {LEAST} pixels')
+        if tile and read.task == 'classification':
+            raise ArgumentError(f'tile {tile}: tiles are for boxes, masks and label maps')
         for name, records in splits.items():
             if tile:
                 records[:] = [part for own in records for part in cut(read, own, folder, tile)]
