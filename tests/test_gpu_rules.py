@@ -14,6 +14,18 @@ from gcvit_mm.engine import GuardedAmpOptimWrapper
 from gcvit_mm.models.precision import half_precision
 
 
+def test_tf32_is_allowed_on_gpus_alone():
+    # Some CPUs have reduced types too.
+    code = (
+        'import torch; from gcvit_mm.models.precision import use_tf32; use_tf32(); '
+        'b = torch.backends; print(b.cuda.matmul.fp32_precision, b.mkldnn.matmul.fp32_precision)'
+    )
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    on_gpu, on_cpu = done.stdout.split()
+    assert on_gpu == 'tf32' and on_cpu in ('none', 'ieee')
+
+
 @pytest.mark.parametrize(
     ('capability', 'dtype'),
     [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)],

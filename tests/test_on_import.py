@@ -97,3 +97,12 @@ def test_the_package_can_be_imported_without_any_other(tmp_path):
     alone = [tmp_path / 'empty' / 'bin' / 'python', '-c', code]
     done = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '')
+
+
+def test_mmpretrain_is_imported_beside_transformers_5(tmp_path):
+    # Its names that mmpretrain's multimodal models need are gone in that release.
+    info = tmp_path / 'transformers-5.17.0.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: transformers\nVersion: 5.17.0\n')
+    env = {**ENVIRONMENT, 'PYTHONPATH': f'{tmp_path}:{ROOT}'}
+    python('-c', f'import gcvit_mm, mmpretrain.models; {BUILD}', env=env)

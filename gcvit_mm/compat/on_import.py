@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 from . import environment, mmdet_dino
 
@@ -18,6 +19,7 @@ def install() -> None:
     after('mmengine.model', _register_backbone)
     after(mmdet_dino.MODULE, mmdet_dino.widen_on_loading)
     after('mmcv.ops.multi_scale_deform_attn', _keep_float32)
+    after('mmpretrain.utils.dependency', _leave_out_multimodal_models)
 
 
 def after(name: str, action: Action) -> None:
@@ -85,3 +87,10 @@ def _register_backbone() -> None:
 
 def _keep_float32() -> None:
     import_module('gcvit_mm.compat.deformable').keep_float32()
+
+
+def _leave_out_multimodal_models() -> None:
+    """Let mmpretrain be imported beside transformers 5, which lacks what its BLIP needs."""
+    dependency: Any = import_module('mmpretrain.utils.dependency')
+    if dependency.satisfy_requirement('transformers>=5'):
+        dependency.WITH_MULTIMODAL = False

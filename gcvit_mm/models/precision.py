@@ -16,6 +16,6 @@ def use_tf32() -> None:
     """Allow TF32 in matrix products on GPUs, as PyTorch does in convolutions by default.
 
     One rule for both: products of float32 take TF32 unless NVIDIA_TF32_OVERRIDE=0 forbids it.
+    ``torch.set_float32_matmul_precision`` would also lower the precision of some CPUs.
     """
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision('high')
+    torch.backends.cuda.matmul.allow_tf32 = True
