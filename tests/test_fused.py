@@ -115,7 +115,8 @@ def forward_on_a_fake_gpu(model: GCViT, height: int, width: int) -> tuple[int, l
 @pytest.mark.skipif(INTERPRETED, reason='runs without the interpreter')
 def test_few_kernels_are_launched_and_none_is_attention_by_cudnn():
     count, cudnn = forward_on_a_fake_gpu(GCViT('tiny').eval(), 800, 1280)
-    assert count <= 480  # without those that cast weights of convolutions in autocast
+    # Without our own kernels, and without those that cast weights of convolutions in autocast.
+    assert count <= 410
     assert cudnn == [False] * 2 * 31
 
 

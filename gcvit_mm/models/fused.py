@@ -15,8 +15,21 @@ import torch.utils.checkpoint as cp
 from torch import Tensor, nn
 
 from .attention import sdpa_attention, triton_attention, without_cudnn
-from .kernels.add_norm import add_norm
+from .kernels.add_norm import add_norm, available
 from .position_bias import PositionBias
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm of a feature map (B, H, W, C).
+
+    On GPUs our kernel computes it, as PyTorch's is slow for few channels.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_cuda or not available(x) or torch.compiler.is_compiling():
+            return super().forward(x)
+        dtype = torch.float32 if torch.is_autocast_enabled() else x.dtype
+        return add_norm(x, None, None, None, self, 1, dtype)[1]
 
 
 def can_fuse(blocks: Any, x: Tensor) -> bool:

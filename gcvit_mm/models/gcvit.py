@@ -18,7 +18,7 @@ from .archs import arch_settings
 from .attention import WindowAttention, resolve_attention
 from .buffers import DropPath, compute_buffers
 from .compilation import compile_backbone
-from .fused import can_fuse, run_fused
+from .fused import ChannelNorm, can_fuse, run_fused
 from .resize import bicubic_weights, resize
 from .windows import relative_position_index
 
@@ -64,10 +64,10 @@ class Downsample(nn.Module):
 
     def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = ChannelNorm(dim)
         self.conv = MBConv(dim)
         self.reduction = nn.Conv2d(dim, out_dim, 3, stride=2, padding=1, bias=False)
-        self.norm2 = nn.LayerNorm(out_dim)
+        self.norm2 = ChannelNorm(out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(x).permute(0, 3, 1, 2)
@@ -310,7 +310,7 @@ class GCViT(BaseModule):
             if i <= last
         )
         for i in self.out_indices:
-            self.add_module(f'norm{i}', nn.LayerNorm(dims[i]))
+            self.add_module(f'norm{i}', ChannelNorm(dims[i]))
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         self.out_strides = tuple(STRIDES[i] for i in self.out_indices)
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..windows import partition, unpartition
 from .window_attention import _INTERPRETED, _jit, tl, triton
@@ -23,9 +24,7 @@ PROGRAMS = 512
 
 def available(x: Tensor) -> bool:
     """Whether ``add_norm`` runs for a feature map."""
-    return (
-        triton is not None and (x.is_cuda or _INTERPRETED) and hasattr(torch.library, 'custom_op')
-    )
+    return triton is not None and (x.is_cuda or _INTERPRETED)
 
 
 def add_norm(
@@ -58,10 +57,14 @@ def add_norm(
     """
     if not available(x):
         return _in_pytorch(x, branch, shift, path, norm, window, dtype, from_windows, to_windows)
-    y, out, *_ = _add_norm(
+    inputs = (
         x.contiguous(), None if branch is None else branch.contiguous(), shift, path, norm.weight,
         norm.bias, norm.eps, window, dtype, from_windows, to_windows,
     )  # fmt: skip
+    if torch.is_grad_enabled():
+        y, out = _AddNorm.apply(*inputs)
+    else:
+        y, out, *_ = _forward(*inputs)
     return (x if branch is None else y), out
 
 
@@ -90,8 +93,36 @@ def _in_pytorch(
     return x, out
 
 
-@torch.library.custom_op('gcvit_mm::add_norm', mutates_args=())
-def _add_norm(
+class _AddNorm(torch.autograd.Function):
+    """The kernels with a gradient; calling a custom operator would take five times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *inputs: Any) -> tuple[Tensor | None, Tensor]:
+        branch, shift, path, weight, _, _, ctx.window, _, *ctx.windows = inputs
+        y, out, mean, rstd = _forward(x, *inputs)
+        ctx.branched = None if branch is None else branch.dtype
+        ctx.shifted = None if shift is None else shift.dtype
+        ctx.save_for_backward(x if y is None else y, mean, rstd, path, weight)
+        ctx.set_materialize_grads(False)
+        return y, out
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None) -> tuple:
+        y, mean, rstd, path, weight = ctx.saved_tensors
+        if grad_out is None:
+            raise NotImplementedError('the normalised output of add_norm must be used')
+        of_x, of_branch, sums = _backward(
+            None if ctx.branched is None or grad_y is None else grad_y.contiguous(),
+            grad_out.contiguous(), y, mean, rstd, path, weight, ctx.branched, ctx.window,
+            *ctx.windows,
+        )  # fmt: skip
+        of_weight, of_bias, of_shift = sums.unbind()
+        of_shift = None if ctx.shifted is None else of_shift.to(ctx.shifted)
+        norm = of_weight.to(weight.dtype), of_bias.to(weight.dtype)
+        return of_x, of_branch, of_shift, None, *norm, *[None] * 5
+
+
+def _forward(
     x: Tensor,
     branch: Tensor | None,
     shift: Tensor | None,
@@ -103,39 +134,18 @@ def _add_norm(
     dtype: torch.dtype,
     from_windows: bool,
     to_windows: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute y, which is empty without a branch, the output, and means and 1 / deviations."""
-    y, out, mean, rstd = outputs = _empty_outputs(
-        x, branch, shift, path, weight, bias, eps, window, dtype, from_windows, to_windows
-    )
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Compute y, which is None without a branch, the output, and means and 1 / deviations."""
+    mean, rstd = (x.new_empty(x.shape[:3], dtype=torch.float32) for _ in range(2))
+    y = None if branch is None else torch.empty_like(x)
+    out = x.new_empty(_shape(x, window, to_windows), dtype=dtype)
     options = _options(x, window, to_windows)
     grid = (triton.cdiv(options['tokens'], options['ROWS']),)
-    with torch.cuda.device_of(x):
-        _forward_kernel[grid](
-            x, branch, shift, path, weight, bias, y, out, mean, rstd, eps,
-            FROM_WINDOWS=from_windows, TO_WINDOWS=to_windows, **options,
-        )  # fmt: skip
-    return outputs
-
-
-@_add_norm.register_fake
-def _empty_outputs(
-    x: Tensor,
-    branch: Tensor | None,
-    shift: Tensor | None,
-    path: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    window: int,
-    dtype: torch.dtype,
-    from_windows: bool,
-    to_windows: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    B, H, W, _ = x.shape
-    mean, rstd = (x.new_empty(B, H, W, dtype=torch.float32) for _ in range(2))
-    y = x.new_empty(0 if branch is None else x.shape)
-    return y, x.new_empty(_shape(x, window, to_windows), dtype=dtype), mean, rstd
+    _launch(
+        _forward_kernel, grid, x, branch, shift, path, weight, bias, y, out, mean, rstd, eps,
+        FROM_WINDOWS=from_windows, TO_WINDOWS=to_windows, **options,
+    )  # fmt: skip
+    return y, out, mean, rstd
 
 
 def _shape(x: Tensor, window: int, in_windows: bool) -> tuple[int, ...]:
@@ -144,8 +154,7 @@ def _shape(x: Tensor, window: int, in_windows: bool) -> tuple[int, ...]:
     return (windows, window**2, C) if in_windows else (B, H, W, C)
 
 
-@torch.library.custom_op('gcvit_mm::add_norm_backward', mutates_args=())
-def _add_norm_backward(
+def _backward(
     grad_y: Tensor | None,
     grad_out: Tensor,
     y: Tensor,
@@ -157,72 +166,26 @@ def _add_norm_backward(
     window: int,
     from_windows: bool,
     to_windows: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Compute the gradients of x and of the branch, and those of weight, bias and shift, (3, C)."""
-    of_x, of_branch, _ = _empty_gradients(
-        grad_y, grad_out, y, mean, rstd, path, weight, branched, window, from_windows, to_windows
-    )
+    of_x = torch.empty_like(y)
+    shape = _shape(y, window, from_windows)
+    of_branch = None if branched is None else y.new_empty(shape, dtype=branched)
     options = _options(y, window, from_windows)
     programs = min(PROGRAMS, triton.cdiv(options['tokens'], options['ROWS']))
     sums = y.new_empty(programs, 3, y.shape[-1], dtype=torch.float32)
-    with torch.cuda.device_of(y):
-        _backward_kernel[(programs,)](
-            grad_y, grad_out, y, mean, rstd, path, weight, of_x,
-            None if branched is None else of_branch, sums,
-            FROM_WINDOWS=from_windows, TO_WINDOWS=to_windows, **options,
-        )  # fmt: skip
+    _launch(
+        _backward_kernel, (programs,), grad_y, grad_out, y, mean, rstd, path, weight, of_x,
+        of_branch, sums, FROM_WINDOWS=from_windows, TO_WINDOWS=to_windows, **options,
+    )  # fmt: skip
     return of_x, of_branch, sums.sum(dim=0)
 
 
-@_add_norm_backward.register_fake
-def _empty_gradients(
-    grad_y: Tensor | None,
-    grad_out: Tensor,
-    y: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    path: Tensor | None,
-    weight: Tensor,
-    branched: torch.dtype | None,
-    window: int,
-    from_windows: bool,
-    to_windows: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    shape = _shape(y, window, from_windows) if branched else (0,)
-    of_branch = y.new_empty(shape, dtype=branched)
-    return torch.empty_like(y), of_branch, y.new_empty(3, y.shape[-1], dtype=torch.float32)
-
-
-def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    x, branch, shift, path, weight, _, _, ctx.window, _, *ctx.windows = inputs
-    y, _, mean, rstd = output
-    ctx.branched = None if branch is None else branch.dtype
-    ctx.shifted = None if shift is None else shift.dtype
-    ctx.save_for_backward(x if branch is None else y, mean, rstd, path, weight)
-    ctx.set_materialize_grads(False)
-
-
-def _backward(ctx: Any, grad_y: Tensor | None, grad_out: Tensor | None, *_: None) -> tuple:
-    y, mean, rstd, path, weight = ctx.saved_tensors
-    if grad_out is None:
-        raise NotImplementedError('the normalised output of add_norm must be used')
-    of_x, of_branch, sums = _add_norm_backward(
-        None if ctx.branched is None or grad_y is None else grad_y.contiguous(),
-        grad_out.contiguous(), y, mean, rstd, path, weight, ctx.branched, ctx.window, *ctx.windows,
-    )  # fmt: skip
-    of_weight, of_bias, of_shift = sums.unbind()
-    return (
-        of_x,
-        None if ctx.branched is None else of_branch,
-        None if ctx.shifted is None else of_shift.to(ctx.shifted),
-        None,
-        of_weight.to(weight.dtype),
-        of_bias.to(weight.dtype),
-        *[None] * 5,
-    )
-
-
-_add_norm.register_autograd(_backward, setup_context=_setup_context)
+def _launch(kernel: Any, grid: tuple[int], first: Any, *others: Any, **options: Any) -> None:
+    tensor = others[0] if first is None else first
+    if not isinstance(tensor, FakeTensor):  # those have shapes alone
+        with torch.cuda.device_of(tensor):
+            kernel[grid](first, *others, **options)
 
 
 def _options(x: Tensor, window: int, by_window: bool) -> dict[str, Any]:
