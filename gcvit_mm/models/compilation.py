@@ -1,4 +1,4 @@
-"""``torch.compile`` for a backbone, applied from outside, block by block."""
+"""``torch.compile`` and CUDA graphs for a backbone, applied from outside."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -11,23 +11,40 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from .graphs import CudaGraphs
 
 MOST_GRAPHS = 1024
 """PyTorch's own limits, 8 for a function and 256 in all, would end compiling without a word."""
 
 
-def compile_backbone(backbone: Any, blocks: Sequence[nn.Module], sides: Any) -> None:
-    """Compile the blocks of a backbone in place, and pad its images to few sizes, in pixels.
+MODES = ('inductor', 'cuda_graphs')
+
+
+def compile_backbone(backbone: Any, blocks: Sequence[nn.Module], sides: Any, mode: str) -> None:
+    """Compile the blocks of a backbone in place, or record it, and pad its images to few sizes.
 
     The keys of the state dict stay, and blocks of one kind share their code. Images are padded with
     zeros at the right and bottom, larger ones keep their size, and the feature maps are cut back:
     heads see maps of the size that they would see without compilation. Each compilation is logged,
-    with its number.
+    with its number. Sides are in pixels.
     """
     if isinstance(sides, str) or not isinstance(sides, Sequence):
         raise ArgumentError(f'compile_sides must be a list of pixels, not {sides!r}')
     if any(not isinstance(side, int) or side < 1 for side in sides):
         raise ArgumentError(f'compile_sides must be a list of pixels, not {sides!r}')
+    if mode not in MODES:
+        raise ArgumentError(f'compile_mode={mode!r} is unknown: choose one of {list(MODES)}')
+    if mode == 'cuda_graphs':
+        backbone.graphs = CudaGraphs()
+    else:
+        _compile(blocks)
+    backbone.compile_sides = sorted(sides)
+    # Functions of the module rather than a wrapper: copies of the backbone (EMA) have their own.
+    backbone.register_forward_pre_hook(_pad)
+    backbone.register_forward_hook(_cut_back)
+
+
+def _compile(blocks: Sequence[nn.Module]) -> None:
     if digit_version(torch.__version__) < digit_version('2.5'):
         raise ArgumentError(f'compile_sides needs torch 2.5 or later, this is {torch.__version__}')
     from torch._dynamo import config  # takes seconds, and is wanted here alone
@@ -38,10 +55,6 @@ def compile_backbone(backbone: Any, blocks: Sequence[nn.Module], sides: Any) -> 
         setattr(config, own, max(getattr(config, own), MOST_GRAPHS))
     for block in blocks:
         block.compile(backend=_inductor, dynamic=False)
-    backbone.compile_sides = sorted(sides)
-    # Functions of the module rather than a wrapper: copies of the backbone (EMA) have their own.
-    backbone.register_forward_pre_hook(_pad)
-    backbone.register_forward_hook(_cut_back)
 
 
 def _pad(backbone: Any, inputs: tuple[Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from .attention import WindowAttention, resolve_attention
 from .buffers import DropPath, compute_buffers
 from .compilation import compile_backbone
 from .fused import ChannelNorm, can_fuse, run_fused
+from .graphs import CudaGraphs
 from .resize import bicubic_weights, resize
 from .windows import relative_position_index
 
@@ -243,6 +244,9 @@ class GCViT(BaseModule):
             once for each image size, and images are padded to the next of these sides so that
             there are few sizes; larger images keep theirs. ``()`` pads nothing. None does not
             compile. See ``gcvit_mm.models.compilation``.
+        compile_mode: With ``compile_sides``, 'inductor' compiles the blocks by ``torch.compile``;
+            'cuda_graphs' records the kernels of forward and backward pass for each image size and
+            replays them, which takes no compiler. See ``gcvit_mm.models.graphs``.
         in_channels: Channels of the images.
         init_cfg: mmengine's initialisation. ``dict(type='Pretrained', checkpoint=FILE)`` takes
             files of the authors, of timm and of this package; see
@@ -273,6 +277,7 @@ class GCViT(BaseModule):
         with_cp: bool = False,
         attn_impl: str = 'auto',
         compile_sides: Sequence[int] | None = None,
+        compile_mode: str = 'inductor',
         in_channels: int = 3,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
@@ -314,13 +319,18 @@ class GCViT(BaseModule):
         self.out_channels = tuple(dims[i] for i in self.out_indices)
         self.out_strides = tuple(STRIDES[i] for i in self.out_indices)
 
+        self.graphs: CudaGraphs | None = None
         self.apply(_init_module)
         self.register_load_state_dict_post_hook(compute_buffers)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         if compile_sides is not None:
             blocks = [module for module in self.modules() if isinstance(module, Block)]
-            compile_backbone(self, blocks, compile_sides)
+            compile_backbone(self, blocks, compile_sides, compile_mode)
+        elif compile_mode != 'inductor':
+            raise ArgumentError(f'compile_mode={compile_mode!r} needs compile_sides, such as ()')
+        if self.graphs and with_cp:
+            raise ArgumentError("compile_mode='cuda_graphs' cannot recompute: leave out with_cp")
 
     def _apply(self, fn: Callable, recurse: bool = True) -> 'GCViT':
         was_meta = self.stem.conv.weight.is_meta
@@ -354,6 +364,10 @@ class GCViT(BaseModule):
             For each entry j of ``out_indices`` a feature map of shape (B, out_channels[j],
             ceil(H / s), ceil(W / s)), s = out_strides[j].
         """
+        return self.graphs.run(self, x) if self.graphs else self.pyramid(x)
+
+    def pyramid(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature pyramid without CUDA graphs; arguments are those of ``forward``."""
         outs = []
         x = self.stem(x)
         for i, stage in enumerate(self.stages):

@@ -117,9 +117,9 @@ class _AddNorm(torch.autograd.Function):
             *ctx.windows,
         )  # fmt: skip
         of_weight, of_bias, of_shift = sums.unbind()
-        of_shift = None if ctx.shifted is None else of_shift.to(ctx.shifted)
+        given = None if ctx.shifted is None else of_shift.to(ctx.shifted)
         norm = of_weight.to(weight.dtype), of_bias.to(weight.dtype)
-        return of_x, of_branch, of_shift, None, *norm, *[None] * 5
+        return of_x, of_branch, given, None, *norm, *[None] * 5
 
 
 def _forward(

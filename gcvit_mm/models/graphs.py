@@ -1,0 +1,137 @@
+"""CUDA graphs of a backbone: its kernels are recorded once for each image size, then replayed.
+
+Starting the kernels of a GC ViT takes Python longer than a fast GPU needs to run them.
+"""
+
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+MOST_SIZES = 64
+"""Each recorded size keeps its output and the gradients of all weights in GPU memory."""
+
+
+class CudaGraphs:
+    """The recorded passes of a backbone, by the size of its images and all that changes kernels."""
+
+    def __init__(self) -> None:
+        self.recorded: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
+        self.addresses: tuple[int, ...] = ()
+        self.pool: Any = None
+        self.pending: Callable[[], Any] = lambda: None
+
+    def __reduce__(self) -> tuple:
+        return CudaGraphs, ()  # a copy of the backbone has other weights
+
+    def run(self, backbone: Any, x: Tensor) -> tuple[Tensor, ...]:
+        """Replay the pass of a backbone, which is recorded if it is the first of its kind.
+
+        Passes run without graphs where these cannot be used: on other devices, with hooks on
+        modules, with sharded weights, and while an earlier pass waits for its backward pass, which
+        needs the memory that a replay writes to.
+        """
+        modules = [*backbone.modules()][1:]
+        hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+        weights = [*backbone.parameters()]
+        sharded = hasattr(weights[0], 'full_tensor')
+        traced = torch.compiler.is_compiling() or not x.is_cuda
+        if traced or hooked or sharded or x.requires_grad or self.pending() is not None:
+            return backbone.pyramid(x)
+        addresses = tuple(tensor.data_ptr() for tensor in chain(weights, backbone.buffers()))
+        if addresses != self.addresses:
+            self.recorded.clear()
+            self.addresses, self.pool = addresses, torch.cuda.graph_pool_handle()
+        learned = {}
+        if torch.is_grad_enabled():
+            learned = {name: p for name, p in backbone.named_parameters() if p.requires_grad}
+        key = (
+            x.shape,
+            x.dtype,
+            _autocast(),
+            torch.are_deterministic_algorithms_enabled(),
+            tuple(module.training for module in modules),
+            tuple(learned),
+        )
+        if key not in self.recorded:
+            if len(self.recorded) == MOST_SIZES:
+                return backbone.pyramid(x)
+            self.recorded[key] = self._record(backbone, x, learned)
+        if not learned:
+            return tuple(out.clone() for out in self.recorded[key](x))
+        token = _Token()
+        copies = _OwnGradients.apply(token, *learned.values())
+        outs = self.recorded[key](x, *copies)
+        self.pending = weakref.ref(token)
+        return tuple(out.clone() for out in outs)
+
+    def _record(
+        self, backbone: Any, x: Tensor, learned: Mapping[str, Tensor]
+    ) -> Callable[..., tuple[Tensor, ...]]:
+        started = time.perf_counter()
+        wrapped = _Pyramid(backbone)
+
+        def compute(images: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+            named = {f'backbone.{name}': w for name, w in zip(learned, weights, strict=True)}
+            return torch.func.functional_call(wrapped, named, (images,))
+
+        # Leaves of their own: those of the optimizer stay tied to the stream of the training.
+        leaves = [weight.detach().requires_grad_() for weight in learned.values()]
+        enabled, dtype = _autocast()
+        with (
+            torch.random.fork_rng([x.device]),  # recording draws random numbers
+            torch.autocast('cuda', dtype, enabled=enabled, cache_enabled=False),
+        ):
+            recorded: Any = torch.cuda.make_graphed_callables(
+                compute, (x.clone(), *leaves), allow_unused_input=True, pool=self.pool
+            )
+        size = ' x '.join(map(str, x.shape[2:]))
+        seconds = time.perf_counter() - started
+        kind = 'training' if learned else 'inference'
+        print_log(
+            f'recorded the CUDA graph of {kind} with {len(x)} images of {size} in {seconds:.1f} s',
+            logger='current',
+        )
+        return recorded
+
+
+class _Pyramid(nn.Module):
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        return self.backbone.pyramid(x)  # type: ignore[operator]
+
+
+class _Token:
+    """Exists as long as a backward pass may come."""
+
+
+class _OwnGradients(torch.autograd.Function):
+    """Passes weights on, and copies their gradients, which the next replay will overwrite."""
+
+    @staticmethod
+    def forward(ctx: Any, token: _Token, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.token = token
+        return tuple(weight.view_as(weight) for weight in weights)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+        if ctx.token is None:
+            raise RuntimeError("compile_mode='cuda_graphs' allows one backward pass for a forward")
+        ctx.token = None
+        given = [grad for grad in grads if grad is not None]
+        copies = [torch.empty_like(grad) for grad in given]
+        torch._foreach_copy_(copies, given)
+        own = iter(copies)
+        return None, *(None if grad is None else next(own) for grad in grads)
+
+
+def _autocast() -> tuple[bool, torch.dtype]:
+    return torch.is_autocast_enabled(), torch.get_autocast_gpu_dtype()
