@@ -43,7 +43,7 @@ def test_images_of_many_sizes_need_one_compilation_for_each_kind_of_block(compil
             expected = padded[:, :, : -(-height // 4), : -(-width // 4)]
             assert torch.allclose(out, expected, atol=1e-5)
     assert len(compilations) == 2  # local and global, four blocks
-    assert '24 x 32 cells' in compilations[0]
+    assert 'a feature map of 24 x 32' in compilations[0]
 
 
 @pytest.mark.parametrize('with_cp', [False, True])

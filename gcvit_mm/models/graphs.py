@@ -5,7 +5,7 @@ Starting the kernels of a GC ViT takes Python longer than a fast GPU needs to ru
 
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -21,7 +21,7 @@ class CudaGraphs:
     """The recorded passes of a backbone, by the size of its images and all that changes kernels."""
 
     def __init__(self) -> None:
-        self.recorded: dict[tuple, Callable[..., tuple[Tensor, ...]]] = {}
+        self.recorded: dict[tuple, _Recorded] = {}
         self.addresses: tuple[int, ...] = ()
         self.pool: Any = None
         self.pending: Callable[[], Any] = lambda: None
@@ -62,21 +62,19 @@ class CudaGraphs:
             if len(self.recorded) == MOST_SIZES:
                 return backbone.pyramid(x)
             self.recorded[key] = self._record(backbone, x, learned)
+        recorded = self.recorded[key]
         if not learned:
-            return tuple(out.clone() for out in self.recorded[key](x))
+            return recorded.forward(x)
         token = _Token()
-        copies = _OwnGradients.apply(token, *learned.values())
-        outs = self.recorded[key](x, *copies)
+        outs = _Replay.apply(recorded, token, x, *learned.values())
         self.pending = weakref.ref(token)
-        return tuple(out.clone() for out in outs)
+        return outs
 
-    def _record(
-        self, backbone: Any, x: Tensor, learned: Mapping[str, Tensor]
-    ) -> Callable[..., tuple[Tensor, ...]]:
+    def _record(self, backbone: Any, x: Tensor, learned: Mapping[str, Tensor]) -> '_Recorded':
         started = time.perf_counter()
         wrapped = _Pyramid(backbone)
 
-        def compute(images: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        def compute(images: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
             named = {f'backbone.{name}': w for name, w in zip(learned, weights, strict=True)}
             return torch.func.functional_call(wrapped, named, (images,))
 
@@ -87,9 +85,7 @@ class CudaGraphs:
             torch.random.fork_rng([x.device]),  # recording draws random numbers
             torch.autocast('cuda', dtype, enabled=enabled, cache_enabled=False),
         ):
-            recorded: Any = torch.cuda.make_graphed_callables(
-                compute, (x.clone(), *leaves), allow_unused_input=True, pool=self.pool
-            )
+            recorded = _Recorded(compute, x, leaves, self.pool)
         size = ' x '.join(map(str, x.shape[2:]))
         seconds = time.perf_counter() - started
         kind = 'training' if learned else 'inference'
@@ -98,6 +94,46 @@ class CudaGraphs:
             logger='current',
         )
         return recorded
+
+
+class _Recorded:
+    """A forward pass and, if there are weights to learn, its backward pass."""
+
+    def __init__(self, compute: Callable, x: Tensor, weights: list[Tensor], pool: Any) -> None:
+        self.x = x.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # tunes and compiles kernels, which must not happen in a recording
+                outs = compute(self.x, weights)
+                if weights:
+                    cotangents = [torch.zeros_like(out) for out in outs]
+                    torch.autograd.grad(outs, weights, cotangents, allow_unused=True)
+        torch.cuda.synchronize()
+        self.graphs = [torch.cuda.CUDAGraph() for _ in range(2 if weights else 1)]
+        # In the mode 'global', a thread that pins memory for a data loader ends the recording.
+        options: Any = dict(pool=pool, capture_error_mode='thread_local')
+        with torch.cuda.graph(self.graphs[0], **options):
+            outs = compute(self.x, weights)
+        self.outs = [out.detach() for out in outs]
+        self.cotangents = [torch.empty_like(out) for out in self.outs]
+        if weights:
+            with torch.cuda.graph(self.graphs[1], **options):
+                self.grads = torch.autograd.grad(outs, weights, self.cotangents, allow_unused=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        self.x.copy_(x)
+        self.graphs[0].replay()
+        return tuple(out.clone() for out in self.outs)
+
+    def backward(self, cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        torch._foreach_copy_(self.cotangents, list(cotangents))
+        self.graphs[1].replay()
+        # Autograd keeps gradients, and the next replay writes to the recorded ones.
+        own = [torch.empty_like(grad) for grad in self.grads if grad is not None]
+        torch._foreach_copy_(own, [grad for grad in self.grads if grad is not None])
+        copies = iter(own)
+        return [None if grad is None else next(copies) for grad in self.grads]
 
 
 class _Pyramid(nn.Module):
@@ -113,24 +149,20 @@ class _Token:
     """Exists as long as a backward pass may come."""
 
 
-class _OwnGradients(torch.autograd.Function):
-    """Passes weights on, and copies their gradients, which the next replay will overwrite."""
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, recorded: _Recorded, token: _Token, x: Tensor, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.recorded, ctx.token = recorded, token
+        return recorded.forward(x)
 
     @staticmethod
-    def forward(ctx: Any, token: _Token, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.token = token
-        return tuple(weight.view_as(weight) for weight in weights)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple:
         if ctx.token is None:
             raise RuntimeError("compile_mode='cuda_graphs' allows one backward pass for a forward")
         ctx.token = None
-        given = [grad for grad in grads if grad is not None]
-        copies = [torch.empty_like(grad) for grad in given]
-        torch._foreach_copy_(copies, given)
-        own = iter(copies)
-        return None, *(None if grad is None else next(own) for grad in grads)
+        return None, None, None, *ctx.recorded.backward(cotangents)
 
 
 def _autocast() -> tuple[bool, torch.dtype]:
