@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...errors import ArgumentError
@@ -122,11 +123,9 @@ TILES = {
     ('forward', 8): Tile(64, 64, 4, 2),
     ('forward', 16): Tile(64, 64, 4, 2),
     ('forward', 32): Tile(128, 64, 8, 2),
-    ('keys', 8): Tile(64, 64, 8, 2),
-    ('keys', 16): Tile(64, 64, 4, 1),
-    ('keys', 32): Tile(64, 64, 4, 1),
-    ('queries', 16): Tile(64, 64, 4, 1),
-    ('queries', 32): Tile(64, 64, 4, 1),
+    ('backward', 8): Tile(64, 64, 4, 2),
+    ('backward', 16): Tile(64, 64, 4, 1),
+    ('backward', 32): Tile(64, 64, 4, 1),
     ('table', 16): Tile(64, 64, 4, 1),
     ('table', 32): Tile(64, 64, 4, 1),
 }
@@ -143,6 +142,7 @@ class _Geometry(NamedTuple):
     head_dim: int
     window: int
     itemsize: int
+    shared: bool  # whether the windows of an image share the query
 
     @property
     def windows(self) -> int:
@@ -152,7 +152,7 @@ class _Geometry(NamedTuple):
     @property
     def single(self) -> bool:
         """Whether one tile has all pairs of tokens in a window."""
-        return self.window**2 <= self.tile('keys').keys
+        return self.window**2 <= self.tile('backward').keys
 
     def tile(self, kernel: str) -> Tile:
         """The tile of a kernel. Autotuning would slow down first steps and round differently."""
@@ -168,34 +168,39 @@ class _Geometry(NamedTuple):
         """Programs of a kernel for a window and head."""
         tile, tokens = self.tile(kernel), self.window**2
         queries, keys = -(-tokens // tile.queries), -(-tokens // tile.keys)
-        return {'keys': keys, 'table': queries * keys}.get(kernel, queries)
+        return {'forward': queries, 'backward': 1, 'table': queries * keys}[kernel]
 
-    def chunk(self, kernel: str) -> int:
-        """Windows in a chunk, for about ``PROGRAMS`` programs."""
-        pieces = PROGRAMS // max(1, self.batch * self.heads * self.blocks(kernel))
-        return -(-self.windows // max(1, min(self.windows, pieces)))
+    def chunks(self, kernel: str) -> tuple[int, int, int]:
+        """Windows in a group, windows in a chunk of a group, and the number of chunks.
 
-    def pieces(self, kernel: str) -> int:
-        """Chunks in the batch."""
-        return self.batch * -(-self.windows // max(1, self.chunk(kernel)))
+        A group is an image if its windows sum the gradient of their query, or else the batch.
+        """
+        groups = self.batch if self.shared and kernel == 'backward' else 1
+        group = self.batch * self.windows // max(1, groups)
+        wanted = PROGRAMS // max(1, groups * self.heads * self.blocks(kernel))
+        chunk = -(-group // max(1, min(group, wanted)))
+        return group, chunk, groups * -(-group // max(1, chunk))
 
 
 def _geometry(qkv: Tensor, table: Tensor, window: int, q_global: Tensor | None) -> _Geometry:
     batch, height, width, channels = qkv.shape
     heads = table.shape[1]
-    head_dim = channels // heads // (3 if q_global is None else 2)
-    return _Geometry(batch, height, width, heads, head_dim, window, qkv.element_size())
+    shared = q_global is not None
+    head_dim = channels // heads // (2 if shared else 3)
+    return _Geometry(batch, height, width, heads, head_dim, window, qkv.element_size(), shared)
 
 
 def _launch(name: str, kernel: Any, geometry: _Geometry, **values: Any) -> None:
     """Run a kernel with a program per chunk, block and head."""
     tile = geometry.tile(name)
-    kernel[(geometry.pieces(name) * geometry.blocks(name) * geometry.heads,)](
+    group, chunk, pieces = geometry.chunks(name)
+    kernel[(pieces * geometry.blocks(name) * geometry.heads,)](
         **values,
         height=geometry.height,
         width=geometry.width,
         channels=geometry.heads * geometry.head_dim,
-        chunk=geometry.chunk(name),
+        group=group,
+        chunk=chunk,
         WINDOW=geometry.window,
         HEAD_DIM=geometry.head_dim,
         QUERIES=tile.queries,
@@ -265,42 +270,37 @@ def _attention_backward(
     """Compute the gradients of qkv, padding, table and q_global; the gradient of None is empty."""
     geometry = _geometry(qkv, table, window, q_global)
     images, heads, N, head_dim = len(qkv), geometry.heads, window**2, geometry.head_dim
-    of_query, of_table = ('keys', 'keys') if geometry.single else ('queries', 'table')
+    of_table = 'backward' if geometry.single else 'table'
     # Sums over windows are in float32. Each program writes its own part of them, so that they are
     # reproducible, and their size depends on PROGRAMS and not on the feature map.
     sums = partial(torch.empty, dtype=torch.float32, device=qkv.device)
-    pairs = sums(geometry.pieces(of_table), heads, N, N)
-    shared = None if q_global is None else sums(geometry.pieces(of_query), heads, N, head_dim)
+    pairs = sums(geometry.chunks(of_table)[-1], heads, N, N)
+    shared = sums(geometry.chunks('backward')[-1], heads, N, head_dim)
+    cut = geometry.height % window or geometry.width % window
+    slots = images * geometry.windows * -(-N // geometry.tile('backward').keys) if cut else 0
+    edge = sums(slots, 2 * heads * head_dim).zero_()
     grad_qkv, grad_table = qkv.new_empty(qkv.shape), table.new_empty(table.shape)
     with torch.cuda.device_of(qkv):
         values = _inputs(geometry, qkv, padding, table, q_global)
-        values |= dict(lse=lse.contiguous(), grad_out=grad_out.contiguous(), grad_qkv=grad_qkv)
-        if geometry.single:
-            values['delta'] = None
-            of_keys = dict(grad_query=shared, pairs=pairs)
-        else:
-            values['delta'] = torch.empty_like(values['lse'])
-            of_queries = dict(out=out.contiguous(), grad_query=shared)
-            _launch('queries', _queries_kernel, geometry, **values, **of_queries)
-            _launch('table', _table_kernel, geometry, **values, pairs=pairs)
-            of_keys = dict(grad_query=None, pairs=None)
-        _launch('keys', _keys_kernel, geometry, **values, **of_keys)
+        values |= dict(lse=lse.contiguous(), grad_out=grad_out.contiguous(), pairs=pairs)
+        values['delta'] = torch.empty_like(values['lse'])
+        _launch(
+            'backward', _backward_kernel, geometry, **values, out=out.contiguous(),
+            grad_qkv=grad_qkv, grad_padding=edge if cut else None, grad_query=shared,
+        )  # fmt: skip
+        if not geometry.single:
+            _launch('table', _table_kernel, geometry, **values)
         _offsets_kernel[((2 * window - 1) * heads,)](
             pairs.sum(0), grad_table, heads=heads, WINDOW=window,
             BLOCK=triton.next_power_of_2(2 * window), num_warps=4, num_stages=1,
         )  # fmt: skip
     grad_padding, grad_query = qkv.new_empty(0), qkv.new_empty(0)
     if padding is not None:
-        # Weights sum to 1: over all keys of a window, gradients of keys sum to 0, and gradients of
-        # values to that of the output. Padded tokens have what is left of these sums. Their outputs
-        # are dropped, so their queries have no gradient.
-        of_map, of_out = (x.flatten(0, 2).sum(0, dtype=torch.float32) for x in (grad_qkv, grad_out))
-        C = len(of_out)
-        grad_padding = torch.cat([0 * of_map[: -2 * C], -of_map[-2 * C : -C], of_out - of_map[-C:]])
-        grad_padding = grad_padding.to(padding.dtype)
+        # The outputs of padded tokens are dropped, so their queries have no gradient.
+        grad_padding = F.pad(edge.sum(0), (len(padding) - edge.shape[1], 0)).to(padding.dtype)
     if q_global is not None:
         parts = shared.view(images, len(shared) // max(1, images), heads, N, head_dim)
-        grad_query = parts.sum(1).to(q_global.dtype)
+        grad_query = (parts.sum(1) * head_dim**-0.5).to(q_global.dtype)
     return grad_qkv, grad_padding, grad_table, grad_query
 
 
@@ -343,9 +343,9 @@ _attention.register_autograd(_backward, setup_context=_setup_context)
 
 # --- Kernels ----------------------------------------------------------------------------------
 #
-# A program computes a head, a block of positions in the window, and a chunk of windows of one
-# image. The origin of a window is int64, because the size of large feature maps exceeds int32;
-# offsets of tokens from the origin are int32, which needs half of the registers.
+# A program computes a head, a block of positions in the window, and a chunk of windows. The origin
+# of a window is int64, because the size of large feature maps exceeds int32; offsets of tokens from
+# the origin are int32, which needs half of the registers.
 
 
 def _jit(function: Any) -> Any:
@@ -356,30 +356,32 @@ def _kernel(function: Any) -> Any:
     if triton is None:
         return function
     # Otherwise kernels would be recompiled for some sizes of feature maps during training.
-    return triton.jit(function, do_not_specialize=['height', 'width', 'chunk'])
+    return triton.jit(function, do_not_specialize=['height', 'width', 'group', 'chunk'])
 
 
 @_jit
-def _work(blocks, height, width, channels, chunk, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr):
-    """The head, block, chunk and image of this program, and the chunk's windows in the image."""
+def _work(blocks, group, chunk, channels, HEAD_DIM: tl.constexpr):
+    """The head, block and chunk of this program, and the range of windows of the chunk."""
     # Neighbouring programs have the heads of one token, which share cache lines.
     heads = channels // HEAD_DIM
     program = tl.program_id(0)
     piece = program // (heads * blocks)
-    windows = tl.cdiv(height, WINDOW) * tl.cdiv(width, WINDOW)
-    pieces = tl.cdiv(windows, chunk)
-    first = piece % pieces * chunk
-    last = tl.minimum(first + chunk, windows)
-    return program % heads, program // heads % blocks, piece, piece // pieces, first, last
+    pieces = tl.cdiv(group, chunk)
+    start = piece // pieces * group
+    first = start + piece % pieces * chunk
+    last = tl.minimum(first + chunk, start + group)
+    return program % heads, program // heads % blocks, piece, first, last
 
 
 @_jit
-def _origin(image, window, height, width, WINDOW: tl.constexpr):
-    """The first token of a window in the batch, and the rows and columns from there."""
+def _origin(window, height, width, WINDOW: tl.constexpr):
+    """The image of a window, its first token in the batch, and the rows and columns from there."""
     columns = tl.cdiv(width, WINDOW)
-    top = window // columns * WINDOW
+    windows = columns * tl.cdiv(height, WINDOW)
+    image = (window // windows).to(tl.int64)
+    top = window % windows // columns * WINDOW
     left = window % columns * WINDOW
-    return (image.to(tl.int64) * height + top) * width + left, height - top, width - left
+    return image, (image * height + top) * width + left, height - top, width - left
 
 
 @_jit
@@ -463,7 +465,7 @@ def _read_bias(bias, head, queries, keys, WINDOW: tl.constexpr):
 
 @_kernel
 def _forward_kernel(
-    qkv, padding, bias, q_global, out, lse, height, width, channels, chunk,
+    qkv, padding, bias, q_global, out, lse, height, width, channels, group, chunk,
     WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Compute attention of a block of queries, with an online softmax over blocks of keys."""
@@ -471,14 +473,12 @@ def _forward_kernel(
     parts: tl.constexpr = 3 if q_global is None else 2
     scale: tl.constexpr = 1.4426950408889634 * HEAD_DIM**-0.5
     heads = channels // HEAD_DIM
-    head, block, _piece, image, first, last = _work(
-        tl.cdiv(N, QUERIES), height, width, channels, chunk, WINDOW, HEAD_DIM
-    )
+    head, block, _piece, first, last = _work(tl.cdiv(N, QUERIES), group, chunk, channels, HEAD_DIM)
     queries = block * QUERIES + tl.arange(0, QUERIES)
     if KEYS >= N:
         offset = _read_bias(bias, head, queries, tl.arange(0, KEYS), WINDOW)
     for window in range(first, last):
-        origin, down, right = _origin(image, window, height, width, WINDOW)
+        image, origin, down, right = _origin(window, height, width, WINDOW)
         tokens, valid = _tokens(queries, width, down, right, WINDOW)
         query = _read_query(
             qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
@@ -531,130 +531,106 @@ def _write_pairs(pairs, sums, piece, head, heads, queries, keys, WINDOW: tl.cons
 
 
 @_kernel
-def _keys_kernel(
-    qkv, padding, bias, q_global, lse, grad_out, delta, grad_qkv, grad_query, pairs,
-    height, width, channels, chunk,
+def _backward_kernel(
+    qkv, padding, bias, q_global, lse, grad_out, delta, out, grad_qkv, grad_padding, grad_query,
+    pairs, height, width, channels, group, chunk,
     WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Compute gradients of a block of keys and values, and all others if it is the only block."""
+    """Compute the gradients of qkv and q_global, and of the bias if one tile has all pairs.
+
+    Gradients of queries are summed over blocks of keys, and over windows that share the query, in
+    ``grad_query``, (chunks, heads, N, HEAD_DIM).
+    """
     N: tl.constexpr = WINDOW * WINDOW
     SINGLE: tl.constexpr = KEYS >= N
     parts: tl.constexpr = 3 if q_global is None else 2
     scale: tl.constexpr = HEAD_DIM**-0.5
+    SHARED: tl.constexpr = q_global is not None
     heads = channels // HEAD_DIM
     stride = parts * channels
-    head, block, piece, image, first, last = _work(
-        tl.cdiv(N, KEYS), height, width, channels, chunk, WINDOW, HEAD_DIM
-    )
-    keys = block * KEYS + tl.arange(0, KEYS)
+    head, _block, piece, first, last = _work(1, group, chunk, channels, HEAD_DIM)
+    query_sums = grad_query + (piece.to(tl.int64) * heads + head) * (N * HEAD_DIM)
     if SINGLE:
         sums = tl.zeros((QUERIES, KEYS), tl.float32)
-        if q_global is not None:
-            query_sums = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
     for window in range(first, last):
-        origin, down, right = _origin(image, window, height, width, WINDOW)
-        key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
-        key, value = _read_keys(
-            qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
-        )
-        dk = tl.zeros((KEYS, HEAD_DIM), tl.float32)
-        dv = tl.zeros((KEYS, HEAD_DIM), tl.float32)
-        for start in range(0, N, QUERIES):
-            queries = start + tl.arange(0, QUERIES)
-            tokens, valid = _tokens(queries, width, down, right, WINDOW)
-            query = _read_query(
-                qkv, q_global, image, origin, tokens, valid, queries, head, channels,
-                WINDOW, HEAD_DIM,
-            )  # fmt: skip
-            at = grad_out + origin * channels + head * HEAD_DIM
-            grad = _read(at, tokens, channels, valid, HEAD_DIM)
-            offset = _read_bias(bias, head, queries, keys, WINDOW)
-            rows = (origin + tokens) * heads + head
-            # Infinity sets the weights of queries outside the feature map to 0.
-            row_lse = tl.load(lse + rows, mask=valid, other=float('inf'))
-            if SINGLE:
-                weights, ds = _score_gradient(query, key, value, offset, grad, row_lse, None)
-            else:
-                row_delta = tl.load(delta + rows, mask=valid, other=0.0)
-                weights, ds = _score_gradient(query, key, value, offset, grad, row_lse, row_delta)
-            narrow = ds.to(query.dtype)
-            dv = tl.dot(tl.trans(weights.to(query.dtype)), grad, dv, input_precision='ieee')
-            dk = tl.dot(tl.trans(narrow), query, dk, input_precision='ieee')
-            if SINGLE:
-                sums += ds
-                if q_global is None:
-                    dq = tl.dot(narrow, key, input_precision='ieee') * scale
-                    at = grad_qkv + origin * stride + head * HEAD_DIM
-                    _write(at, tokens, stride, valid, dq, HEAD_DIM)
-                else:
-                    query_sums = tl.dot(narrow, key, query_sums, input_precision='ieee')
-        dk *= scale
-        at = grad_qkv + origin * stride + (stride - 2 * channels + head * HEAD_DIM)
-        _write(at, key_tokens, stride, key_valid, dk, HEAD_DIM)
-        _write(at + channels, key_tokens, stride, key_valid, dv, HEAD_DIM)
-    if SINGLE:
-        _write_pairs(pairs, sums, piece, head, heads, keys, keys, WINDOW)
-        if q_global is not None:
-            at = grad_query + (piece.to(tl.int64) * heads + head) * (N * HEAD_DIM)
-            _write(at, keys, HEAD_DIM, keys < N, query_sums * scale, HEAD_DIM)
-
-
-@_kernel
-def _queries_kernel(
-    qkv, padding, bias, q_global, lse, grad_out, delta, grad_qkv, out, grad_query,
-    height, width, channels, chunk,
-    WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
-):  # fmt: skip
-    """Compute the gradient of a block of queries, summed over windows if they share the query.
-
-    Also write delta, the sum of out * grad_out over the channels of a head.
-    """
-    N: tl.constexpr = WINDOW * WINDOW
-    parts: tl.constexpr = 3 if q_global is None else 2
-    scale: tl.constexpr = HEAD_DIM**-0.5
-    heads = channels // HEAD_DIM
-    stride = parts * channels
-    head, block, piece, image, first, last = _work(
-        tl.cdiv(N, QUERIES), height, width, channels, chunk, WINDOW, HEAD_DIM
-    )
-    queries = block * QUERIES + tl.arange(0, QUERIES)
-    dq = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
-    for window in range(first, last):
-        origin, down, right = _origin(image, window, height, width, WINDOW)
-        tokens, valid = _tokens(queries, width, down, right, WINDOW)
-        query = _read_query(
-            qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
-        )
-        at = origin * channels + head * HEAD_DIM
-        grad = _read(grad_out + at, tokens, channels, valid, HEAD_DIM)
-        mean = _read(out + at, tokens, channels, valid, HEAD_DIM)
-        rows = (origin + tokens) * heads + head
-        row_delta = tl.sum(mean.to(tl.float32) * grad.to(tl.float32), 1)
-        tl.store(delta + rows, row_delta, mask=valid)
-        row_lse = tl.load(lse + rows, mask=valid, other=float('inf'))
-        if q_global is None:
-            dq = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
-        for start in range(0, N, KEYS):
-            keys = start + tl.arange(0, KEYS)
+        image, origin, down, right = _origin(window, height, width, WINDOW)
+        at_out = origin * channels + head * HEAD_DIM
+        at_row = origin * heads + head
+        at_query = grad_qkv + origin * stride + head * HEAD_DIM
+        if not SINGLE:
+            tl.debug_barrier()
+            for start in range(0, N, QUERIES):
+                queries = start + tl.arange(0, QUERIES)
+                tokens, valid = _tokens(queries, width, down, right, WINDOW)
+                grad = _read(grad_out + at_out, tokens, channels, valid, HEAD_DIM)
+                mean = _read(out + at_out, tokens, channels, valid, HEAD_DIM)
+                row_delta = tl.sum(mean.to(tl.float32) * grad.to(tl.float32), 1)
+                tl.store(delta + at_row + tokens * heads, row_delta, mask=valid)
+        for key_start in range(0, N, KEYS):
+            keys = key_start + tl.arange(0, KEYS)
             key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
             key, value = _read_keys(
                 qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
             )
-            offset = _read_bias(bias, head, queries, keys, WINDOW)
-            _weights, ds = _score_gradient(query, key, value, offset, grad, row_lse, row_delta)
-            dq = tl.dot(ds.to(key.dtype), key, dq, input_precision='ieee')
-        if q_global is None:
-            at = grad_qkv + origin * stride + head * HEAD_DIM
-            _write(at, tokens, stride, valid, dq * scale, HEAD_DIM)
-    if q_global is not None:
-        at = grad_query + (piece.to(tl.int64) * heads + head) * (N * HEAD_DIM)
-        _write(at, queries, HEAD_DIM, queries < N, dq * scale, HEAD_DIM)
+            dk = tl.zeros((KEYS, HEAD_DIM), tl.float32)
+            dv = tl.zeros((KEYS, HEAD_DIM), tl.float32)
+            if SHARED or not SINGLE:
+                tl.debug_barrier()  # before other threads read gradients of queries
+            for start in range(0, N, QUERIES):
+                queries = start + tl.arange(0, QUERIES)
+                tokens, valid = _tokens(queries, width, down, right, WINDOW)
+                query = _read_query(
+                    qkv, q_global, image, origin, tokens, valid, queries, head, channels,
+                    WINDOW, HEAD_DIM,
+                )  # fmt: skip
+                grad = _read(grad_out + at_out, tokens, channels, valid, HEAD_DIM)
+                offset = _read_bias(bias, head, queries, keys, WINDOW)
+                # Infinity sets the weights of queries outside the feature map to 0.
+                row_lse = tl.load(lse + at_row + tokens * heads, mask=valid, other=float('inf'))
+                if SINGLE:
+                    weights, ds = _score_gradient(query, key, value, offset, grad, row_lse, None)
+                    sums += ds
+                else:
+                    row_delta = tl.load(delta + at_row + tokens * heads, mask=valid, other=0.0)
+                    weights, ds = _score_gradient(
+                        query, key, value, offset, grad, row_lse, row_delta
+                    )
+                narrow = ds.to(query.dtype)
+                dq = tl.dot(narrow, key, input_precision='ieee')
+                dv = tl.dot(tl.trans(weights.to(query.dtype)), grad, dv, input_precision='ieee')
+                dk = tl.dot(tl.trans(narrow), query, dk, input_precision='ieee')
+                if SINGLE and q_global is None:
+                    _write(at_query, tokens, stride, valid, dq * scale, HEAD_DIM)
+                else:
+                    old = (queries < N) & ((key_start > 0) | SHARED & (window > first))
+                    dq += _read(query_sums, queries, HEAD_DIM, old, HEAD_DIM)
+                    _write(query_sums, queries, HEAD_DIM, queries < N, dq, HEAD_DIM)
+            dk *= scale
+            at = grad_qkv + origin * stride + (stride - 2 * channels + head * HEAD_DIM)
+            _write(at, key_tokens, stride, key_valid, dk, HEAD_DIM)
+            _write(at + channels, key_tokens, stride, key_valid, dv, HEAD_DIM)
+            if grad_padding is not None and (down < WINDOW) | (right < WINDOW):
+                # Gradients of positions beyond the window are 0.
+                slot = window * tl.cdiv(N, KEYS) + key_start // KEYS
+                edge = grad_padding + slot * 2 * channels + head * HEAD_DIM + tl.arange(0, HEAD_DIM)
+                tl.store(edge, tl.sum(tl.where(key_valid[:, None], 0.0, dk), 0))
+                tl.store(edge + channels, tl.sum(tl.where(key_valid[:, None], 0.0, dv), 0))
+        if not SINGLE and q_global is None:
+            tl.debug_barrier()
+            for start in range(0, N, QUERIES):
+                queries = start + tl.arange(0, QUERIES)
+                tokens, valid = _tokens(queries, width, down, right, WINDOW)
+                dq = _read(query_sums, queries, HEAD_DIM, valid, HEAD_DIM)
+                _write(at_query, tokens, stride, valid, dq * scale, HEAD_DIM)
+    if SINGLE:
+        positions = tl.arange(0, KEYS)
+        _write_pairs(pairs, sums, piece, head, heads, positions, positions, WINDOW)
 
 
 @_kernel
 def _table_kernel(
-    qkv, padding, bias, q_global, lse, grad_out, delta, grad_qkv, pairs,
-    height, width, channels, chunk,
+    qkv, padding, bias, q_global, lse, grad_out, delta, pairs,
+    height, width, channels, group, chunk,
     WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradient of the scores over windows, for a block of queries and one of keys."""
@@ -662,15 +638,15 @@ def _table_kernel(
     parts: tl.constexpr = 3 if q_global is None else 2
     heads = channels // HEAD_DIM
     blocks: tl.constexpr = (N + KEYS - 1) // KEYS
-    head, pair, piece, image, first, last = _work(
-        tl.cdiv(N, QUERIES) * blocks, height, width, channels, chunk, WINDOW, HEAD_DIM
+    head, pair, piece, first, last = _work(
+        tl.cdiv(N, QUERIES) * blocks, group, chunk, channels, HEAD_DIM
     )
     queries = pair // blocks * QUERIES + tl.arange(0, QUERIES)
     keys = pair % blocks * KEYS + tl.arange(0, KEYS)
     offset = _read_bias(bias, head, queries, keys, WINDOW)
     sums = tl.zeros((QUERIES, KEYS), tl.float32)
     for window in range(first, last):
-        origin, down, right = _origin(image, window, height, width, WINDOW)
+        image, origin, down, right = _origin(window, height, width, WINDOW)
         tokens, valid = _tokens(queries, width, down, right, WINDOW)
         query = _read_query(
             qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
