@@ -121,8 +121,8 @@ class Tile(NamedTuple):
 
 TILES = {
     ('forward', 8): Tile(64, 64, 4, 2),
-    ('forward', 16): Tile(64, 64, 4, 2),
-    ('forward', 32): Tile(128, 64, 8, 2),
+    ('forward', 16): Tile(64, 64, 4, 1),
+    ('forward', 32): Tile(64, 64, 4, 1),
     ('backward', 8): Tile(64, 64, 4, 2),
     ('backward', 16): Tile(64, 64, 4, 1),
     ('backward', 32): Tile(64, 64, 4, 1),
@@ -158,7 +158,7 @@ class _Geometry(NamedTuple):
         """The tile of a kernel. Autotuning would slow down first steps and round differently."""
         if self.itemsize == 4 or self.head_dim > 64:
             block = 64 if self.head_dim * self.itemsize <= 128 else 32
-            tile = Tile(block, block, 8, 1)
+            tile = Tile(block, block, block // 8, 1)
         else:
             tile = TILES[kernel, next(most for most in (8, 16, 32) if self.window <= most)]
         most = max(16, 1 << (self.window**2 - 1).bit_length())
@@ -552,6 +552,7 @@ def _backward_kernel(
     query_sums = grad_query + (piece.to(tl.int64) * heads + head) * (N * HEAD_DIM)
     if SINGLE:
         sums = tl.zeros((QUERIES, KEYS), tl.float32)
+        dq_sums = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
     for window in range(first, last):
         image, origin, down, right = _origin(window, height, width, WINDOW)
         at_out = origin * channels + head * HEAD_DIM
@@ -574,7 +575,7 @@ def _backward_kernel(
             )
             dk = tl.zeros((KEYS, HEAD_DIM), tl.float32)
             dv = tl.zeros((KEYS, HEAD_DIM), tl.float32)
-            if SHARED or not SINGLE:
+            if not SINGLE:
                 tl.debug_barrier()  # before other threads read gradients of queries
             for start in range(0, N, QUERIES):
                 queries = start + tl.arange(0, QUERIES)
@@ -599,7 +600,9 @@ def _backward_kernel(
                 dq = tl.dot(narrow, key, input_precision='ieee')
                 dv = tl.dot(tl.trans(weights.to(query.dtype)), grad, dv, input_precision='ieee')
                 dk = tl.dot(tl.trans(narrow), query, dk, input_precision='ieee')
-                if SINGLE and q_global is None:
+                if SINGLE and SHARED:
+                    dq_sums += dq
+                elif SINGLE:
                     _write(at_query, tokens, stride, valid, dq * scale, HEAD_DIM)
                 else:
                     old = (queries < N) & ((key_start > 0) | SHARED & (window > first))
@@ -625,6 +628,8 @@ def _backward_kernel(
     if SINGLE:
         positions = tl.arange(0, KEYS)
         _write_pairs(pairs, sums, piece, head, heads, positions, positions, WINDOW)
+        if SHARED:
+            _write(query_sums, positions, HEAD_DIM, positions < N, dq_sums, HEAD_DIM)
 
 
 @_kernel
