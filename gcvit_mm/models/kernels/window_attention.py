@@ -117,6 +117,7 @@ class Tile(NamedTuple):
     keys: int
     warps: int
     stages: int  # of the software pipeline that reads the next tile
+    registers: int | None = None  # of a thread, at most
 
 
 TILES = {
@@ -124,10 +125,10 @@ TILES = {
     ('forward', 16): Tile(64, 64, 4, 1),
     ('forward', 32): Tile(64, 64, 4, 1),
     ('backward', 8): Tile(64, 64, 4, 2),
-    ('backward', 16): Tile(64, 64, 4, 1),
-    ('backward', 32): Tile(64, 64, 4, 1),
+    ('backward', 16): Tile(64, 64, 4, 1, 168),
+    ('backward', 32): Tile(64, 64, 4, 1, 168),
     ('table', 16): Tile(64, 64, 4, 1),
-    ('table', 32): Tile(64, 64, 4, 1),
+    ('table', 32): Tile(64, 64, 4, 1, 168),
 }
 """Tiles in half precision, by kernel and the largest window that they are for."""
 
@@ -207,6 +208,7 @@ def _launch(name: str, kernel: Any, geometry: _Geometry, **values: Any) -> None:
         KEYS=tile.keys,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        maxnreg=tile.registers,
     )
 
 
@@ -508,18 +510,11 @@ def _forward_kernel(
 
 
 @_jit
-def _score_gradient(query, key, value, offset, grad, row_lse, row_delta):
-    """Compute the softmax weights, and the gradient of the scores.
-
-    Delta is computed if it is None; the block must then have all keys.
-    """
+def _weights(query, key, offset, row_lse):
+    """Compute the softmax weights again."""
     scale: tl.constexpr = 1.4426950408889634 * query.shape[1] ** -0.5
     scores = tl.dot(query, tl.trans(key), offset, input_precision='ieee')
-    weights = tl.exp2(scores * scale - row_lse[:, None])
-    slopes = tl.dot(grad, tl.trans(value), input_precision='ieee')
-    if row_delta is None:
-        row_delta = tl.sum(weights * slopes, 1)
-    return weights, weights * (slopes - row_delta[:, None])
+    return tl.exp2(scores * scale - row_lse[:, None])
 
 
 @_jit
@@ -588,17 +583,19 @@ def _backward_kernel(
                 offset = _read_bias(bias, head, queries, keys, WINDOW)
                 # Infinity sets the weights of queries outside the feature map to 0.
                 row_lse = tl.load(lse + at_row + tokens * heads, mask=valid, other=float('inf'))
+                weights = _weights(query, key, offset, row_lse)
+                # This order of products needs the fewest registers.
+                dv = tl.dot(tl.trans(weights.to(query.dtype)), grad, dv, input_precision='ieee')
+                slopes = tl.dot(grad, tl.trans(value), input_precision='ieee')
                 if SINGLE:
-                    weights, ds = _score_gradient(query, key, value, offset, grad, row_lse, None)
-                    sums += ds
+                    row_delta = tl.sum(weights * slopes, 1)
                 else:
                     row_delta = tl.load(delta + at_row + tokens * heads, mask=valid, other=0.0)
-                    weights, ds = _score_gradient(
-                        query, key, value, offset, grad, row_lse, row_delta
-                    )
+                ds = weights * (slopes - row_delta[:, None])
+                if SINGLE:
+                    sums += ds
                 narrow = ds.to(query.dtype)
                 dq = tl.dot(narrow, key, input_precision='ieee')
-                dv = tl.dot(tl.trans(weights.to(query.dtype)), grad, dv, input_precision='ieee')
                 dk = tl.dot(tl.trans(narrow), query, dk, input_precision='ieee')
                 if SINGLE and SHARED:
                     dq_sums += dq
@@ -665,8 +662,9 @@ def _table_kernel(
         rows = (origin + tokens) * heads + head
         row_lse = tl.load(lse + rows, mask=valid, other=float('inf'))
         row_delta = tl.load(delta + rows, mask=valid, other=0.0)
-        _weights, ds = _score_gradient(query, key, value, offset, grad, row_lse, row_delta)
-        sums += ds
+        weights = _weights(query, key, offset, row_lse)
+        slopes = tl.dot(grad, tl.trans(value), input_precision='ieee')
+        sums += weights * (slopes - row_delta[:, None])
     _write_pairs(pairs, sums, piece, head, heads, queries, keys, WINDOW)
 
 
