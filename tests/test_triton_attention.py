@@ -238,6 +238,68 @@ def test_large_scores_do_not_overflow(query):
     assert all(error < 1e-3 for error in found.values()), found
 
 
+# --- Swin Transformer -------------------------------------------------------------------------
+
+
+@on_device
+@pytest.mark.parametrize(
+    'shape', [(14, 14, 7, 3), (10, 16, 7, 3), (9, 7, 7, 0), (5, 4, 7, 6), (10, 13, 9, 4)], ids=str
+)
+def test_shifted_windows_are_those_of_mmdets_swin(shape):
+    from mmdet.models.backbones.swin import ShiftWindowMSA
+
+    from gcvit_mm.models.kernels import swin
+
+    height, width, window, shift = shape
+    torch.manual_seed(0)
+    module = ShiftWindowMSA(32, 2, window, shift).to(DEVICE)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, height * width, 32, device=DEVICE, requires_grad=True)
+    grad = torch.randn_like(x)
+    found = []
+    for forward in (ShiftWindowMSA.forward, swin.mmdet_forward):
+        out = forward(module, x, (height, width))
+        grads = torch.autograd.grad(out, [x, *module.parameters()], grad)
+        found.append({str(i): value.detach() for i, value in enumerate([out, *grads])})
+    compared = errors(found[0], {name: value.double() for name, value in found[1].items()})
+    assert all(error < 1e-5 for error in compared.values()), compared
+
+
+@on_device
+def test_one_import_runs_mmdets_swin_on_the_kernels(monkeypatch):
+    from mmdet.models import SwinTransformer
+
+    from gcvit_mm.models.kernels import swin
+
+    shifts = []
+    attention = swin.window_attention
+    monkeypatch.setattr(
+        swin,
+        'window_attention',
+        lambda *args, shift: (shifts.append(shift), attention(*args, shift=shift))[1],
+    )
+    torch.manual_seed(0)
+    model = SwinTransformer(embed_dims=32, depths=(2, 1), num_heads=(1, 2), window_size=4,
+        strides=(4, 2), out_indices=(0, 1), drop_path_rate=0.0).to(DEVICE)  # fmt: skip
+    model.eval()
+    images = torch.randn(1, 3, 37, 50, device=DEVICE)
+    with torch.no_grad():
+        ours = model(images)
+        monkeypatch.setattr(swin, 'available', lambda device: False)
+        theirs = model(images)
+    assert shifts == [0, 2, 0]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@on_device
+def test_a_shift_of_a_whole_window_is_refused():
+    inputs, _ = make_inputs((1, 4, 4, 1, 16, 4), 'local')
+    with pytest.raises(ArgumentError, match='shifted by 0 to 3, not 4'):
+        window_attention(*inputs[:3], 4, shift=4)
+
+
 # --- What a caller relies on ------------------------------------------------------------------
 
 
@@ -294,7 +356,7 @@ def test_compiling_takes_a_call_as_one_graph(dynamic):
 def test_the_operators_keep_pytorchs_rules_for_operators():
     inputs, grad = make_inputs((1, 6, 5, 1, 16, 4), 'global')
     qkv, padding, table, q_global = inputs
-    args = (qkv, padding, table, 4, q_global)
+    args = (qkv, padding, table, 4, q_global, 1)
     torch.library.opcheck(kernels._attention, args)
     out, lse = kernels._attention(*args)
     args = [value.detach() if isinstance(value, Tensor) else value for value in (out, lse, *args)]

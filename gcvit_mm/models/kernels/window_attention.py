@@ -48,6 +48,7 @@ def window_attention(
     table: Tensor,
     window: int,
     q_global: Tensor | None = None,
+    shift: int = 0,
 ) -> Tensor:
     """Compute softmax(q k^T / sqrt(d) + bias) v in each window of a feature map.
 
@@ -64,6 +65,8 @@ def window_attention(
             ``relative_position_index``.
         window: Side of a window, in tokens, 1 to 32.
         q_global: The query that all windows of an image share, (B, heads, N, d).
+        shift: Rows and columns by which windows are shifted, as in Swin Transformer. Tokens before
+            the first whole window attend to one another, and not to those of the last windows.
 
     Returns:
         Feature map (B, H, W, C) in the dtype of ``qkv``. Floating-point inputs may differ in dtype,
@@ -74,7 +77,9 @@ def window_attention(
             inputs.
     """
     _check(qkv, padding, table, window, q_global)
-    return _attention(qkv, padding, table, window, q_global)[0]
+    if not 0 <= shift < window:
+        raise ArgumentError(f'Windows of {window} can be shifted by 0 to {window - 1}, not {shift}')
+    return _attention(qkv, padding, table, window, q_global, shift)[0]
 
 
 def _check(
@@ -124,7 +129,7 @@ TILES = {
     ('forward', 8): Tile(64, 64, 4, 2),
     ('forward', 16): Tile(64, 64, 4, 1),
     ('forward', 32): Tile(64, 64, 4, 1),
-    ('backward', 8): Tile(64, 64, 4, 2),
+    ('backward', 8): Tile(64, 64, 4, 2, 240),
     ('backward', 16): Tile(64, 64, 4, 1, 168),
     ('backward', 32): Tile(64, 64, 4, 1, 168),
     ('table', 16): Tile(64, 64, 4, 1),
@@ -142,13 +147,15 @@ class _Geometry(NamedTuple):
     heads: int
     head_dim: int
     window: int
+    lead: int  # rows and columns of the first windows that are before the feature map
     itemsize: int
     shared: bool  # whether the windows of an image share the query
 
     @property
     def windows(self) -> int:
         """Windows in an image."""
-        return -(-self.height // self.window) * -(-self.width // self.window)
+        rows, columns = -(-self.height // self.window), -(-self.width // self.window)
+        return (rows + bool(self.lead)) * (columns + bool(self.lead))
 
     @property
     def single(self) -> bool:
@@ -183,12 +190,17 @@ class _Geometry(NamedTuple):
         return group, chunk, groups * -(-group // max(1, chunk))
 
 
-def _geometry(qkv: Tensor, table: Tensor, window: int, q_global: Tensor | None) -> _Geometry:
+def _geometry(
+    qkv: Tensor, table: Tensor, window: int, q_global: Tensor | None, shift: int
+) -> _Geometry:
     batch, height, width, channels = qkv.shape
     heads = table.shape[1]
     shared = q_global is not None
     head_dim = channels // heads // (2 if shared else 3)
-    return _Geometry(batch, height, width, heads, head_dim, window, qkv.element_size(), shared)
+    lead = (window - shift) % window
+    return _Geometry(
+        batch, height, width, heads, head_dim, window, lead, qkv.element_size(), shared
+    )
 
 
 def _launch(name: str, kernel: Any, geometry: _Geometry, **values: Any) -> None:
@@ -203,6 +215,7 @@ def _launch(name: str, kernel: Any, geometry: _Geometry, **values: Any) -> None:
         group=group,
         chunk=chunk,
         WINDOW=geometry.window,
+        LEAD=geometry.lead,
         HEAD_DIM=geometry.head_dim,
         QUERIES=tile.queries,
         KEYS=tile.keys,
@@ -238,11 +251,16 @@ def _inputs(
 
 @torch.library.custom_op('gcvit_mm::window_attention', mutates_args=())
 def _attention(
-    qkv: Tensor, padding: Tensor | None, table: Tensor, window: int, q_global: Tensor | None
+    qkv: Tensor,
+    padding: Tensor | None,
+    table: Tensor,
+    window: int,
+    q_global: Tensor | None,
+    shift: int,
 ) -> tuple[Tensor, Tensor]:
     """Compute the output and log2 of the softmax denominators, (B, H, W, heads) in float32."""
-    geometry = _geometry(qkv, table, window, q_global)
-    out, lse = _empty_outputs(qkv, padding, table, window, q_global)
+    geometry = _geometry(qkv, table, window, q_global, shift)
+    out, lse = _empty_outputs(qkv, padding, table, window, q_global, shift)
     with torch.cuda.device_of(qkv):
         values = _inputs(geometry, qkv, padding, table, q_global)
         _launch('forward', _forward_kernel, geometry, **values, out=out, lse=lse)
@@ -251,7 +269,12 @@ def _attention(
 
 @_attention.register_fake
 def _empty_outputs(
-    qkv: Tensor, padding: Tensor | None, table: Tensor, window: int, q_global: Tensor | None
+    qkv: Tensor,
+    padding: Tensor | None,
+    table: Tensor,
+    window: int,
+    q_global: Tensor | None,
+    shift: int,
 ) -> tuple[Tensor, Tensor]:
     B, H, W, channels = qkv.shape
     out = qkv.new_empty(B, H, W, channels // (3 if q_global is None else 2))
@@ -268,9 +291,10 @@ def _attention_backward(
     table: Tensor,
     window: int,
     q_global: Tensor | None,
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of qkv, padding, table and q_global; the gradient of None is empty."""
-    geometry = _geometry(qkv, table, window, q_global)
+    geometry = _geometry(qkv, table, window, q_global, shift)
     images, heads, N, head_dim = len(qkv), geometry.heads, window**2, geometry.head_dim
     of_table = 'backward' if geometry.single else 'table'
     # Sums over windows are in float32. Each program writes its own part of them, so that they are
@@ -316,6 +340,7 @@ def _empty_gradients(
     table: Tensor,
     window: int,
     q_global: Tensor | None,
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first, second, third, fourth = (
         qkv.new_empty(0) if value is None else value.new_empty(value.shape)
@@ -325,19 +350,21 @@ def _empty_gradients(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    qkv, padding, table, ctx.window, q_global = inputs
+    qkv, padding, table, ctx.window, q_global, ctx.shift = inputs
     ctx.save_for_backward(*output, qkv, padding, table, q_global)
     ctx.set_materialize_grads(False)  # lse is not returned to callers and has no gradient
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
     out, lse, qkv, padding, table, q_global = ctx.saved_tensors
-    grads = _attention_backward(grad_out, out, lse, qkv, padding, table, ctx.window, q_global)
+    grads = _attention_backward(
+        grad_out, out, lse, qkv, padding, table, ctx.window, q_global, ctx.shift
+    )
     needs = ctx.needs_input_grad
     of_qkv, of_padding, of_table, of_query = (
         grad if need else None for grad, need in zip(grads, (*needs[:3], needs[4]), strict=True)
     )
-    return of_qkv, of_padding, of_table, None, of_query
+    return of_qkv, of_padding, of_table, None, of_query, None
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)
@@ -376,22 +403,37 @@ def _work(blocks, group, chunk, channels, HEAD_DIM: tl.constexpr):
 
 
 @_jit
-def _origin(window, height, width, WINDOW: tl.constexpr):
+def _origin(window, height, width, WINDOW: tl.constexpr, LEAD: tl.constexpr):
     """The image of a window, its first token in the batch, and the rows and columns from there."""
-    columns = tl.cdiv(width, WINDOW)
-    windows = columns * tl.cdiv(height, WINDOW)
+    columns = tl.cdiv(width, WINDOW) + (LEAD > 0)
+    windows = columns * (tl.cdiv(height, WINDOW) + (LEAD > 0))
     image = (window // windows).to(tl.int64)
-    top = window % windows // columns * WINDOW
-    left = window % columns * WINDOW
+    top = window % windows // columns * WINDOW - LEAD
+    left = window % columns * WINDOW - LEAD
     return image, (image * height + top) * width + left, height - top, width - left
 
 
 @_jit
-def _tokens(positions, width, down, right, WINDOW: tl.constexpr):
+def _tokens(positions, height, width, down, right, WINDOW: tl.constexpr, LEAD: tl.constexpr):
     """Offsets of tokens from the origin of a window, and whether they are in the feature map."""
     y = positions // WINDOW
     x = positions % WINDOW
-    return y * width + x, (positions < WINDOW * WINDOW) & (y < down) & (x < right)
+    valid = (positions < WINDOW * WINDOW) & (y < down) & (x < right)
+    if LEAD:
+        valid &= (y >= down - height) & (x >= right - width)
+    return y * width + x, valid
+
+
+@_jit
+def _exclude(offset, keys, height, width, down, right, WINDOW: tl.constexpr, LEAD: tl.constexpr):
+    """Exclude keys that are not in the padded feature map, as windows with a lead have them."""
+    if LEAD:
+        y = keys // WINDOW + height - down
+        x = keys % WINDOW + width - right
+        inside = (y >= 0) & (y < tl.cdiv(height, WINDOW) * WINDOW)
+        inside &= (x >= 0) & (x < tl.cdiv(width, WINDOW) * WINDOW)
+        offset = tl.where(inside[None, :], offset, -30000.0)  # not infinite: it may be all keys
+    return offset
 
 
 @_jit
@@ -468,7 +510,8 @@ def _read_bias(bias, head, queries, keys, WINDOW: tl.constexpr):
 @_kernel
 def _forward_kernel(
     qkv, padding, bias, q_global, out, lse, height, width, channels, group, chunk,
-    WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, LEAD: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
 ):  # fmt: skip
     """Compute attention of a block of queries, with an online softmax over blocks of keys."""
     N: tl.constexpr = WINDOW * WINDOW
@@ -480,8 +523,8 @@ def _forward_kernel(
     if KEYS >= N:
         offset = _read_bias(bias, head, queries, tl.arange(0, KEYS), WINDOW)
     for window in range(first, last):
-        image, origin, down, right = _origin(window, height, width, WINDOW)
-        tokens, valid = _tokens(queries, width, down, right, WINDOW)
+        image, origin, down, right = _origin(window, height, width, WINDOW, LEAD)
+        tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
         query = _read_query(
             qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
         )
@@ -490,13 +533,14 @@ def _forward_kernel(
         mean = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
         for start in range(0, N, KEYS):
             keys = start + tl.arange(0, KEYS)
-            key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
+            key_tokens, key_valid = _tokens(keys, height, width, down, right, WINDOW, LEAD)
             key, value = _read_keys(
                 qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
             )
             if KEYS < N:
                 offset = _read_bias(bias, head, queries, keys, WINDOW)
-            scores = tl.dot(query, tl.trans(key), offset, input_precision='ieee')
+            bounded = _exclude(offset, keys, height, width, down, right, WINDOW, LEAD)
+            scores = tl.dot(query, tl.trans(key), bounded, input_precision='ieee')
             larger = tl.maximum(largest, tl.max(scores, 1) * scale)
             weights = tl.exp2(scores * scale - larger[:, None])
             shrink = tl.exp2(largest - larger)
@@ -529,7 +573,8 @@ def _write_pairs(pairs, sums, piece, head, heads, queries, keys, WINDOW: tl.cons
 def _backward_kernel(
     qkv, padding, bias, q_global, lse, grad_out, delta, out, grad_qkv, grad_padding, grad_query,
     pairs, height, width, channels, group, chunk,
-    WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, LEAD: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
 ):  # fmt: skip
     """Compute the gradients of qkv and q_global, and of the bias if one tile has all pairs.
 
@@ -549,7 +594,7 @@ def _backward_kernel(
         sums = tl.zeros((QUERIES, KEYS), tl.float32)
         dq_sums = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
     for window in range(first, last):
-        image, origin, down, right = _origin(window, height, width, WINDOW)
+        image, origin, down, right = _origin(window, height, width, WINDOW, LEAD)
         at_out = origin * channels + head * HEAD_DIM
         at_row = origin * heads + head
         at_query = grad_qkv + origin * stride + head * HEAD_DIM
@@ -557,14 +602,14 @@ def _backward_kernel(
             tl.debug_barrier()
             for start in range(0, N, QUERIES):
                 queries = start + tl.arange(0, QUERIES)
-                tokens, valid = _tokens(queries, width, down, right, WINDOW)
+                tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
                 grad = _read(grad_out + at_out, tokens, channels, valid, HEAD_DIM)
                 mean = _read(out + at_out, tokens, channels, valid, HEAD_DIM)
                 row_delta = tl.sum(mean.to(tl.float32) * grad.to(tl.float32), 1)
                 tl.store(delta + at_row + tokens * heads, row_delta, mask=valid)
         for key_start in range(0, N, KEYS):
             keys = key_start + tl.arange(0, KEYS)
-            key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
+            key_tokens, key_valid = _tokens(keys, height, width, down, right, WINDOW, LEAD)
             key, value = _read_keys(
                 qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
             )
@@ -574,13 +619,14 @@ def _backward_kernel(
                 tl.debug_barrier()  # before other threads read gradients of queries
             for start in range(0, N, QUERIES):
                 queries = start + tl.arange(0, QUERIES)
-                tokens, valid = _tokens(queries, width, down, right, WINDOW)
+                tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
                 query = _read_query(
                     qkv, q_global, image, origin, tokens, valid, queries, head, channels,
                     WINDOW, HEAD_DIM,
                 )  # fmt: skip
                 grad = _read(grad_out + at_out, tokens, channels, valid, HEAD_DIM)
                 offset = _read_bias(bias, head, queries, keys, WINDOW)
+                offset = _exclude(offset, keys, height, width, down, right, WINDOW, LEAD)
                 # Infinity sets the weights of queries outside the feature map to 0.
                 row_lse = tl.load(lse + at_row + tokens * heads, mask=valid, other=float('inf'))
                 weights = _weights(query, key, offset, row_lse)
@@ -619,7 +665,7 @@ def _backward_kernel(
             tl.debug_barrier()
             for start in range(0, N, QUERIES):
                 queries = start + tl.arange(0, QUERIES)
-                tokens, valid = _tokens(queries, width, down, right, WINDOW)
+                tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
                 dq = _read(query_sums, queries, HEAD_DIM, valid, HEAD_DIM)
                 _write(at_query, tokens, stride, valid, dq * scale, HEAD_DIM)
     if SINGLE:
@@ -633,7 +679,8 @@ def _backward_kernel(
 def _table_kernel(
     qkv, padding, bias, q_global, lse, grad_out, delta, pairs,
     height, width, channels, group, chunk,
-    WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WINDOW: tl.constexpr, LEAD: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
 ):  # fmt: skip
     """Sum the gradient of the scores over windows, for a block of queries and one of keys."""
     N: tl.constexpr = WINDOW * WINDOW
@@ -648,21 +695,22 @@ def _table_kernel(
     offset = _read_bias(bias, head, queries, keys, WINDOW)
     sums = tl.zeros((QUERIES, KEYS), tl.float32)
     for window in range(first, last):
-        image, origin, down, right = _origin(window, height, width, WINDOW)
-        tokens, valid = _tokens(queries, width, down, right, WINDOW)
+        image, origin, down, right = _origin(window, height, width, WINDOW, LEAD)
+        tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
         query = _read_query(
             qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
         )
         at = grad_out + origin * channels + head * HEAD_DIM
         grad = _read(at, tokens, channels, valid, HEAD_DIM)
-        key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
+        key_tokens, key_valid = _tokens(keys, height, width, down, right, WINDOW, LEAD)
         key, value = _read_keys(
             qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
         )
         rows = (origin + tokens) * heads + head
         row_lse = tl.load(lse + rows, mask=valid, other=float('inf'))
         row_delta = tl.load(delta + rows, mask=valid, other=0.0)
-        weights = _weights(query, key, offset, row_lse)
+        bounded = _exclude(offset, keys, height, width, down, right, WINDOW, LEAD)
+        weights = _weights(query, key, bounded, row_lse)
         slopes = tl.dot(grad, tl.trans(value), input_precision='ieee')
         sums += weights * (slopes - row_delta[:, None])
     _write_pairs(pairs, sums, piece, head, heads, queries, keys, WINDOW)
