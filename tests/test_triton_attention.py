@@ -161,13 +161,12 @@ def test_large_windows_are_exact_over_many_blocks(case):
 
 
 @on_device
-@pytest.mark.parametrize('deterministic', [False, True])
 @pytest.mark.parametrize('query', QUERIES)
 @pytest.mark.parametrize('shape', [(3, 9, 16, 1, 16, 7), (2, 8, 20, 1, 16, 9)], ids=str)
-def test_few_programs_sum_over_many_windows(shape, query, deterministic, monkeypatch):
+def test_few_programs_sum_over_many_windows(shape, query, monkeypatch):
     monkeypatch.setattr(kernels, 'PROGRAMS', 4)  # chunks of unequal size
     inputs, grad = make_inputs(shape, query)
-    check_float32(inputs, grad, shape[-1], deterministic=deterministic)
+    check_float32(inputs, grad, shape[-1])
 
 
 @on_device
@@ -239,44 +238,83 @@ def test_large_scores_do_not_overflow(query):
     assert all(error < 1e-3 for error in found.values()), found
 
 
+# --- Swin Transformer -------------------------------------------------------------------------
+
+
+@on_device
+@pytest.mark.parametrize(
+    'shape', [(14, 14, 7, 3), (10, 16, 7, 3), (9, 7, 7, 0), (5, 4, 7, 6), (10, 13, 9, 4)], ids=str
+)
+def test_shifted_windows_are_those_of_mmdets_swin(shape):
+    from mmdet.models.backbones.swin import ShiftWindowMSA
+
+    from gcvit_mm.models.kernels import swin
+
+    height, width, window, shift = shape
+    torch.manual_seed(0)
+    module = ShiftWindowMSA(32, 2, window, shift).to(DEVICE)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    x = torch.randn(2, height * width, 32, device=DEVICE, requires_grad=True)
+    grad = torch.randn_like(x)
+    found = []
+    for forward in (ShiftWindowMSA.forward, swin.mmdet_forward):
+        out = forward(module, x, (height, width))
+        grads = torch.autograd.grad(out, [x, *module.parameters()], grad)
+        found.append({str(i): value.detach() for i, value in enumerate([out, *grads])})
+    compared = errors(found[0], {name: value.double() for name, value in found[1].items()})
+    assert all(error < 1e-5 for error in compared.values()), compared
+
+
+@on_device
+def test_one_import_runs_mmdets_swin_on_the_kernels(monkeypatch):
+    from mmdet.models import SwinTransformer
+
+    from gcvit_mm.models.kernels import swin
+
+    shifts = []
+    attention = swin.window_attention
+    monkeypatch.setattr(
+        swin,
+        'window_attention',
+        lambda *args, shift: (shifts.append(shift), attention(*args, shift=shift))[1],
+    )
+    torch.manual_seed(0)
+    model = SwinTransformer(embed_dims=32, depths=(2, 1), num_heads=(1, 2), window_size=4,
+        strides=(4, 2), out_indices=(0, 1), drop_path_rate=0.0).to(DEVICE)  # fmt: skip
+    model.eval()
+    images = torch.randn(1, 3, 37, 50, device=DEVICE)
+    with torch.no_grad():
+        ours = model(images)
+        monkeypatch.setattr(swin, 'available', lambda device: False)
+        theirs = model(images)
+    assert shifts == [0, 2, 0]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@on_device
+def test_a_shift_of_a_whole_window_is_refused():
+    inputs, _ = make_inputs((1, 4, 4, 1, 16, 4), 'local')
+    with pytest.raises(ArgumentError, match='shifted by 0 to 3, not 4'):
+        window_attention(*inputs[:3], 4, shift=4)
+
+
 # --- What a caller relies on ------------------------------------------------------------------
 
 
 @on_device
 @pytest.mark.parametrize('shape', [(2, 7, 9, 2, 16, 7), (1, 9, 8, 1, 16, 9)], ids=str)
-def test_deterministic_gradients_repeat_to_the_bit_and_are_right(shape):
+def test_gradients_repeat_to_the_bit(shape):
     inputs, grad = make_inputs(shape, 'global')
-    check_float32(inputs, grad, shape[-1], deterministic=True)
-    first, second = (
-        results(window_attention, inputs, grad, shape[-1], deterministic=True) for _ in range(2)
-    )
+    first, second = (results(window_attention, inputs, grad, shape[-1]) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-@on_device
-def test_pytorchs_switch_asks_for_determinism(monkeypatch):
-    inputs, grad = make_inputs((2, 7, 7, 1, 16, 7), 'local')
-    seen = []
-    backward = kernels._attention_backward
-    monkeypatch.setattr(
-        kernels,
-        '_attention_backward',
-        lambda *args: (seen.append(args[-2]), backward(*args))[1],
-    )
-    before = torch.are_deterministic_algorithms_enabled()
-    try:
-        for enabled in (False, True):
-            torch.use_deterministic_algorithms(enabled)
-            results(window_attention, inputs, grad, 7)
-    finally:
-        torch.use_deterministic_algorithms(before)
-    assert seen == [False, True]
 
 
 @on_device
 @pytest.mark.parametrize('window', [4, 9], ids=['one block', 'several blocks'])
 @pytest.mark.parametrize('wanted', ['qkv', 'padding', 'table', 'q_global'])
-def test_only_the_gradient_that_is_asked_for_is_computed(wanted, window):
+def test_only_the_gradient_that_is_asked_for_is_given(wanted, window):
     inputs, grad = make_inputs((1, window, window + 1, 1, 16, window), 'global')
     for name, value in zip(('qkv', 'padding', 'table', 'q_global'), inputs, strict=True):
         value.requires_grad_(name == wanted)
@@ -318,12 +356,11 @@ def test_compiling_takes_a_call_as_one_graph(dynamic):
 def test_the_operators_keep_pytorchs_rules_for_operators():
     inputs, grad = make_inputs((1, 6, 5, 1, 16, 4), 'global')
     qkv, padding, table, q_global = inputs
-    args = (qkv, padding, table, 4, q_global, True)
+    args = (qkv, padding, table, 4, q_global, 1)
     torch.library.opcheck(kernels._attention, args)
     out, lse = kernels._attention(*args)
     args = [value.detach() if isinstance(value, Tensor) else value for value in (out, lse, *args)]
-    for needed in ([True] * 4, [False, True, False, True]):
-        torch.library.opcheck(kernels._attention_backward, (grad, *args, needed))
+    torch.library.opcheck(kernels._attention_backward, (grad, *args))
 
 
 @on_device
@@ -389,10 +426,11 @@ def test_kernels_compile_for_a_gpu_and_fit_it(query, window, monkeypatch, tmp_pa
     types = {torch.float32: '*fp32', torch.bfloat16: '*bf16'}
     compiled = {}
 
-    def compile_only(kernel, *, grid, warmup, num_warps, num_stages, **args):
+    def compile_only(kernel, *args, grid, warmup, num_warps, num_stages, maxnreg=None, **named):
+        named |= zip((parameter.name for parameter in kernel.params), args, strict=False)
         signature, constants, divisible = {}, {}, {}
         for i, parameter in enumerate(kernel.params):
-            value = args[parameter.name]
+            value = named[parameter.name]
             if parameter.is_constexpr or value is None:
                 signature[parameter.name], constants[(i,)] = 'constexpr', value
                 continue
@@ -403,7 +441,7 @@ def test_kernels_compile_for_a_gpu_and_fit_it(query, window, monkeypatch, tmp_pa
         compiled[kernel.fn.__name__] = triton.compile(
             ASTSource(kernel, signature, constants, divisible),
             target=GPUTarget('cuda', 80, 32),
-            options={'num_warps': num_warps, 'num_stages': num_stages},
+            options=dict(num_warps=num_warps, num_stages=num_stages, maxnreg=maxnreg),
         )
 
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
@@ -413,16 +451,11 @@ def test_kernels_compile_for_a_gpu_and_fit_it(query, window, monkeypatch, tmp_pa
     inputs, grad = make_inputs((1, window, window + 1, 2, 32, window), query, dtypes)
     # The compiler's results stay on the CPU, as do the inputs; nothing runs.
     inputs, grad = [None if x is None else x.detach().cpu() for x in inputs], grad.cpu()
-    results(
-        window_attention,
-        [None if x is None else x.requires_grad_() for x in inputs],
-        grad,
-        window,
-        deterministic=query == 'local',
-    )
-    names = {'_forward_kernel', '_keys_kernel'}
+    inputs = [None if x is None else x.requires_grad_() for x in inputs]
+    results(window_attention, inputs, grad, window)
+    names = {'_bias_kernel', '_forward_kernel', '_backward_kernel', '_offsets_kernel'}
     if window == 14:
-        names |= {'_delta_kernel', '_queries_kernel', '_table_kernel'}
+        names |= {'_table_kernel'}
     assert compiled.keys() == names
     for kernel in compiled.values():
         assert kernel.metadata.shared <= 99 * 1024  # what a block of compute capability 8.6 has

@@ -10,7 +10,6 @@ Notation: w is the side of a window, N = w * w, and d the channels of a head. A 
 windows that one program computes in turn.
 """
 
-import math
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -49,7 +48,7 @@ def window_attention(
     table: Tensor,
     window: int,
     q_global: Tensor | None = None,
-    deterministic: bool | None = None,
+    shift: int = 0,
 ) -> Tensor:
     """Compute softmax(q k^T / sqrt(d) + bias) v in each window of a feature map.
 
@@ -66,9 +65,8 @@ def window_attention(
             ``relative_position_index``.
         window: Side of a window, in tokens, 1 to 32.
         q_global: The query that all windows of an image share, (B, heads, N, d).
-        deterministic: Sum the gradient of ``table`` without atomic additions, so that it is
-            reproducible, as all other gradients are. None uses
-            ``torch.are_deterministic_algorithms_enabled()``.
+        shift: Rows and columns by which windows are shifted, as in Swin Transformer. Tokens before
+            the first whole window attend to one another, and not to those of the last windows.
 
     Returns:
         Feature map (B, H, W, C) in the dtype of ``qkv``. Floating-point inputs may differ in dtype,
@@ -79,9 +77,9 @@ def window_attention(
             inputs.
     """
     _check(qkv, padding, table, window, q_global)
-    if deterministic is None:
-        deterministic = torch.are_deterministic_algorithms_enabled()
-    return _attention(qkv, padding, table, window, q_global, deterministic)[0]
+    if not 0 <= shift < window:
+        raise ArgumentError(f'Windows of {window} can be shifted by 0 to {window - 1}, not {shift}')
+    return _attention(qkv, padding, table, window, q_global, shift)[0]
 
 
 def _check(
@@ -117,6 +115,29 @@ def _check(
 # --- Operators --------------------------------------------------------------------------------
 
 
+class Tile(NamedTuple):
+    """The queries and keys whose pairs a program computes at once, and how."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int  # of the software pipeline that reads the next tile
+    registers: int | None = None  # of a thread, at most
+
+
+TILES = {
+    ('forward', 8): Tile(64, 64, 4, 2),
+    ('forward', 16): Tile(64, 64, 4, 1),
+    ('forward', 32): Tile(64, 64, 4, 1),
+    ('backward', 8): Tile(64, 64, 4, 2, 240),
+    ('backward', 16): Tile(64, 64, 4, 1, 168),
+    ('backward', 32): Tile(64, 64, 4, 1, 168),
+    ('table', 16): Tile(64, 64, 4, 1),
+    ('table', 32): Tile(64, 64, 4, 1, 168),
+}
+"""Tiles in half precision, by kernel and the largest window that they are for."""
+
+
 class _Geometry(NamedTuple):
     """Sizes that all kernels share."""
 
@@ -126,72 +147,81 @@ class _Geometry(NamedTuple):
     heads: int
     head_dim: int
     window: int
-    block: int  # rows of a block of queries, and of keys
-    warps: int
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of queries, and of keys, in a window."""
-        return -(-(self.window**2) // self.block)
+    lead: int  # rows and columns of the first windows that are before the feature map
+    itemsize: int
+    shared: bool  # whether the windows of an image share the query
 
     @property
     def windows(self) -> int:
         """Windows in an image."""
-        return -(-self.height // self.window) * -(-self.width // self.window)
+        rows, columns = -(-self.height // self.window), -(-self.width // self.window)
+        return (rows + bool(self.lead)) * (columns + bool(self.lead))
 
     @property
-    def padded(self) -> bool:
-        return bool(self.height % self.window or self.width % self.window)
+    def single(self) -> bool:
+        """Whether one tile has all pairs of tokens in a window."""
+        return self.window**2 <= self.tile('backward').keys
+
+    def tile(self, kernel: str) -> Tile:
+        """The tile of a kernel. Autotuning would slow down first steps and round differently."""
+        if self.itemsize == 4 or self.head_dim > 64:
+            block = 64 if self.head_dim * self.itemsize <= 128 else 32
+            tile = Tile(block, block, block // 8, 1)
+        else:
+            tile = TILES[kernel, next(most for most in (8, 16, 32) if self.window <= most)]
+        most = max(16, 1 << (self.window**2 - 1).bit_length())
+        return tile._replace(queries=min(tile.queries, most), keys=min(tile.keys, most))
+
+    def blocks(self, kernel: str) -> int:
+        """Programs of a kernel for a window and head."""
+        tile, tokens = self.tile(kernel), self.window**2
+        queries, keys = -(-tokens // tile.queries), -(-tokens // tile.keys)
+        return {'forward': queries, 'backward': 1, 'table': queries * keys}[kernel]
+
+    def chunks(self, kernel: str) -> tuple[int, int, int]:
+        """Windows in a group, windows in a chunk of a group, and the number of chunks.
+
+        A group is an image if its windows sum the gradient of their query, or else the batch.
+        """
+        groups = self.batch if self.shared and kernel == 'backward' else 1
+        group = self.batch * self.windows // max(1, groups)
+        wanted = PROGRAMS // max(1, groups * self.heads * self.blocks(kernel))
+        chunk = -(-group // max(1, min(group, wanted)))
+        return group, chunk, groups * -(-group // max(1, chunk))
 
 
-class _Chunks(NamedTuple):
-    """The division of windows into chunks for the programs of a kernel, within groups."""
-
-    group: int  # windows in a group
-    size: int  # windows in a chunk; the last chunk of a group may have fewer
-    per_group: int
-    total: int
-
-
-def _geometry(qkv: Tensor, table: Tensor, window: int, q_global: Tensor | None) -> _Geometry:
+def _geometry(
+    qkv: Tensor, table: Tensor, window: int, q_global: Tensor | None, shift: int
+) -> _Geometry:
     batch, height, width, channels = qkv.shape
     heads = table.shape[1]
-    head_dim = channels // heads // (3 if q_global is None else 2)
-    # These sizes give few register spills by ptxas for sm_90, and have not been tuned on a device
-    # with tools/benchmark.py. Autotuning would slow down the first steps, and runs with different
-    # choices would round differently.
-    itemsize = qkv.element_size()
-    block = 64 if head_dim * itemsize <= 128 else 32
-    block = min(block, max(16, 1 << (window**2 - 1).bit_length()))
-    warps = {16: 1, 32: 4, 64: 4}[block] * (2 if itemsize == 4 else 1)
-    return _Geometry(batch, height, width, heads, head_dim, window, block, warps)
+    shared = q_global is not None
+    head_dim = channels // heads // (2 if shared else 3)
+    lead = (window - shift) % window
+    return _Geometry(
+        batch, height, width, heads, head_dim, window, lead, qkv.element_size(), shared
+    )
 
 
-def _chunks(geometry: _Geometry, programs_per_chunk: int, by_image: bool) -> _Chunks:
-    """Divide windows for about ``PROGRAMS`` programs; ``by_image`` keeps chunks within images."""
-    groups = geometry.batch if by_image else 1
-    group = geometry.windows if by_image else geometry.batch * geometry.windows
-    wanted = PROGRAMS // max(1, groups * programs_per_chunk)
-    size = -(-group // max(1, min(group, wanted)))
-    per_group = -(-group // max(1, size))
-    return _Chunks(group, size, per_group, groups * per_group)
-
-
-def _launch(kernel: Any, geometry: _Geometry, chunks: _Chunks, blocks: int, **values: Any) -> None:
+def _launch(name: str, kernel: Any, geometry: _Geometry, **values: Any) -> None:
     """Run a kernel with a program per chunk, block and head."""
-    kernel[(chunks.total * blocks * geometry.heads,)](
+    tile = geometry.tile(name)
+    group, chunk, pieces = geometry.chunks(name)
+    kernel[(pieces * geometry.blocks(name) * geometry.heads,)](
         **values,
         height=geometry.height,
         width=geometry.width,
         channels=geometry.heads * geometry.head_dim,
-        group=chunks.group,
-        chunk=chunks.size,
-        chunks=chunks.per_group,
+        group=group,
+        chunk=chunk,
         WINDOW=geometry.window,
+        LEAD=geometry.lead,
         HEAD_DIM=geometry.head_dim,
-        BLOCK=geometry.block,
-        num_warps=geometry.warps,
-        num_stages=1,  # more stages need more registers than there are
+        QUERIES=tile.queries,
+        KEYS=tile.keys,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+        maxnreg=tile.registers,
     )
 
 
@@ -202,15 +232,19 @@ def _inputs(
     table: Tensor,
     q_global: Tensor | None,
 ) -> dict[str, Any]:
-    """Prepare the inputs of kernels, which cast them when they read them.
-
-    The table is transposed for locality, and scaled by log2(e) because kernels use powers of two.
-    """
+    """Prepare the inputs of kernels, which cast them when they read them."""
+    side = -(-(geometry.window**2) // 128) * 128
+    bias = qkv.new_empty(geometry.heads, side, side)
+    _bias_kernel[((side // 64) ** 2 * geometry.heads,)](
+        table.contiguous(), bias, heads=geometry.heads, WINDOW=geometry.window,
+        HEAD_DIM=geometry.head_dim, num_warps=4, num_stages=1,
+    )  # fmt: skip
     return dict(
         qkv=qkv.contiguous(),
-        # Without padding, or if it is zero, kernels are compiled without it.
-        padding=padding.contiguous() if padding is not None and geometry.padded else None,
-        table=(table.float().t() * math.log2(math.e)).contiguous(),
+        padding=(
+            qkv.new_zeros(qkv.shape[-1]) if padding is None else padding.to(qkv.dtype).contiguous()
+        ),
+        bias=bias,
         q_global=None if q_global is None else q_global.contiguous(),
     )
 
@@ -222,21 +256,14 @@ def _attention(
     table: Tensor,
     window: int,
     q_global: Tensor | None,
-    deterministic: bool,
+    shift: int,
 ) -> tuple[Tensor, Tensor]:
     """Compute the output and log2 of the softmax denominators, (B, H, W, heads) in float32."""
-    geometry = _geometry(qkv, table, window, q_global)
-    out, lse = _empty_outputs(qkv, padding, table, window, q_global, deterministic)
+    geometry = _geometry(qkv, table, window, q_global, shift)
+    out, lse = _empty_outputs(qkv, padding, table, window, q_global, shift)
     with torch.cuda.device_of(qkv):
-        _launch(
-            _forward_kernel,
-            geometry,
-            _chunks(geometry, geometry.blocks * geometry.heads, by_image=False),
-            geometry.blocks,
-            **_inputs(geometry, qkv, padding, table, q_global),
-            out=out,
-            lse=lse,
-        )
+        values = _inputs(geometry, qkv, padding, table, q_global)
+        _launch('forward', _forward_kernel, geometry, **values, out=out, lse=lse)
     return out, lse
 
 
@@ -247,7 +274,7 @@ def _empty_outputs(
     table: Tensor,
     window: int,
     q_global: Tensor | None,
-    deterministic: bool,
+    shift: int,
 ) -> tuple[Tensor, Tensor]:
     B, H, W, channels = qkv.shape
     out = qkv.new_empty(B, H, W, channels // (3 if q_global is None else 2))
@@ -264,125 +291,43 @@ def _attention_backward(
     table: Tensor,
     window: int,
     q_global: Tensor | None,
-    deterministic: bool,
-    needed: list[bool],
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the gradients of qkv, padding, table and q_global; those not ``needed`` are empty."""
-    geometry = _geometry(qkv, table, window, q_global)
-    blocks, heads, N = geometry.blocks, geometry.heads, window**2
-    want_qkv, want_padding, want_table, want_query = needed
-    # With one block per window, a program has all pairs of tokens and computes all gradients.
-    single = blocks == 1
-    keys = _chunks(geometry, blocks * heads, by_image=single and want_query)
-    queries = keys if single else _chunks(geometry, blocks * heads, by_image=want_query)
-    pairs = keys if single else _chunks(geometry, blocks**2 * heads, by_image=False)
-
-    # Sums over windows are in float32. Each program writes its own part of them, so their size
-    # depends on PROGRAMS and not on the feature map.
+    """Compute the gradients of qkv, padding, table and q_global; the gradient of None is empty."""
+    geometry = _geometry(qkv, table, window, q_global, shift)
+    images, heads, N, head_dim = len(qkv), geometry.heads, window**2, geometry.head_dim
+    of_table = 'backward' if geometry.single else 'table'
+    # Sums over windows are in float32. Each program writes its own part of them, so that they are
+    # reproducible, and their size depends on PROGRAMS and not on the feature map.
     sums = partial(torch.empty, dtype=torch.float32, device=qkv.device)
-    grad_qkv = qkv.new_empty(qkv.shape) if want_qkv else None
-    grad_padding = grad_query = grad_table = None
-    if want_padding and geometry.padded:
-        grad_padding = sums(keys.total * blocks, 2 * heads * geometry.head_dim)
-    if want_query:
-        grad_query = sums(queries.total, heads, N, geometry.head_dim)
-    if want_table and deterministic:
-        # About PROGRAMS blocks of pairs, but at least one block for all pairs, heads * N * N.
-        grad_table = sums(pairs.total, heads, N, N)
-    elif want_table:
-        grad_table = sums(heads, table.shape[0]).zero_()
-
-    lse, grad_out = lse.contiguous(), grad_out.contiguous()
-    values = _inputs(geometry, qkv, padding, table, q_global)
-    values |= dict(lse=lse, grad_out=grad_out, delta=None)
-    of_table: dict[str, Any] = dict(grad_table=grad_table, ATOMIC=not deterministic)
-    run = partial(_launch, geometry=geometry)
+    pairs = sums(geometry.chunks(of_table)[-1], heads, N, N)
+    shared = sums(geometry.chunks('backward')[-1], heads, N, head_dim)
+    cut = geometry.height % window or geometry.width % window
+    slots = images * geometry.windows * -(-N // geometry.tile('backward').keys) if cut else 0
+    edge = sums(slots, 2 * heads * head_dim).zero_()
+    grad_qkv, grad_table = qkv.new_empty(qkv.shape), table.new_empty(table.shape)
     with torch.cuda.device_of(qkv):
-        if single:
-            run(
-                _keys_kernel,
-                chunks=keys,
-                blocks=1,
-                grad_qkv=grad_qkv,
-                grad_padding=grad_padding,
-                grad_query=grad_query,
-                **of_table,
-                **values,
-            )
-        else:
-            values['delta'] = delta = torch.empty_like(lse)
-            of_out: dict[str, Any] = dict(out=out.contiguous(), grad_out=grad_out, delta=delta)
-            run(_delta_kernel, chunks=keys, blocks=blocks, **of_out)
-            if want_qkv or grad_padding is not None:
-                run(
-                    _keys_kernel,
-                    chunks=keys,
-                    blocks=blocks,
-                    grad_qkv=grad_qkv,
-                    grad_padding=grad_padding,
-                    grad_query=None,
-                    grad_table=None,
-                    ATOMIC=False,
-                    **values,
-                )
-            if want_query or (want_qkv and q_global is None):
-                run(
-                    _queries_kernel,
-                    chunks=queries,
-                    blocks=blocks,
-                    grad_qkv=grad_qkv,
-                    grad_query=grad_query,
-                    **values,
-                )
-            if want_table:
-                run(_table_kernel, chunks=pairs, blocks=blocks**2, **of_table, **values)
-
-    none = partial(qkv.new_empty, 0)
-    return (
-        none() if grad_qkv is None else grad_qkv,
-        none() if padding is None or not want_padding else _finish_padding(grad_padding, padding),
-        none() if grad_table is None else _finish_table(grad_table, table, window),
-        none() if grad_query is None or q_global is None else _finish_query(grad_query, q_global),
-    )
-
-
-def _finish_padding(sums: Tensor | None, padding: Tensor) -> Tensor:
-    """Reduce (programs, 2 C) to the shape of the padding; None gives zeros."""
-    if sums is None:
-        return torch.zeros_like(padding)
-    # The outputs of padded tokens are dropped, so their queries have no gradient.
-    return F.pad(sums.sum(0), (len(padding) - sums.shape[1], 0)).to(padding.dtype)
-
-
-def _finish_query(sums: Tensor, q_global: Tensor) -> Tensor:
-    """Reduce (B * chunks, heads, N, d) to (B, heads, N, d)."""
-    images = len(q_global)
-    return sums.view(images, len(sums) // max(1, images), *sums.shape[1:]).sum(1).to(q_global.dtype)
-
-
-def _finish_table(sums: Tensor, table: Tensor, window: int) -> Tensor:
-    """Reduce (heads, entries) or (chunks, heads, N, N) to (entries, heads)."""
-    if sums.ndim == 4:
-        sums = _sum_by_offset(sums.sum(0), window)
-    return sums.t().to(table.dtype).contiguous()
-
-
-def _sum_by_offset(pairs: Tensor, window: int) -> Tensor:
-    """Sum pairs of tokens by their entry of the table, (heads, N, N) -> (heads, entries).
-
-    ``index_add`` would need atomic additions.
-    """
-    pairs = pairs.unflatten(2, (window, window)).unflatten(1, (window, window))
-    columns = _sum_diagonals(pairs.transpose(2, 3))  # (heads, y_i, y_j, x)
-    return _sum_diagonals(columns.movedim(3, 1)).transpose(1, 2).flatten(1)
-
-
-def _sum_diagonals(x: Tensor) -> Tensor:
-    """Sum entries (i, j) by i - j, (..., w, w) -> (..., 2 w - 1)."""
-    w = x.shape[-1]
-    # Reading rows of 2 w as rows of 2 w - 1 shifts each row by one more than the previous one.
-    x = F.pad(x.flip(-1), (0, w)).flatten(-2)[..., :-w]
-    return x.unflatten(-1, (w, 2 * w - 1)).sum(-2)
+        values = _inputs(geometry, qkv, padding, table, q_global)
+        values |= dict(lse=lse.contiguous(), grad_out=grad_out.contiguous(), pairs=pairs)
+        values['delta'] = torch.empty_like(values['lse'])
+        _launch(
+            'backward', _backward_kernel, geometry, **values, out=out.contiguous(),
+            grad_qkv=grad_qkv, grad_padding=edge if cut else None, grad_query=shared,
+        )  # fmt: skip
+        if not geometry.single:
+            _launch('table', _table_kernel, geometry, **values)
+        _offsets_kernel[((2 * window - 1) * heads,)](
+            pairs.sum(0), grad_table, heads=heads, WINDOW=window,
+            BLOCK=triton.next_power_of_2(2 * window), num_warps=4, num_stages=1,
+        )  # fmt: skip
+    grad_padding, grad_query = qkv.new_empty(0), qkv.new_empty(0)
+    if padding is not None:
+        # The outputs of padded tokens are dropped, so their queries have no gradient.
+        grad_padding = F.pad(edge.sum(0), (len(padding) - edge.shape[1], 0)).to(padding.dtype)
+    if q_global is not None:
+        parts = shared.view(images, len(shared) // max(1, images), heads, N, head_dim)
+        grad_query = (parts.sum(1) * head_dim**-0.5).to(q_global.dtype)
+    return grad_qkv, grad_padding, grad_table, grad_query
 
 
 @_attention_backward.register_fake
@@ -395,41 +340,29 @@ def _empty_gradients(
     table: Tensor,
     window: int,
     q_global: Tensor | None,
-    deterministic: bool,
-    needed: list[bool],
+    shift: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    inputs = (qkv, padding, table, q_global)
     first, second, third, fourth = (
-        qkv.new_empty(0) if value is None or not need else value.new_empty(value.shape)
-        for value, need in zip(inputs, needed, strict=True)
+        qkv.new_empty(0) if value is None else value.new_empty(value.shape)
+        for value in (qkv, padding, table, q_global)
     )
     return first, second, third, fourth
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    qkv, padding, table, ctx.window, q_global, ctx.deterministic = inputs
+    qkv, padding, table, ctx.window, q_global, ctx.shift = inputs
     ctx.save_for_backward(*output, qkv, padding, table, q_global)
     ctx.set_materialize_grads(False)  # lse is not returned to callers and has no gradient
 
 
 def _backward(ctx: Any, grad_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
     out, lse, qkv, padding, table, q_global = ctx.saved_tensors
-    needs = ctx.needs_input_grad
-    needed = [needs[0], needs[1], needs[2], needs[4]]
     grads = _attention_backward(
-        grad_out,
-        out,
-        lse,
-        qkv,
-        padding,
-        table,
-        ctx.window,
-        q_global,
-        ctx.deterministic,
-        needed,
+        grad_out, out, lse, qkv, padding, table, ctx.window, q_global, ctx.shift
     )
+    needs = ctx.needs_input_grad
     of_qkv, of_padding, of_table, of_query = (
-        grad if need else None for grad, need in zip(grads, needed, strict=True)
+        grad if need else None for grad, need in zip(grads, (*needs[:3], needs[4]), strict=True)
     )
     return of_qkv, of_padding, of_table, None, of_query, None
 
@@ -452,51 +385,62 @@ def _kernel(function: Any) -> Any:
     if triton is None:
         return function
     # Otherwise kernels would be recompiled for some sizes of feature maps during training.
-    sizes = ['height', 'width', 'group', 'chunk', 'chunks']
-    return triton.jit(function, do_not_specialize=sizes)
+    return triton.jit(function, do_not_specialize=['height', 'width', 'group', 'chunk'])
 
 
 @_jit
-def _work(heads, blocks, group, chunk, chunks):
+def _work(blocks, group, chunk, channels, HEAD_DIM: tl.constexpr):
     """The head, block and chunk of this program, and the range of windows of the chunk."""
     # Neighbouring programs have the heads of one token, which share cache lines.
+    heads = channels // HEAD_DIM
     program = tl.program_id(0)
     piece = program // (heads * blocks)
-    start = piece // chunks * group
-    first = start + piece % chunks * chunk
+    pieces = tl.cdiv(group, chunk)
+    start = piece // pieces * group
+    first = start + piece % pieces * chunk
     last = tl.minimum(first + chunk, start + group)
     return program % heads, program // heads % blocks, piece, first, last
 
 
 @_jit
-def _origin(window, height, width, WINDOW: tl.constexpr):
+def _origin(window, height, width, WINDOW: tl.constexpr, LEAD: tl.constexpr):
     """The image of a window, its first token in the batch, and the rows and columns from there."""
-    columns = tl.cdiv(width, WINDOW)
-    windows = columns * tl.cdiv(height, WINDOW)
+    columns = tl.cdiv(width, WINDOW) + (LEAD > 0)
+    windows = columns * (tl.cdiv(height, WINDOW) + (LEAD > 0))
     image = (window // windows).to(tl.int64)
-    top = window % windows // columns * WINDOW
-    left = window % columns * WINDOW
+    top = window % windows // columns * WINDOW - LEAD
+    left = window % columns * WINDOW - LEAD
     return image, (image * height + top) * width + left, height - top, width - left
 
 
 @_jit
-def _tokens(positions, width, down, right, WINDOW: tl.constexpr):
+def _tokens(positions, height, width, down, right, WINDOW: tl.constexpr, LEAD: tl.constexpr):
     """Offsets of tokens from the origin of a window, and whether they are in the feature map."""
     y = positions // WINDOW
     x = positions % WINDOW
-    return y * width + x, (positions < WINDOW * WINDOW) & (y < down) & (x < right)
+    valid = (positions < WINDOW * WINDOW) & (y < down) & (x < right)
+    if LEAD:
+        valid &= (y >= down - height) & (x >= right - width)
+    return y * width + x, valid
 
 
 @_jit
-def _read(pointer, rows, stride, mask, padding, HEAD_DIM: tl.constexpr):
-    """Read the channels of a head, (rows, HEAD_DIM); masked rows get the padding or 0."""
+def _exclude(offset, keys, height, width, down, right, WINDOW: tl.constexpr, LEAD: tl.constexpr):
+    """Exclude keys that are not in the padded feature map, as windows with a lead have them."""
+    if LEAD:
+        y = keys // WINDOW + height - down
+        x = keys % WINDOW + width - right
+        inside = (y >= 0) & (y < tl.cdiv(height, WINDOW) * WINDOW)
+        inside &= (x >= 0) & (x < tl.cdiv(width, WINDOW) * WINDOW)
+        offset = tl.where(inside[None, :], offset, -30000.0)  # not infinite: it may be all keys
+    return offset
+
+
+@_jit
+def _read(pointer, rows, stride, mask, HEAD_DIM: tl.constexpr):
+    """Read the channels of a head, (rows, HEAD_DIM); masked rows get 0."""
     lanes = tl.arange(0, HEAD_DIM)
-    address = pointer + (rows[:, None] * stride + lanes[None, :])
-    values = tl.load(address, mask=mask[:, None], other=0.0)
-    if padding is not None:
-        outside = tl.load(padding + lanes).to(values.dtype)
-        values = tl.where(mask[:, None], values, outside[None, :])
-    return values
+    return tl.load(pointer + (rows[:, None] * stride + lanes[None, :]), mask=mask[:, None], other=0)
 
 
 @_jit
@@ -508,415 +452,289 @@ def _write(pointer, rows, stride, mask, values, HEAD_DIM: tl.constexpr):
 
 @_jit
 def _read_query(
-    qkv,
-    q_global,
-    image,
-    origin,
-    tokens,
-    valid,
-    positions,
-    head,
-    channels,
-    WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-):
+    qkv, q_global, image, origin, tokens, valid, positions, head, channels,
+    WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
     if q_global is None:
         stride = 3 * channels
         at = qkv + origin * stride + head * HEAD_DIM
-        query = _read(at, tokens, stride, valid, None, HEAD_DIM)
+        query = _read(at, tokens, stride, valid, HEAD_DIM)
     else:
         N: tl.constexpr = WINDOW * WINDOW
         at = q_global + (image * (channels // HEAD_DIM) + head) * (N * HEAD_DIM)
-        query = _read(at, positions, HEAD_DIM, positions < N, None, HEAD_DIM)
+        query = _read(at, positions, HEAD_DIM, positions < N, HEAD_DIM)
         query = query.to(qkv.dtype.element_ty)
     return query
 
 
 @_jit
 def _read_keys(qkv, padding, origin, tokens, valid, head, channels, parts, HEAD_DIM: tl.constexpr):
-    """Read keys and values of tokens in a window, including padded tokens."""
+    """Read keys and values of tokens in a window; those outside the feature map have padding."""
     stride = parts * channels
-    at = stride - 2 * channels + head * HEAD_DIM
-    pointer = qkv + origin * stride + at
-    if padding is None:
-        keys = _read(pointer, tokens, stride, valid, None, HEAD_DIM)
-        values = _read(pointer + channels, tokens, stride, valid, None, HEAD_DIM)
-    else:
-        keys = _read(pointer, tokens, stride, valid, padding + at, HEAD_DIM)
-        outside = padding + at + channels
-        values = _read(pointer + channels, tokens, stride, valid, outside, HEAD_DIM)
-    return keys, values
+    lanes = stride - 2 * channels + head * HEAD_DIM + tl.arange(0, HEAD_DIM)
+    inside = qkv + origin * stride + tokens[:, None] * stride + lanes[None, :]
+    outside = padding + 0 * tokens[:, None] + lanes[None, :]
+    address = tl.where(valid[:, None], inside, outside)
+    return tl.load(address), tl.load(address + channels)
 
 
 @_jit
-def _entries(queries, keys, WINDOW: tl.constexpr):
-    """Entries of the table for pairs of positions, and whether both are in the window."""
+def _bias_kernel(table, bias, heads, WINDOW: tl.constexpr, HEAD_DIM: tl.constexpr):
+    """Write the bias of pairs of positions, divided by the scale of products of query and key.
+
+    It is -inf for keys beyond the window.
+    """
+    N: tl.constexpr = WINDOW * WINDOW
+    SIDE: tl.constexpr = (N + 127) // 128 * 128
+    block = tl.program_id(0) // heads
+    head = tl.program_id(0) % heads
+    queries = block // (SIDE // 64) * 64 + tl.arange(0, 64)
+    keys = block % (SIDE // 64) * 64 + tl.arange(0, 64)
     # Entry: (difference of rows) * (length of a row of the table) + (difference of columns).
     q = queries // WINDOW * (2 * WINDOW - 1) + queries % WINDOW
     k = keys // WINDOW * (2 * WINDOW - 1) + keys % WINDOW
-    N: tl.constexpr = WINDOW * WINDOW
+    entries = q[:, None] - k[None, :] + 2 * WINDOW * (WINDOW - 1)
     inside = (queries < N)[:, None] & (keys < N)[None, :]
-    return q[:, None] - k[None, :] + 2 * WINDOW * (WINDOW - 1), inside
+    values = tl.load(table + entries * heads + head, mask=inside, other=0.0).to(tl.float32)
+    values = tl.where((keys < N)[None, :], values * HEAD_DIM**0.5, float('-inf'))
+    at = bias + (head * SIDE + queries)[:, None] * SIDE + keys[None, :]
+    tl.store(at, values.to(bias.dtype.element_ty))
 
 
 @_jit
-def _bias(table, head, queries, keys, WINDOW: tl.constexpr):
-    """Read the bias of pairs of positions; it is -inf for keys beyond the window."""
-    entries, inside = _entries(queries, keys, WINDOW)
-    table += head * ((2 * WINDOW - 1) * (2 * WINDOW - 1))
-    bias = tl.load(table + entries, mask=inside, other=0.0)
-    return tl.where((keys < WINDOW * WINDOW)[None, :], bias, float('-inf'))
-
-
-@_jit
-def _scores(query, key, bias, HEAD_DIM: tl.constexpr):
-    """Compute the attention scores, multiplied by log2(e)."""
-    scale: tl.constexpr = 1.4426950408889634 * HEAD_DIM**-0.5
-    return tl.dot(query, tl.trans(key), input_precision='ieee') * scale + bias
+def _read_bias(bias, head, queries, keys, WINDOW: tl.constexpr):
+    SIDE: tl.constexpr = (WINDOW * WINDOW + 127) // 128 * 128
+    return tl.load(bias + (head * SIDE + queries)[:, None] * SIDE + keys[None, :]).to(tl.float32)
 
 
 @_kernel
 def _forward_kernel(
-    qkv,
-    padding,
-    table,
-    q_global,
-    out,
-    lse,
-    height,
-    width,
-    channels,
-    group,
-    chunk,
-    chunks,
-    WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    qkv, padding, bias, q_global, out, lse, height, width, channels, group, chunk,
+    WINDOW: tl.constexpr, LEAD: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+):  # fmt: skip
     """Compute attention of a block of queries, with an online softmax over blocks of keys."""
     N: tl.constexpr = WINDOW * WINDOW
     parts: tl.constexpr = 3 if q_global is None else 2
+    scale: tl.constexpr = 1.4426950408889634 * HEAD_DIM**-0.5
     heads = channels // HEAD_DIM
-    head, block, _piece, first, last = _work(heads, tl.cdiv(N, BLOCK), group, chunk, chunks)
-    queries = block * BLOCK + tl.arange(0, BLOCK)
-    if BLOCK >= N:
-        bias = _bias(table, head, queries, tl.arange(0, BLOCK), WINDOW)
+    head, block, _piece, first, last = _work(tl.cdiv(N, QUERIES), group, chunk, channels, HEAD_DIM)
+    queries = block * QUERIES + tl.arange(0, QUERIES)
+    if KEYS >= N:
+        offset = _read_bias(bias, head, queries, tl.arange(0, KEYS), WINDOW)
     for window in range(first, last):
-        image, origin, down, right = _origin(window, height, width, WINDOW)
-        tokens, valid = _tokens(queries, width, down, right, WINDOW)
+        image, origin, down, right = _origin(window, height, width, WINDOW, LEAD)
+        tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
         query = _read_query(
             qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
         )
-        largest = tl.full((BLOCK,), float('-inf'), tl.float32)
-        total = tl.zeros((BLOCK,), tl.float32)
-        mean = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
-        for start in range(0, N, BLOCK):
-            keys = start + tl.arange(0, BLOCK)
-            key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
+        largest = tl.full((QUERIES,), float('-inf'), tl.float32)
+        total = tl.zeros((QUERIES,), tl.float32)
+        mean = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
+        for start in range(0, N, KEYS):
+            keys = start + tl.arange(0, KEYS)
+            key_tokens, key_valid = _tokens(keys, height, width, down, right, WINDOW, LEAD)
             key, value = _read_keys(
                 qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
             )
-            if BLOCK < N:
-                bias = _bias(table, head, queries, keys, WINDOW)
-            scores = _scores(query, key, bias, HEAD_DIM)
-            larger = tl.maximum(largest, tl.max(scores, 1))
-            weights = tl.exp2(scores - larger[:, None])
+            if KEYS < N:
+                offset = _read_bias(bias, head, queries, keys, WINDOW)
+            bounded = _exclude(offset, keys, height, width, down, right, WINDOW, LEAD)
+            scores = tl.dot(query, tl.trans(key), bounded, input_precision='ieee')
+            larger = tl.maximum(largest, tl.max(scores, 1) * scale)
+            weights = tl.exp2(scores * scale - larger[:, None])
             shrink = tl.exp2(largest - larger)
             total = total * shrink + tl.sum(weights, 1)
             mean = mean * shrink[:, None]
             mean = tl.dot(weights.to(value.dtype), value, mean, input_precision='ieee')
             largest = larger
-        mean = mean / total[:, None]
+        mean = mean * (1 / total)[:, None]
         _write(out + origin * channels + head * HEAD_DIM, tokens, channels, valid, mean, HEAD_DIM)
-        rows = (origin + tokens) * heads + head
-        tl.store(lse + rows, largest + tl.log2(total), mask=valid)
-
-
-@_kernel
-def _delta_kernel(
-    out,
-    grad_out,
-    delta,
-    height,
-    width,
-    channels,
-    group,
-    chunk,
-    chunks,
-    WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Sum out * grad_out over the channels of a head, for the gradient of the softmax."""
-    heads = channels // HEAD_DIM
-    blocks = tl.cdiv(WINDOW * WINDOW, BLOCK)
-    head, block, _piece, first, last = _work(heads, blocks, group, chunk, chunks)
-    positions = block * BLOCK + tl.arange(0, BLOCK)
-    for window in range(first, last):
-        _image, origin, down, right = _origin(window, height, width, WINDOW)
-        tokens, valid = _tokens(positions, width, down, right, WINDOW)
-        at = origin * channels + head * HEAD_DIM
-        o = _read(out + at, tokens, channels, valid, None, HEAD_DIM)
-        do = _read(grad_out + at, tokens, channels, valid, None, HEAD_DIM)
-        products = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-        tl.store(delta + (origin + tokens) * heads + head, products, mask=valid)
+        tl.store(lse + (origin + tokens) * heads + head, largest + tl.log2(total), mask=valid)
 
 
 @_jit
-def _score_gradient(query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM: tl.constexpr):
-    """Compute the softmax weights, and the gradient of the scores without the factor log2(e).
+def _weights(query, key, offset, row_lse):
+    """Compute the softmax weights again."""
+    scale: tl.constexpr = 1.4426950408889634 * query.shape[1] ** -0.5
+    scores = tl.dot(query, tl.trans(key), offset, input_precision='ieee')
+    return tl.exp2(scores * scale - row_lse[:, None])
 
-    lse and delta are read at ``rows``. Delta is computed if it is None; the block must then have
-    all keys.
+
+@_jit
+def _write_pairs(pairs, sums, piece, head, heads, queries, keys, WINDOW: tl.constexpr):
+    N: tl.constexpr = WINDOW * WINDOW
+    at = pairs + (piece.to(tl.int64) * heads + head) * (N * N)
+    inside = (queries < N)[:, None] & (keys < N)[None, :]
+    tl.store(at + (queries[:, None] * N + keys[None, :]), sums, mask=inside)
+
+
+@_kernel
+def _backward_kernel(
+    qkv, padding, bias, q_global, lse, grad_out, delta, out, grad_qkv, grad_padding, grad_query,
+    pairs, height, width, channels, group, chunk,
+    WINDOW: tl.constexpr, LEAD: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+):  # fmt: skip
+    """Compute the gradients of qkv and q_global, and of the bias if one tile has all pairs.
+
+    Gradients of queries are summed over blocks of keys, and over windows that share the query, in
+    ``grad_query``, (chunks, heads, N, HEAD_DIM).
     """
-    # Infinity sets the weights of queries outside the feature map to 0.
-    row_lse = tl.load(lse + rows, mask=valid, other=float('inf'))
-    weights = tl.exp2(_scores(query, key, bias, HEAD_DIM) - row_lse[:, None])
-    slopes = tl.dot(grad, tl.trans(value), input_precision='ieee')
-    if delta is None:
-        row_delta = tl.sum(weights * slopes, 1)
-    else:
-        row_delta = tl.load(delta + rows, mask=valid, other=0.0)
-    return weights, weights * (slopes - row_delta[:, None])
-
-
-@_jit
-def _add_to_table(
-    grad_table,
-    sums,
-    head,
-    heads,
-    piece,
-    queries,
-    keys,
-    WINDOW: tl.constexpr,
-    ATOMIC: tl.constexpr,
-):
     N: tl.constexpr = WINDOW * WINDOW
-    entries, inside = _entries(queries, keys, WINDOW)
-    if ATOMIC:
-        grad_table += head * ((2 * WINDOW - 1) * (2 * WINDOW - 1))
-        tl.atomic_add(grad_table + entries, sums, mask=inside, sem='relaxed')
-    else:
-        grad_table += (piece.to(tl.int64) * heads + head) * (N * N)
-        tl.store(grad_table + (queries[:, None] * N + keys[None, :]), sums, mask=inside)
-
-
-@_kernel
-def _keys_kernel(
-    qkv,
-    padding,
-    table,
-    q_global,
-    lse,
-    grad_out,
-    delta,
-    grad_qkv,
-    grad_padding,
-    grad_query,
-    grad_table,
-    height,
-    width,
-    channels,
-    group,
-    chunk,
-    chunks,
-    WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ATOMIC: tl.constexpr,
-):
-    """Compute gradients of a block of keys and values, and all others if it is the only block."""
-    N: tl.constexpr = WINDOW * WINDOW
-    SINGLE: tl.constexpr = BLOCK >= N
+    SINGLE: tl.constexpr = KEYS >= N
     parts: tl.constexpr = 3 if q_global is None else 2
     scale: tl.constexpr = HEAD_DIM**-0.5
+    SHARED: tl.constexpr = q_global is not None
     heads = channels // HEAD_DIM
     stride = parts * channels
-    head, block, piece, first, last = _work(heads, tl.cdiv(N, BLOCK), group, chunk, chunks)
-    keys = block * BLOCK + tl.arange(0, BLOCK)
+    head, _block, piece, first, last = _work(1, group, chunk, channels, HEAD_DIM)
+    query_sums = grad_query + (piece.to(tl.int64) * heads + head) * (N * HEAD_DIM)
     if SINGLE:
-        bias = _bias(table, head, keys, keys, WINDOW)
-    if grad_table is not None:
-        pair_sums = tl.zeros((BLOCK, BLOCK), tl.float32)
-    if grad_query is not None:
-        query_sums = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
-    if grad_padding is not None:
-        key_padding = tl.zeros((HEAD_DIM,), tl.float32)
-        value_padding = tl.zeros((HEAD_DIM,), tl.float32)
+        sums = tl.zeros((QUERIES, KEYS), tl.float32)
+        dq_sums = tl.zeros((QUERIES, HEAD_DIM), tl.float32)
     for window in range(first, last):
-        image, origin, down, right = _origin(window, height, width, WINDOW)
-        key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
-        key, value = _read_keys(
-            qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
-        )
-        dk = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
-        dv = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
-        for start in range(0, N, BLOCK):
-            queries = start + tl.arange(0, BLOCK)
-            tokens, valid = _tokens(queries, width, down, right, WINDOW)
-            query = _read_query(
-                qkv,
-                q_global,
-                image,
-                origin,
-                tokens,
-                valid,
-                queries,
-                head,
-                channels,
-                WINDOW,
-                HEAD_DIM,
-            )
-            at = grad_out + origin * channels + head * HEAD_DIM
-            grad = _read(at, tokens, channels, valid, None, HEAD_DIM)
-            if not SINGLE:
-                bias = _bias(table, head, queries, keys, WINDOW)
-            rows = (origin + tokens) * heads + head
-            weights, ds = _score_gradient(
-                query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM
-            )
-            narrow = ds.to(query.dtype)
-            dv = tl.dot(tl.trans(weights.to(query.dtype)), grad, dv, input_precision='ieee')
-            dk = tl.dot(tl.trans(narrow), query, dk, input_precision='ieee')
-            if SINGLE and grad_table is not None:
-                pair_sums += ds
-            if SINGLE and grad_query is not None:
-                query_sums = tl.dot(narrow, key, query_sums, input_precision='ieee')
-            if SINGLE and q_global is None and grad_qkv is not None:
-                dq = tl.dot(narrow, key, input_precision='ieee') * scale
-                at = grad_qkv + origin * stride + head * HEAD_DIM
-                _write(at, tokens, stride, valid, dq, HEAD_DIM)
-        dk *= scale
-        if grad_qkv is not None:
-            at = grad_qkv + origin * stride + (stride - 2 * channels + head * HEAD_DIM)
-            _write(at, key_tokens, stride, key_valid, dk, HEAD_DIM)
-            _write(at + channels, key_tokens, stride, key_valid, dv, HEAD_DIM)
-        if grad_padding is not None:
-            # Gradients of positions beyond the window are 0.
-            key_padding += tl.sum(tl.where(key_valid[:, None], 0.0, dk), 0)
-            value_padding += tl.sum(tl.where(key_valid[:, None], 0.0, dv), 0)
-    if grad_padding is not None:
-        slot = (piece * tl.cdiv(N, BLOCK) + block) * 2 * channels + head * HEAD_DIM
-        lanes = tl.arange(0, HEAD_DIM)
-        tl.store(grad_padding + slot + lanes, key_padding)
-        tl.store(grad_padding + slot + channels + lanes, value_padding)
-    if grad_query is not None:
-        at = grad_query + (piece.to(tl.int64) * heads + head) * (N * HEAD_DIM)
-        _write(at, keys, HEAD_DIM, keys < N, query_sums * scale, HEAD_DIM)
-    if grad_table is not None:
-        _add_to_table(grad_table, pair_sums, head, heads, piece, keys, keys, WINDOW, ATOMIC)
-
-
-@_kernel
-def _queries_kernel(
-    qkv,
-    padding,
-    table,
-    q_global,
-    lse,
-    grad_out,
-    delta,
-    grad_qkv,
-    grad_query,
-    height,
-    width,
-    channels,
-    group,
-    chunk,
-    chunks,
-    WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Compute the gradient of a block of queries, summed over windows if they share the query."""
-    N: tl.constexpr = WINDOW * WINDOW
-    parts: tl.constexpr = 3 if q_global is None else 2
-    scale: tl.constexpr = HEAD_DIM**-0.5
-    heads = channels // HEAD_DIM
-    stride = parts * channels
-    head, block, piece, first, last = _work(heads, tl.cdiv(N, BLOCK), group, chunk, chunks)
-    queries = block * BLOCK + tl.arange(0, BLOCK)
-    dq = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
-    for window in range(first, last):
-        image, origin, down, right = _origin(window, height, width, WINDOW)
-        tokens, valid = _tokens(queries, width, down, right, WINDOW)
-        query = _read_query(
-            qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
-        )
-        at = grad_out + origin * channels + head * HEAD_DIM
-        grad = _read(at, tokens, channels, valid, None, HEAD_DIM)
-        rows = (origin + tokens) * heads + head
-        if q_global is None:
-            dq = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
-        for start in range(0, N, BLOCK):
-            keys = start + tl.arange(0, BLOCK)
-            key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
+        image, origin, down, right = _origin(window, height, width, WINDOW, LEAD)
+        at_out = origin * channels + head * HEAD_DIM
+        at_row = origin * heads + head
+        at_query = grad_qkv + origin * stride + head * HEAD_DIM
+        if not SINGLE:
+            tl.debug_barrier()
+            for start in range(0, N, QUERIES):
+                queries = start + tl.arange(0, QUERIES)
+                tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
+                grad = _read(grad_out + at_out, tokens, channels, valid, HEAD_DIM)
+                mean = _read(out + at_out, tokens, channels, valid, HEAD_DIM)
+                row_delta = tl.sum(mean.to(tl.float32) * grad.to(tl.float32), 1)
+                tl.store(delta + at_row + tokens * heads, row_delta, mask=valid)
+        for key_start in range(0, N, KEYS):
+            keys = key_start + tl.arange(0, KEYS)
+            key_tokens, key_valid = _tokens(keys, height, width, down, right, WINDOW, LEAD)
             key, value = _read_keys(
                 qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
             )
-            bias = _bias(table, head, queries, keys, WINDOW)
-            _weights, ds = _score_gradient(
-                query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM
-            )
-            dq = tl.dot(ds.to(key.dtype), key, dq, input_precision='ieee')
-        if q_global is None:
-            at = grad_qkv + origin * stride + head * HEAD_DIM
-            _write(at, tokens, stride, valid, dq * scale, HEAD_DIM)
-    if q_global is not None:
-        at = grad_query + (piece.to(tl.int64) * heads + head) * (N * HEAD_DIM)
-        _write(at, queries, HEAD_DIM, queries < N, dq * scale, HEAD_DIM)
+            dk = tl.zeros((KEYS, HEAD_DIM), tl.float32)
+            dv = tl.zeros((KEYS, HEAD_DIM), tl.float32)
+            if not SINGLE:
+                tl.debug_barrier()  # before other threads read gradients of queries
+            for start in range(0, N, QUERIES):
+                queries = start + tl.arange(0, QUERIES)
+                tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
+                query = _read_query(
+                    qkv, q_global, image, origin, tokens, valid, queries, head, channels,
+                    WINDOW, HEAD_DIM,
+                )  # fmt: skip
+                grad = _read(grad_out + at_out, tokens, channels, valid, HEAD_DIM)
+                offset = _read_bias(bias, head, queries, keys, WINDOW)
+                offset = _exclude(offset, keys, height, width, down, right, WINDOW, LEAD)
+                # Infinity sets the weights of queries outside the feature map to 0.
+                row_lse = tl.load(lse + at_row + tokens * heads, mask=valid, other=float('inf'))
+                weights = _weights(query, key, offset, row_lse)
+                # This order of products needs the fewest registers.
+                dv = tl.dot(tl.trans(weights.to(query.dtype)), grad, dv, input_precision='ieee')
+                slopes = tl.dot(grad, tl.trans(value), input_precision='ieee')
+                if SINGLE:
+                    row_delta = tl.sum(weights * slopes, 1)
+                else:
+                    row_delta = tl.load(delta + at_row + tokens * heads, mask=valid, other=0.0)
+                ds = weights * (slopes - row_delta[:, None])
+                if SINGLE:
+                    sums += ds
+                narrow = ds.to(query.dtype)
+                dq = tl.dot(narrow, key, input_precision='ieee')
+                dk = tl.dot(tl.trans(narrow), query, dk, input_precision='ieee')
+                if SINGLE and SHARED:
+                    dq_sums += dq
+                elif SINGLE:
+                    _write(at_query, tokens, stride, valid, dq * scale, HEAD_DIM)
+                else:
+                    old = (queries < N) & ((key_start > 0) | SHARED & (window > first))
+                    dq += _read(query_sums, queries, HEAD_DIM, old, HEAD_DIM)
+                    _write(query_sums, queries, HEAD_DIM, queries < N, dq, HEAD_DIM)
+            dk *= scale
+            at = grad_qkv + origin * stride + (stride - 2 * channels + head * HEAD_DIM)
+            _write(at, key_tokens, stride, key_valid, dk, HEAD_DIM)
+            _write(at + channels, key_tokens, stride, key_valid, dv, HEAD_DIM)
+            if grad_padding is not None and (down < WINDOW) | (right < WINDOW):
+                # Gradients of positions beyond the window are 0.
+                slot = window * tl.cdiv(N, KEYS) + key_start // KEYS
+                edge = grad_padding + slot * 2 * channels + head * HEAD_DIM + tl.arange(0, HEAD_DIM)
+                tl.store(edge, tl.sum(tl.where(key_valid[:, None], 0.0, dk), 0))
+                tl.store(edge + channels, tl.sum(tl.where(key_valid[:, None], 0.0, dv), 0))
+        if not SINGLE and q_global is None:
+            tl.debug_barrier()
+            for start in range(0, N, QUERIES):
+                queries = start + tl.arange(0, QUERIES)
+                tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
+                dq = _read(query_sums, queries, HEAD_DIM, valid, HEAD_DIM)
+                _write(at_query, tokens, stride, valid, dq * scale, HEAD_DIM)
+    if SINGLE:
+        positions = tl.arange(0, KEYS)
+        _write_pairs(pairs, sums, piece, head, heads, positions, positions, WINDOW)
+        if SHARED:
+            _write(query_sums, positions, HEAD_DIM, positions < N, dq_sums, HEAD_DIM)
 
 
 @_kernel
 def _table_kernel(
-    qkv,
-    padding,
-    table,
-    q_global,
-    lse,
-    grad_out,
-    delta,
-    grad_table,
-    height,
-    width,
-    channels,
-    group,
-    chunk,
-    chunks,
-    WINDOW: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK: tl.constexpr,
-    ATOMIC: tl.constexpr,
-):
-    """Sum the gradient of the table over windows, for a block of queries and one of keys."""
+    qkv, padding, bias, q_global, lse, grad_out, delta, pairs,
+    height, width, channels, group, chunk,
+    WINDOW: tl.constexpr, LEAD: tl.constexpr, HEAD_DIM: tl.constexpr, QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+):  # fmt: skip
+    """Sum the gradient of the scores over windows, for a block of queries and one of keys."""
     N: tl.constexpr = WINDOW * WINDOW
     parts: tl.constexpr = 3 if q_global is None else 2
     heads = channels // HEAD_DIM
-    blocks = tl.cdiv(N, BLOCK)
-    head, pair, piece, first, last = _work(heads, blocks * blocks, group, chunk, chunks)
-    queries = pair // blocks * BLOCK + tl.arange(0, BLOCK)
-    keys = pair % blocks * BLOCK + tl.arange(0, BLOCK)
-    bias = _bias(table, head, queries, keys, WINDOW)
-    sums = tl.zeros((BLOCK, BLOCK), tl.float32)
+    blocks: tl.constexpr = (N + KEYS - 1) // KEYS
+    head, pair, piece, first, last = _work(
+        tl.cdiv(N, QUERIES) * blocks, group, chunk, channels, HEAD_DIM
+    )
+    queries = pair // blocks * QUERIES + tl.arange(0, QUERIES)
+    keys = pair % blocks * KEYS + tl.arange(0, KEYS)
+    offset = _read_bias(bias, head, queries, keys, WINDOW)
+    sums = tl.zeros((QUERIES, KEYS), tl.float32)
     for window in range(first, last):
-        image, origin, down, right = _origin(window, height, width, WINDOW)
-        tokens, valid = _tokens(queries, width, down, right, WINDOW)
+        image, origin, down, right = _origin(window, height, width, WINDOW, LEAD)
+        tokens, valid = _tokens(queries, height, width, down, right, WINDOW, LEAD)
         query = _read_query(
             qkv, q_global, image, origin, tokens, valid, queries, head, channels, WINDOW, HEAD_DIM
         )
         at = grad_out + origin * channels + head * HEAD_DIM
-        grad = _read(at, tokens, channels, valid, None, HEAD_DIM)
-        key_tokens, key_valid = _tokens(keys, width, down, right, WINDOW)
+        grad = _read(at, tokens, channels, valid, HEAD_DIM)
+        key_tokens, key_valid = _tokens(keys, height, width, down, right, WINDOW, LEAD)
         key, value = _read_keys(
             qkv, padding, origin, key_tokens, key_valid, head, channels, parts, HEAD_DIM
         )
         rows = (origin + tokens) * heads + head
-        _weights, ds = _score_gradient(
-            query, key, value, bias, grad, lse, delta, rows, valid, HEAD_DIM
-        )
-        sums += ds
-    _add_to_table(grad_table, sums, head, heads, piece, queries, keys, WINDOW, ATOMIC)
+        row_lse = tl.load(lse + rows, mask=valid, other=float('inf'))
+        row_delta = tl.load(delta + rows, mask=valid, other=0.0)
+        bounded = _exclude(offset, keys, height, width, down, right, WINDOW, LEAD)
+        weights = _weights(query, key, bounded, row_lse)
+        slopes = tl.dot(grad, tl.trans(value), input_precision='ieee')
+        sums += weights * (slopes - row_delta[:, None])
+    _write_pairs(pairs, sums, piece, head, heads, queries, keys, WINDOW)
+
+
+@_jit
+def _offsets_kernel(pairs, grad_table, heads, WINDOW: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum pairs of positions, (heads, N, N), by their entry of the table, for a row of entries."""
+    N: tl.constexpr = WINDOW * WINDOW
+    SIDE: tl.constexpr = 2 * WINDOW - 1
+    head = tl.program_id(0) // SIDE
+    down = tl.program_id(0) % SIDE - (WINDOW - 1)
+    right = tl.arange(0, BLOCK) - (WINDOW - 1)
+    x = tl.arange(0, BLOCK // 2)[:, None]  # of the query
+    key_x = x - right[None, :]
+    inside = (x < WINDOW) & (key_x >= 0) & (key_x < WINDOW)
+    at = pairs + head * (N * N) + x * N + key_x
+    sums = tl.zeros((BLOCK,), tl.float32)
+    for y in range(tl.maximum(0, down), tl.minimum(WINDOW, WINDOW + down)):
+        start = at + (y * N + y - down) * WINDOW
+        sums += tl.sum(tl.load(start, mask=inside, other=0.0), 0)
+    entries = (down + WINDOW - 1) * SIDE + right + (WINDOW - 1)
+    at = grad_table + entries * heads + head
+    tl.store(at, sums.to(grad_table.dtype.element_ty), mask=right < WINDOW)
 
 
 _INTERPRETED = triton is not None and not isinstance(_forward_kernel, triton.JITFunction)
