@@ -168,19 +168,36 @@ def triton_attention(
     return window_attention(qkv, padding, bias.table, bias.window, q_global)
 
 
-ATTENTION = {'eager': eager_attention, 'sdpa': sdpa_attention, 'triton': triton_attention}
+def prefers_triton(device: torch.device, dtype: torch.dtype, window: int, head_dim: int) -> bool:
+    """Whether our Triton kernels are the fastest attention: on GPUs, in half precision."""
+    if device.type != 'cuda' or dtype not in (torch.float16, torch.bfloat16):
+        return False
+    from .kernels.window_attention import HEAD_DIMS, MAX_WINDOW, available
+
+    return available(device) and window <= MAX_WINDOW and head_dim in HEAD_DIMS
+
+
+def auto_attention(
+    qkv: Tensor, padding: Tensor, q_global: Tensor | None, bias: PositionBias
+) -> Tensor:
+    """Compute window attention by the fastest implementation."""
+    head_dim = qkv.shape[-1] // ((3 if q_global is None else 2) * bias.heads)
+    triton = prefers_triton(qkv.device, qkv.dtype, bias.window, head_dim)
+    return (triton_attention if triton else sdpa_attention)(qkv, padding, q_global, bias)
+
+
+ATTENTION = {
+    'auto': auto_attention,
+    'eager': eager_attention,
+    'sdpa': sdpa_attention,
+    'triton': triton_attention,
+}
 
 
 def resolve_attention(name: str) -> str:
-    """The key of ``ATTENTION`` that ``name`` stands for.
-
-    'auto' is the fastest implementation that has been measured. 'triton' has not been measured: no
-    GPU was available.
-    """
-    if name == 'auto':
-        return 'sdpa'
+    """Check that ``name`` is a key of ``ATTENTION``."""
     if name not in ATTENTION:
-        raise ArgumentError(f'attn_impl={name!r} is unknown: choose one of {["auto", *ATTENTION]}')
+        raise ArgumentError(f'attn_impl={name!r} is unknown: choose one of {list(ATTENTION)}')
     return name
 
 

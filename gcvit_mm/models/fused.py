@@ -1,9 +1,9 @@
 """Blocks on GPUs with few kernels and little memory traffic.
 
-The rule for ``attn_impl='auto'`` and ``'sdpa'`` on a GPU: all windows of a feature map are computed
-in one padded region, by PyTorch's memory-efficient attention. On other devices, and where modules
-are compiled, sharded or observed by hooks, blocks run as they are written in ``gcvit.py``, and
-attention computes no padded queries.
+With ``attn_impl='auto'``, our Triton kernels compute attention in half precision. With 'sdpa', in
+float32 and without Triton, all windows of a feature map are computed in one padded region by
+PyTorch's memory-efficient attention. On other devices, and where modules are compiled, sharded or
+observed by hooks, blocks run as they are written in ``gcvit.py``.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,13 @@ import torch.nn.functional as F
 import torch.utils.checkpoint as cp
 from torch import Tensor, nn
 
-from .attention import sdpa_attention, triton_attention, without_cudnn
+from .attention import (
+    auto_attention,
+    prefers_triton,
+    sdpa_attention,
+    triton_attention,
+    without_cudnn,
+)
 from .kernels.add_norm import add_norm, available
 from .position_bias import PositionBias
 
@@ -38,7 +44,7 @@ def can_fuse(blocks: Any, x: Tensor) -> bool:
         x.is_cuda
         and not torch.compiler.is_compiling()
         and all(
-            block.attn.attention in (sdpa_attention, triton_attention)
+            block.attn.attention in (auto_attention, sdpa_attention, triton_attention)
             and block._compiled_call_impl is None
             and not hasattr(block.norm1.weight, 'full_tensor')  # FSDP
             and not any(m._forward_hooks or m._forward_pre_hooks for m in _own_modules(block))
@@ -56,7 +62,7 @@ def run_fused(
     """
     dtype = _dtype(x)
     tables = [block.attn.relative_position_bias_table for block in blocks]
-    cuts = blocks[0].attn.attention is sdpa_attention
+    cuts = not _uses_triton(blocks[0].attn, x.device, dtype)
     masks = _masks(tables, index, dtype) if cuts else [None] * len(blocks)
     weights = [weight for block in blocks for weight in _weights(block)]
     cast = iter(_Cast.apply(dtype, *weights) if dtype != weights[0].dtype else weights)
@@ -86,6 +92,13 @@ def run_fused(
         path = second
     branch = branch if shift is None else branch + shift
     return x + (branch if path is None else branch * path[:, None, None, None])
+
+
+def _uses_triton(attn: Any, device: torch.device, dtype: torch.dtype) -> bool:
+    if attn.attention is not auto_attention:
+        return attn.attention is triton_attention
+    head_dim = attn.proj.in_features // attn.relative_position_bias_table.shape[1]
+    return prefers_triton(device, dtype, attn.window_size, head_dim)
 
 
 def _run_block(

@@ -239,7 +239,7 @@ class GCViT(BaseModule):
         frozen_stages: -1 freezes nothing, 0 the stem, i > 0 the stem and the first i stages with
             their output norms.
         with_cp: Recompute the activations of the blocks in the backward pass to save memory.
-        attn_impl: 'auto', 'eager', 'sdpa', or 'triton' on CUDA devices.
+        attn_impl: 'eager', 'sdpa', 'triton' on CUDA devices, or 'auto', the fastest of them.
         compile_sides: Heights and widths in pixels. If given, ``torch.compile`` compiles the blocks
             once for each image size, and images are padded to the next of these sides so that
             there are few sizes; larger images keep theirs. ``()`` pads nothing. None does not

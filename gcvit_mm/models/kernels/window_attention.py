@@ -10,6 +10,7 @@ Notation: w is the side of a window, N = w * w, and d the channels of a head. A 
 windows that one program computes in turn.
 """
 
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ...errors import ArgumentError
 
@@ -79,7 +81,10 @@ def window_attention(
     _check(qkv, padding, table, window, q_global)
     if not 0 <= shift < window:
         raise ArgumentError(f'Windows of {window} can be shifted by 0 to {window - 1}, not {shift}')
-    return _attention(qkv, padding, table, window, q_global, shift)[0]
+    inputs = qkv, padding, table, window, q_global, shift
+    if torch.compiler.is_compiling() or isinstance(qkv, FakeTensor):
+        return _attention(*inputs)[0]
+    return (_Attention.apply if torch.is_grad_enabled() else _compute)(*inputs)[0]
 
 
 def _check(
@@ -249,8 +254,7 @@ def _inputs(
     )
 
 
-@torch.library.custom_op('gcvit_mm::window_attention', mutates_args=())
-def _attention(
+def _compute(
     qkv: Tensor,
     padding: Tensor | None,
     table: Tensor,
@@ -267,6 +271,9 @@ def _attention(
     return out, lse
 
 
+_attention = torch.library.custom_op('gcvit_mm::window_attention', _compute, mutates_args=())
+
+
 @_attention.register_fake
 def _empty_outputs(
     qkv: Tensor,
@@ -281,8 +288,7 @@ def _empty_outputs(
     return out, qkv.new_empty(B, H, W, table.shape[1], dtype=torch.float32)
 
 
-@torch.library.custom_op('gcvit_mm::window_attention_backward', mutates_args=())
-def _attention_backward(
+def _differentiate(
     grad_out: Tensor,
     out: Tensor,
     lse: Tensor,
@@ -330,6 +336,11 @@ def _attention_backward(
     return grad_qkv, grad_padding, grad_table, grad_query
 
 
+_attention_backward = torch.library.custom_op(
+    'gcvit_mm::window_attention_backward', _differentiate, mutates_args=()
+)
+
+
 @_attention_backward.register_fake
 def _empty_gradients(
     grad_out: Tensor,
@@ -355,11 +366,11 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> No
     ctx.set_materialize_grads(False)  # lse is not returned to callers and has no gradient
 
 
-def _backward(ctx: Any, grad_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
+def _backward(
+    ctx: Any, grad_out: Tensor, _: None, differentiate: Callable = _differentiate
+) -> tuple[Tensor | None, ...]:
     out, lse, qkv, padding, table, q_global = ctx.saved_tensors
-    grads = _attention_backward(
-        grad_out, out, lse, qkv, padding, table, ctx.window, q_global, ctx.shift
-    )
+    grads = differentiate(grad_out, out, lse, qkv, padding, table, ctx.window, q_global, ctx.shift)
     needs = ctx.needs_input_grad
     of_qkv, of_padding, of_table, of_query = (
         grad if need else None for grad, need in zip(grads, (*needs[:3], needs[4]), strict=True)
@@ -367,7 +378,17 @@ def _backward(ctx: Any, grad_out: Tensor, _: None) -> tuple[Tensor | None, ...]:
     return of_qkv, of_padding, of_table, None, of_query, None
 
 
-_attention.register_autograd(_backward, setup_context=_setup_context)
+_attention.register_autograd(
+    partial(_backward, differentiate=_attention_backward), setup_context=_setup_context
+)
+
+
+class _Attention(torch.autograd.Function):
+    """The operator for calls that are not traced, where PyTorch's custom operators are slow."""
+
+    forward = staticmethod(_compute)
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
 
 
 # --- Kernels ----------------------------------------------------------------------------------
