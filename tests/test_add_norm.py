@@ -1,11 +1,8 @@
 """Residual addition and LayerNorm in one kernel, on a GPU or else in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from interpreter import pass_in_the_interpreter
 from torch import nn
 from torch.testing import assert_close
 
@@ -71,7 +68,4 @@ def test_the_output_is_in_the_type_that_is_asked_for():
 
 @pytest.mark.skipif(RUNS or kernels.triton is None, reason='the tests above have run')
 def test_the_kernels_in_the_interpreter():
-    environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0 and ' passed' in run.stdout, run.stdout
+    pass_in_the_interpreter(__file__)

@@ -1,12 +1,9 @@
 """Blocks as GPUs compute them: equal to those of CPUs, in few kernels, without cuDNN."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreter import pass_in_the_interpreter
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -133,7 +130,4 @@ def test_hooks_of_modules_are_called_on_gpus_too():
 
 @pytest.mark.skipif(INTERPRETED or not hasattr(torch.library, 'custom_op'), reason='has run')
 def test_with_the_kernels_in_the_interpreter():
-    environment = {**os.environ, 'TRITON_INTERPRET': '1'}
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', __file__]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert run.returncode == 0 and ' passed' in run.stdout, run.stdout
+    pass_in_the_interpreter(__file__)

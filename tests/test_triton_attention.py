@@ -4,13 +4,13 @@ Without a GPU one test runs all others again with the interpreter on, which has 
 is imported.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import pytest
 import torch
+from interpreter import pass_in_the_interpreter
 from torch import Tensor
 
 if not hasattr(torch.library, 'custom_op'):
@@ -465,12 +465,4 @@ def test_kernels_compile_for_a_gpu_and_fit_it(query, window, monkeypatch, tmp_pa
 @needs_triton
 @pytest.mark.parametrize('marked', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
 def test_the_kernels_in_the_interpreter(marked):
-    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '-m', marked]
-    run = subprocess.run(
-        [*command, __file__],
-        env={**os.environ, 'TRITON_INTERPRET': '1'},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert run.returncode == 0 and ' passed' in run.stdout.splitlines()[-1], run.stdout
+    pass_in_the_interpreter(__file__, '-m', marked)

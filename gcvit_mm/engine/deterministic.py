@@ -34,6 +34,9 @@ def grid_sampler_2d(
     input: Tensor, grid: Tensor, mode: int, padding_mode: int, align_corners: bool
 ) -> Tensor:
     """Sample a map; the gradient of a gather is a sum over sorted indices."""
+    if not torch.is_grad_enabled():  # gathers need 30 times the memory, in which masks are pasted
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.grid_sampler_2d(input, grid, mode, padding_mode, align_corners)
     from torch._decomp.decompositions import grid_sampler_2d as by_gathers
 
     return by_gathers(input, grid, mode, padding_mode, align_corners)
@@ -69,7 +72,7 @@ def nll_loss2d(
 
 def histc(input: Tensor, bins: int = 100, min: float = 0, max: float = 0) -> Tensor:
     """Count values in bins, as whole numbers."""
-    if min == max:
+    if min == max and input.numel():
         min, max = float(input.min()), float(input.max())
     if min == max:
         min, max = min - 1, max + 1
@@ -104,7 +107,7 @@ def roi_align_backward(
     out = grad.new_zeros(batch_size, channels, height, width)
     step = max(1, MOST_ELEMENTS // (channels * pooled_height * width))
     with torch.autocast(grad.device.type, enabled=False):
-        for image in range(batch_size):
+        for image in rois[:, 0].unique().int().tolist():  # those with RoIs
             for own in (rois[:, 0] == image).nonzero().flatten().split(step):
                 rows, columns = (
                     _roi_weights(a[own], b[own], bins, size, sampling_ratio, aligned)
