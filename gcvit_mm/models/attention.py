@@ -15,6 +15,7 @@ They return a feature map (B, H, W, C).
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
 
 import torch
 import torch.nn.functional as F
@@ -168,9 +169,17 @@ def triton_attention(
     return window_attention(qkv, padding, bias.table, bias.window, q_global)
 
 
+RECORDING = ContextVar('RECORDING', default=False)
+"""Whether kernels are being recorded for a CUDA graph."""
+
+
 def prefers_triton(device: torch.device, dtype: torch.dtype, window: int, head_dim: int) -> bool:
-    """Whether our Triton kernels are the fastest attention: on GPUs, in half precision."""
-    if device.type != 'cuda' or dtype not in (torch.float16, torch.bfloat16):
+    """Whether our Triton kernels are the fastest attention: in CUDA graphs, in half precision.
+
+    Without a graph, Python takes longer to start them than to start PyTorch's attention.
+    """
+    half = dtype in (torch.float16, torch.bfloat16)
+    if device.type != 'cuda' or not half or not RECORDING.get():
         return False
     from .kernels.window_attention import HEAD_DIMS, MAX_WINDOW, available
 

@@ -35,4 +35,8 @@ def compute_buffers(model: nn.Module, *_: Any) -> None:
         for module in model.modules():
             compute: Any = getattr(module, 'compute', dict)
             for name, value in compute().items():
-                setattr(module, name, value)
+                buffer = getattr(module, name)
+                if buffer.is_meta or buffer.shape != value.shape:
+                    setattr(module, name, value)
+                else:  # CUDA graphs read it where it is
+                    buffer.copy_(value)

@@ -1,7 +1,7 @@
 """Blocks on GPUs with few kernels and little memory traffic.
 
-With ``attn_impl='auto'``, our Triton kernels compute attention in half precision. With 'sdpa', in
-float32 and without Triton, all windows of a feature map are computed in one padded region by
+With ``attn_impl='triton'``, and with 'auto' for CUDA graphs in half precision, our Triton kernels
+compute attention. Otherwise all windows of a feature map are computed in one padded region by
 PyTorch's memory-efficient attention. On other devices, and where modules are compiled, sharded or
 observed by hooks, blocks run as they are written in ``gcvit.py``.
 """

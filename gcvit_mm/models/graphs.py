@@ -13,6 +13,8 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .attention import RECORDING
+
 MOST_SIZES = 64
 """Each recorded size keeps its output and the gradients of all weights in GPU memory."""
 
@@ -85,7 +87,11 @@ class CudaGraphs:
             torch.random.fork_rng([x.device]),  # recording draws random numbers
             torch.autocast('cuda', dtype, enabled=enabled, cache_enabled=False),
         ):
-            recorded = _Recorded(compute, x, leaves, self.pool)
+            token = RECORDING.set(True)
+            try:
+                recorded = _Recorded(compute, x, leaves, self.pool)
+            finally:
+                RECORDING.reset(token)
         size = ' x '.join(map(str, x.shape[2:]))
         seconds = time.perf_counter() - started
         kind = 'training' if learned else 'inference'
