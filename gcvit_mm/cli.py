@@ -406,9 +406,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a trained model, as ``gcvit_mm.inference`` looks it up."""
-    parser.add_argument(
-        'model', help='work directory of a run, name of a config, or config file'
-    )
+    parser.add_argument('model', help='work directory of a run, name of a config, or config file')
     parser.add_argument(
         '--checkpoint',
         metavar='FILE',
