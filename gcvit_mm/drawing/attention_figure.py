@@ -122,7 +122,7 @@ def _draw_windows(ax: Axes, stage: StageMaps, width: int, height: int) -> None:
         ax.axvline(x, color='white', linewidth=0.6)
     for y in range(side, height, side):
         ax.axhline(y, color='white', linewidth=0.6)
-    y, x = ((i + 0.5) * stage.stride for i in stage.query)
-    ax.plot(x, y, marker='+', color=MARK, markersize=6, markeredgewidth=1.2)
-    corner = x // side * side, y // side * side
+    row, column = ((i + 0.5) * stage.stride for i in stage.query)
+    ax.plot(column, row, marker='+', color=MARK, markersize=6, markeredgewidth=1.2)
+    corner = column // side * side, row // side * side
     ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=MARK, linewidth=1.2))
