@@ -13,7 +13,7 @@ FORMATS = {
 FSDP_UNITS = ('*Block', '*Bottleneck', '*EncoderLayer', '*DecoderLayer')
 """Classes whose modules FSDP shards each by itself: names, with the wildcards of file names."""
 TRACKERS = ('tensorboard', 'wandb', 'mlflow')
-"""Tools that can track a training."""
+"""Tools that can track a run."""
 TASKS = ('detection', 'instances', 'segmentation', 'classification')
 """Tasks of data sets; instances are objects with masks."""
 LABEL_FORMATS = (

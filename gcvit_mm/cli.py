@@ -197,7 +197,7 @@ def _share_cores() -> None:
     """Let waiting OpenMP threads sleep after a short time; to be called before importing PyTorch.
 
     If other processes use the machine, spinning threads block the threads that they wait for. The
-    number of spins is enough for a training that has the machine to itself.
+    number of spins is enough for a run that has the machine to itself.
     """
     if 'OMP_WAIT_POLICY' not in os.environ:
         os.environ.setdefault('GOMP_SPINCOUNT', '3000')
@@ -406,9 +406,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a trained model, as ``gcvit_mm.inference`` looks it up."""
-    parser.add_argument(
-        'model', help='work directory of a training, name of a config, or config file'
-    )
+    parser.add_argument('model', help='work directory of a run, name of a config, or config file')
     parser.add_argument(
         '--checkpoint',
         metavar='FILE',

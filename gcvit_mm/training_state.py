@@ -1,4 +1,4 @@
-"""The state of a training in a checkpoint, which is checked before a training resumes from it."""
+"""The state of a run in a checkpoint, which is checked before a run resumes from it."""
 
 import math
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import UserError, printable
 
 Check = tuple[str, Any, bool]
-"""Name of an entry, its value, and whether a training can use it."""
+"""Name of an entry, its value, and whether a run can use it."""
 COUNTS = ('epoch', 'iter', 'max_epochs', 'max_iters', 'data_passes', 'data_samples')
 HUB = ('log_scalars', 'runtime_info', 'resumed_keys')
 ARRAYS = ('_log_history', '_count_history')
@@ -24,14 +24,14 @@ SHAPED = re.compile(r'(max_)?exp_avg(_sq)?|momentum_buffer')
 
 
 def check_training_state(content: Any) -> None:
-    """Check types, ranges and names of everything in a checkpoint that a training acts upon.
+    """Check types, ranges and names of everything in a checkpoint that a run acts upon.
 
     Args:
         content: The result of ``read_checkpoint``. Of lazily read tensors only the shapes are
             checked, of others also that they have no NaN or Inf.
 
     Raises:
-        UserError: A training cannot resume from the checkpoint; the message has no file name.
+        UserError: A run cannot resume from the checkpoint; the message has no file name.
     """
     if not isinstance(content, dict) or 'message_hub' not in content:
         raise UserError(

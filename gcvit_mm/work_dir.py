@@ -1,4 +1,4 @@
-"""Contents of the work directory of a training: config, checkpoints, log and predictions."""
+"""Contents of the work directory of a run: config, checkpoints, log and predictions."""
 
 import glob
 import json
@@ -45,7 +45,7 @@ def config_in(folder: str | os.PathLike) -> Path:
     if not folder.is_dir():
         raise UserError(f'work directory {folder} does not exist: pass that of a training')
     scripts = sorted(filter(Path.is_file, folder.glob('*.py')), key=os.path.getmtime)
-    # A training writes settings alone; tools/export.py may have left its program beside them.
+    # A run writes settings alone; tools/export.py may have left its program beside them.
     configs = [path for path in scripts if not PROGRAM.search(path.read_text(errors='replace'))]
     if not configs:
         raise UserError(f'{folder} has no config (*.py): pass the --work-dir of a training')
@@ -62,7 +62,7 @@ def find_model(
     """The config of a model, and the file of its weights.
 
     Args:
-        model: Name of a config of this package, a config file, the work directory of a training, or
+        model: Name of a config of this package, a config file, the work directory of a run, or
             a published model, ``hub:OWNER/NAME`` or its folder, whose config is not executed.
         checkpoint: A file or ``gcvit://NAME``, which is downloaded. The default is the best
             checkpoint of a work directory, or the newest intact one without a best one; for the
@@ -89,7 +89,7 @@ def find_model(
 
 
 def best_checkpoint(cfg: Config) -> str:
-    """The best intact checkpoint of a training, or the newest if none is marked as best."""
+    """The best intact checkpoint of a run, or the newest if none is marked as best."""
     from .weights.files import verify_checkpoint  # imports torch, which takes seconds
 
     folder = checkpoint_folder(cfg)
@@ -120,7 +120,7 @@ def _published_for(config: str) -> str:
 
 
 def checkpoint_folder(cfg: Config) -> str:
-    """The folder to which mmengine's ``CheckpointHook`` writes the checkpoints of a training."""
+    """The folder to which mmengine's ``CheckpointHook`` writes the checkpoints of a run."""
     hooks = cfg.get('default_hooks') or {}
     out_dir = (hooks.get('checkpoint') or {}).get('out_dir')
     if not out_dir or out_dir == cfg.work_dir:
@@ -129,7 +129,7 @@ def checkpoint_folder(cfg: Config) -> str:
 
 
 def check_untrained(cfg: Config) -> None:
-    """Raise a ``UserError`` if a training has written checkpoints to the folder of a new one."""
+    """Raise a ``UserError`` if a run has written checkpoints to the folder of a new one."""
     folder = Path(checkpoint_folder(cfg))
     names = (path.name for path in folder.glob('*') if TRAINED.fullmatch(path.name))
     if name := next(names, None):
@@ -142,7 +142,7 @@ def check_untrained(cfg: Config) -> None:
 def find_resumable(
     folder: str | os.PathLike, since: str = '', cfg: Config | None = None
 ) -> tuple[str | None, list[str]]:
-    """Find the checkpoint in a work directory from which a training resumes.
+    """Find the checkpoint in a work directory from which a run resumes.
 
     That is the one that ``last_checkpoint`` names, or else the one with the most iterations; files
     that are damaged or of another model are skipped.
@@ -193,7 +193,7 @@ def _last_checkpoint(folder: Path) -> str:
 
 
 def check_resumable(path: str | os.PathLike, cfg: Config | None = None) -> None:
-    """Check that a training can resume from a checkpoint, before anything is loaded.
+    """Check that a run can resume from a checkpoint, before anything is loaded.
 
     Args:
         path: The file.
@@ -235,7 +235,7 @@ def _check_model(cfg: Config, weights: dict) -> None:
 
 @dataclass
 class Run:
-    """A training, with all its resumptions.
+    """A run, with all its resumptions.
 
     Attributes:
         folder: The work directory.
@@ -311,7 +311,7 @@ def read_metrics(prefix: str) -> dict[str, Any]:
 
 @dataclass
 class _Start:
-    """The log of a training from its start or a resumption to the next one."""
+    """The log of a run from its start or a resumption to the next one."""
 
     folder: Path
     steps: list[dict]

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from command_line import NANO, fail, succeed
+from matplotlib.text import Text
 
 from gcvit_mm import GCViT
 from gcvit_mm.drawing import attention
@@ -144,6 +145,17 @@ def test_a_stage_of_one_block_has_no_global_attention():
 def test_a_point_beside_the_image_is_refused():
     with pytest.raises(ArgumentError, match=r'point 64, 3 .* 64 x 32 pixels'):
         attention_maps(windows_of(7), torch.randn(1, 3, 32, 64), (64, 3))
+
+
+@pytest.mark.parametrize('size', [(64, 64), (60, 100), (100, 60)])
+def test_the_figure_is_legible_on_a_phone(size):
+    maps = attention_maps(windows_of(7), torch.randn(1, 3, *size))
+    figure = draw_attention(np.zeros((*size, 3), np.uint8), maps, f'{"long_name_" * 20}.jpg')
+    figure.canvas.draw()
+    smallest = min(text.get_fontsize() for text in figure.findobj(Text))
+    assert smallest / 72 * 390 / figure.get_figwidth() > 7  # pixels
+    box = figure.get_tightbbox()
+    assert box.x0 >= 0 and box.x1 <= figure.get_figwidth() + 0.02  # nothing is cut off
 
 
 @pytest.mark.parametrize('title', ['cost_$5_$10.jpg', r'$\frac{$', '\x1b[31m$_^{$.jpg'])

@@ -20,7 +20,7 @@ def parse_args() -> argparse.Namespace:
         'models',
         nargs='+',
         metavar='MODEL',
-        help='work directory of a training, name of a zoo model, config file, or ONNX file of '
+        help='work directory of a run, name of a zoo model, config file, or ONNX file of '
         'tools/export.py; the page offers all of them',
     )
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Prepare a checkpoint of a training for publication, with a record of its origin.
+"""Prepare a checkpoint of a run for publication, with a record of its origin.
 
 The state of the optimizer and of the training is removed. ``DST.json`` has the sha256 of the file,
 the origin of the weights, their metrics, and the config as text. If DST is a folder, it gets the
@@ -182,7 +182,7 @@ def push(folder: Path | None, name: str) -> None:
 
 
 def training_meta(source: Path, content: Any) -> dict[str, Any]:
-    """The metadata of a training that are published."""
+    """The metadata of a run that are published."""
     from gcvit_mm.weights.files import meta_of
 
     try:

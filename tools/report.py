@@ -1,4 +1,4 @@
-"""Write an HTML report of a training: its curves, metrics, best and worst images, and settings."""
+"""Write an HTML report of a run: its curves, metrics, best and worst images, and settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEST = Path(__file__).with_name('test.py')
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('work_dir', help='work directory of a training')
+    parser.add_argument('work_dir', help='work directory of a run')
     parser.add_argument(
         'other', nargs='?', help='another one, whose metrics on the same images are compared'
     )
@@ -72,7 +72,7 @@ def report(args: argparse.Namespace) -> tuple[Path, list[str]]:
 def find_prefix(
     run: Run, prefix: str | None, checkpoint: str | None, notes: list[str]
 ) -> str | None:
-    """Find or make the predictions of a training, and note what is wrong."""
+    """Find or make the predictions of a run, and note what is wrong."""
     from gcvit_mm.datasets.preflight import check_data
     from gcvit_mm.work_dir import find_model, find_predictions
 

@@ -64,7 +64,7 @@ def main() -> None:
     cfg.load_from, cfg.resume = args.checkpoint, False
     if args.tta:
         use_tta_pipeline(cfg)
-    # Not of the work directory: people test checkpoints of a training that goes on.
+    # Not of the work directory: people test checkpoints of a run that goes on.
     with locked(*filter(None, [args.show_dir])), results_at(args.out) as prefix:
         maps = write_predictions(cfg, prefix) if prefix else None
         with wrong_settings(cfg):

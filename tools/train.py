@@ -118,7 +118,7 @@ def say_what_is_next(cfg: Config, config: str) -> None:
 
 
 def resume(cfg: Config, checkpoint: str, since: str = '') -> None:
-    """Configure a training to resume from a checkpoint.
+    """Configure a run to resume from a checkpoint.
 
     Args:
         cfg: The config.

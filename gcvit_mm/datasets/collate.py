@@ -31,7 +31,7 @@ def collate_equal_sizes(batch: list[dict], how: str, padded_to: tuple[int, int])
 def prepare_collating(cfg: Config, name: str) -> None:
     """Use ``collate_equal_sizes`` in a data loader whose model cannot pad all images.
 
-    mmdet pads all, mmseg those of a training, up to the ``size`` of its data preprocessor.
+    mmdet pads all, mmseg those in training, up to the ``size`` of its data preprocessor.
     """
     loader: ConfigDict = cfg[name]
     given = loader.get('collate_fn') or dict(type='pseudo_collate')

@@ -18,20 +18,21 @@ from ..models import GCViT
 from .attention import StageMaps, attention_maps
 from .model_inputs import to_pictures
 
-WIDTH, DPI = 16, 100
-"""Width of the figure in inches, and its pixels per inch."""
+WIDTH, DPI = 6.4, 250
+"""Width of the figure in inches, and its pixels per inch: legible at the width of a phone."""
+FONT = 11
 COLORMAP, OPACITY = 'inferno', 0.6
 MARK = 'cyan'
 PERCENTILE = 99
 """Percentile of a map's values at which its colours saturate."""
-COLUMNS = ('windows', 'local attention', 'global attention', 'reach of the global query')
+COLUMNS = ('local attention', 'global attention', 'reach')
 CAPTION = (
-    'Each row is a stage. Windows: tokens attend to the tokens of their window; the window of the '
-    'query token, marked by a cross, is framed. Local attention: the weights of the query token '
-    "for the tokens of its window, in the stage's last local block. Global attention: the weight "
-    'of the global query for each token, averaged over the tokens of the query, in the last '
-    'global block. Both are means over heads; 1 is uniform attention. Reach: the influence of the '
-    "token's pixels on the global query, from its derivative; 1 is the mean over the image."
+    'Each row is a stage. Local attention: tokens attend to the tokens of their window; the '
+    'colours are the weights of the query token at the cross, in the last local block. Global '
+    'attention: the weight of the global query for each token, averaged over the tokens of the '
+    'query, in the last global block. Both are means over heads; 1 is uniform attention. Reach: '
+    "the influence of a token's pixels on the global query, from its derivative; 1 is the mean "
+    'over the image.'
 )
 
 
@@ -67,71 +68,61 @@ def attention_figure(
 def draw_attention(image: np.ndarray, maps: Sequence[StageMaps], title: str) -> Figure:
     """Draw the attention maps of an image, (H, W, 3) of uint8 in RGB, 1600 pixels wide."""
     height, width = image.shape[:2]
-    panel = (WIDTH - 3.5) / len(COLUMNS)
-    row = panel * height / width + 0.4
-    figure = Figure(figsize=(WIDTH, row * len(maps) + 1.8), dpi=DPI, layout='constrained')
-    figure.suptitle(printable(title), fontsize=15, parse_math=False)
+    row = 1.85 * height / width + 0.75
+    figure = Figure(figsize=(WIDTH, row * len(maps) + 2.2), dpi=DPI, layout='constrained')
+    figure.suptitle(fill(printable(title), 56), fontsize=FONT + 1, parse_math=False)
     axes = figure.subplots(len(maps), len(COLUMNS), squeeze=False)
-    grey = image.mean(axis=2)
+    grey = np.broadcast_to(image.mean(axis=2, keepdims=True).astype(np.uint8), image.shape)
     for i, (row_axes, stage) in enumerate(zip(axes, maps, strict=True)):
-        first, *others = row_axes
-        _draw_windows(first, image, stage)
-        first.set_ylabel(f'stage {i + 1}: {stage.stride} px per token', fontsize=11)
         values = (stage.local_attention, stage.global_attention, stage.reach)
-        for ax, value in zip(others, values, strict=True):
-            _draw_map(figure, ax, grey, value, stage)
+        for ax, value in zip(row_axes, values, strict=True):
+            below = image if value is stage.local_attention else grey
+            ax.imshow(below, extent=(0, width, height, 0))
+            _draw_map(figure, ax, value, stage)
+            ax.set(xlim=(0, width), ylim=(height, 0))
+            ax.tick_params(labelsize=FONT - 2, labelleft=ax is row_axes[0])
+            ax.locator_params(nbins=3)
+        row_axes[0].set_ylabel(f'stage {i + 1}: stride {stage.stride}', fontsize=FONT)
     for ax, name in zip(axes[0], COLUMNS, strict=True):
-        ax.set_title(name, fontsize=12)
-    for ax in axes.flat:
-        ax.tick_params(labelsize=8)
-        ax.set(xlim=(0, width), ylim=(height, 0))
-    figure.supxlabel(fill(CAPTION, 190), fontsize=10.5, x=0.01, ha='left')
+        ax.set_title(name, fontsize=FONT)
+    figure.supxlabel(fill(CAPTION, 79), fontsize=FONT, x=0.01, ha='left')
     return figure
 
 
-def _draw_windows(ax: Axes, image: np.ndarray, stage: StageMaps) -> None:
-    height, width = image.shape[:2]
-    ax.imshow(image, extent=(0, width, height, 0))
-    side = stage.window * stage.stride
-    for x in range(side, width, side):
-        ax.axvline(x, color='white', linewidth=0.8)
-    for y in range(side, height, side):
-        ax.axhline(y, color='white', linewidth=0.8)
-    _mark(ax, stage)
-    row, column = (i // stage.window * side for i in stage.query)
-    ax.add_patch(Rectangle((column, row), side, side, fill=False, edgecolor=MARK, linewidth=1.5))
-    ax.set_xlabel(f'{stage.window} x {stage.window} tokens, {side} px', fontsize=9)
-
-
-def _draw_map(
-    figure: Figure, ax: Axes, grey: np.ndarray, value: Tensor | None, stage: StageMaps
-) -> None:
-    height, width = grey.shape
-    ax.imshow(grey, cmap='gray', vmin=0, vmax=255, extent=(0, width, height, 0))
+def _draw_map(figure: Figure, ax: Axes, value: Tensor | None, stage: StageMaps) -> None:
     if value is None:
-        ax.text(0.5, 0.5, 'no global attention', ha='center', transform=ax.transAxes)
+        ax.text(0.5, 0.5, 'none', ha='center', transform=ax.transAxes)
         return
     tokens = value[0].float().cpu().numpy()
-    extent = (0, tokens.shape[1] * stage.stride, tokens.shape[0] * stage.stride, 0)
+    rows, columns = (side * stage.stride for side in tokens.shape)
     # A few tokens may have weights many times those of the others.
     maximum = np.nanpercentile(tokens, PERCENTILE)
-    shown = ax.imshow(tokens, cmap=COLORMAP, alpha=OPACITY, extent=extent, vmin=0, vmax=maximum)
-    bar = figure.colorbar(shown, ax=ax, fraction=0.04, pad=0.02, extend='max')
-    bar.ax.tick_params(labelsize=8)
+    shown = ax.imshow(
+        tokens, cmap=COLORMAP, alpha=OPACITY, extent=(0, columns, rows, 0), vmin=0, vmax=maximum
+    )
+    bar = figure.colorbar(shown, ax=ax, location='bottom', aspect=30, pad=0.02, extend='max')
+    bar.ax.tick_params(labelsize=FONT - 2)
+    bar.ax.locator_params(nbins=4)
     if value is stage.local_attention:
-        _mark(ax, stage)
-        _note_padding(ax, np.nansum(tokens) / stage.window**2)
+        _draw_windows(ax, stage, columns, rows)
+        windows = 1
     elif value is stage.global_attention:
-        windows = np.prod([-(-side // stage.window) for side in tokens.shape])
-        _note_padding(ax, tokens.sum() / stage.window**2 / windows)
+        windows = int(np.prod([-(-side // stage.window) for side in tokens.shape]))
+    else:
+        return
+    # Windows at the border have padded tokens.
+    padding = 1 - np.nansum(tokens) / stage.window**2 / windows
+    if padding > 0.005:
+        bar.set_label(f'{padding:.0%} of weight on padding', fontsize=FONT - 2)
 
 
-def _note_padding(ax: Axes, inside: float) -> None:
-    """Label a map with the weight of padded tokens, which windows at the border have."""
-    if inside < 0.995:
-        ax.set_xlabel(f'{1 - inside:.0%} of the weight is on padding', fontsize=9)
-
-
-def _mark(ax: Axes, stage: StageMaps) -> None:
+def _draw_windows(ax: Axes, stage: StageMaps, width: int, height: int) -> None:
+    side = stage.window * stage.stride
+    for x in range(side, width, side):
+        ax.axvline(x, color='white', linewidth=0.6)
+    for y in range(side, height, side):
+        ax.axhline(y, color='white', linewidth=0.6)
     row, column = ((i + 0.5) * stage.stride for i in stage.query)
-    ax.plot(column, row, marker='+', color=MARK, markersize=9, markeredgewidth=1.8)
+    ax.plot(column, row, marker='+', color=MARK, markersize=6, markeredgewidth=1.2)
+    corner = column // side * side, row // side * side
+    ax.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=MARK, linewidth=1.2))

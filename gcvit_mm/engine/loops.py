@@ -108,7 +108,7 @@ class _Exact:
         runner, place = self.runner, (self._noted(PASSES, 0), self._noted(SAMPLES, 0))
         event = dict(batch_idx=index, data_batch=data_batch)
         try:
-            # A training that resumes from a checkpoint of this step begins with the next batch.
+            # A run that resumes from a checkpoint of this step begins with the next batch.
             self._note(passes, (batch + 1) * self._batches.samples_per_batch)
             seed_generators(_seed(runner), self._iter, get_rank())
             runner.call_hook('before_train_iter', **event)

@@ -64,7 +64,7 @@ class GuardedAmpOptimWrapper(_Guard, AmpOptimWrapper):
     """mmengine's ``AmpOptimWrapper``, but steps whose gradients have NaN or Inf are skipped."""
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Load a state; one of a training in bfloat16 has an empty state of the loss scaler."""
+        """Load a state; one of a run in bfloat16 has an empty state of the loss scaler."""
         super().load_state_dict({k: v for k, v in state_dict.items() if k != 'loss_scaler' or v})
 
 
@@ -176,7 +176,7 @@ class NonFiniteHook(Hook):
         hook = checkpoint_hook(runner)
         if self.at_limit == 'stop' or hook is None or self.roll_backs >= self.max_roll_backs:
             raise UserError(f'{problem}: {advice}')
-        # Older checkpoints in the folder belong to another training, unless this one resumed it.
+        # Older checkpoints in the folder belong to another run, unless this one resumed it.
         since = '' if runner._resume else runner.timestamp
         checkpoint, _ = broadcast_from_main(lambda: find_resumable(hook.out_dir, since))
         if checkpoint is None:

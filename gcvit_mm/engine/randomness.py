@@ -1,4 +1,4 @@
-"""Random numbers that depend only on the position in a training."""
+"""Random numbers that depend only on the position in a run."""
 
 import random
 

@@ -21,7 +21,7 @@ INITIAL = 'initial_'
 
 
 def check_schedule(runner: Runner) -> Iterator[str]:
-    """Compare the schedulers of a training with its length.
+    """Compare the schedulers of a run with its length.
 
     Yields:
         A warning for each scheduler that is longer than the training, or ends before it, and for a
@@ -114,7 +114,7 @@ def apply_schedule(runner: Runner, checkpoint: dict) -> Iterator[str]:
     """Prepare a checkpoint to be resumed with the schedule of the config.
 
     The optimizer keeps the settings of the checkpoint. If the schedule of the config is another
-    one, its state becomes that of a training which has had it from the start.
+    one, its state becomes that of a run which has had it from the start.
 
     Yields:
         A line for each setting of the config that has no effect, and each changed schedule.

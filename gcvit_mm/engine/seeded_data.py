@@ -1,4 +1,4 @@
-"""Samples whose augmentation depends only on their position in a training."""
+"""Samples whose augmentation depends only on their position in a run."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext

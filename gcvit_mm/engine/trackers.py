@@ -1,6 +1,6 @@
-"""Tracking of a training in TensorBoard, Weights & Biases and MLflow: ``tools/train.py --track``.
+"""Tracking of a run in TensorBoard, Weights & Biases and MLflow: ``tools/train.py --track``.
 
-These are mmengine's backends, but a training that is resumed also resumes its runs in the trackers.
+These are mmengine's backends, but a run that is resumed also resumes its runs in the trackers.
 """
 
 import json

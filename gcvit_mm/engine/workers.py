@@ -31,7 +31,7 @@ def init_worker(worker_id: int) -> None:
 class Worker(multiprocessing.Process):
     """A process that ignores signals, unless its parent ends or sends SIGTERM; Linux only.
 
-    Clusters send signals to all processes, but a training needs its workers to reach the end of the
+    Clusters send signals to all processes, but a run needs its workers to reach the end of the
     step, where it can be saved. The start method is 'fork', 'forkserver' or 'spawn'.
     """
 

@@ -35,7 +35,7 @@ SIDES = {'cpu': 512, 'gpu': 1024}
 """The largest side of images in pixels, unless objects become too small."""
 SMALLEST = 6.0  # pixels that a quarter of the objects may be below
 STEPS = {'cpu': 3000, 'gpu': 12000}
-"""Steps of a training without a time limit."""
+"""Steps of a run without a time limit."""
 RARE = 0.1
 
 

@@ -1,4 +1,4 @@
-"""Some steps of a training, to find the batch size that fits and the time that it takes."""
+"""Some steps of a run, to find the batch size that fits and the time that it takes."""
 
 import time
 from itertools import islice

@@ -38,7 +38,7 @@ class Predictor:
     ``tools/test.py``. Threads may share a predictor; a lock serialises their calls.
 
     Args:
-        model: Name of a zoo model, config file, or work directory of a training.
+        model: Name of a zoo model, config file, or work directory of a run.
         checkpoint: A file or ``gcvit://NAME``. By default, the best checkpoint of a work directory
             or else its newest complete one, and the published weights of an ImageNet classifier.
         device: 'cpu', 'cuda:1' and so on; by default a GPU if there is one.

@@ -1,1 +1,1 @@
-"""An HTML report of a training: its curves, its accuracy and its worst predictions."""
+"""An HTML report of a run: its curves, its accuracy and its worst predictions."""

@@ -39,7 +39,7 @@ ENDS = {'50': '50', '75': '75', 's': ' small', 'm': ' medium', 'l': ' large'}
 
 
 def render(run: Run, evaluation: Evaluation | None, prefix: str | None, notes: list[str]) -> str:
-    """Render the report of a training as HTML that needs no other file."""
+    """Render the report of a run as HTML that needs no other file."""
     package = PACKAGES.get(run.cfg.get('default_scope'))
     metrics = evaluation.metrics if evaluation else {}
     metrics = metrics or (read_metrics(prefix) if prefix else {})
@@ -205,7 +205,7 @@ def all_charts(run: Run, evaluation: Evaluation | None) -> list[dict[str, Any]]:
 
 
 def charts_of(run: Run) -> list[dict[str, Any]]:
-    """List the charts over the steps of a training; each of ``series`` is [name, x, y]."""
+    """List the charts over the steps of a run; each of ``series`` is [name, x, y]."""
     losses = {name for entry in run.steps for name in entry if 'loss' in name}
     charts = [
         _chart('loss', 'Losses', 'step', run.steps, _largest(run.steps, losses)),

@@ -30,9 +30,9 @@ def write_report(
     other: tuple[Run, str] | None = None,
     charts: str | None = None,
 ) -> list[str]:
-    """Write the report of a training, an HTML page that needs no other file and no network.
+    """Write the report of a run, an HTML page that needs no other file and no network.
 
-    Without the PREFIX of ``tools/test.py --out``, it has no predictions. ``other`` is a training
+    Without the PREFIX of ``tools/test.py --out``, it has no predictions. ``other`` is a run
     to compare, and the PREFIX of its predictions; ``charts`` is a folder for the charts as SVG
     files. The notes for the top of the page are returned with further ones on what is missing.
     """
@@ -65,7 +65,7 @@ def write_report(
 
 
 def add_comparison(evaluation: Evaluation, other: Run, prefix: str) -> None:
-    """Add the difference of another training's metrics."""
+    """Add the difference of another run's metrics."""
     check_predictions(other, prefix)
     second = evaluate(other, prefix)
     if second.sampled != evaluation.sampled or second.task != evaluation.task:

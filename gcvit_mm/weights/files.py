@@ -125,7 +125,7 @@ def meta_of(content: Any) -> dict[str, Any]:
     """The metadata of a checkpoint; empty if it has none.
 
     Raises:
-        UserError: They are of other types than a training writes.
+        UserError: They are of other types than a run writes.
     """
     meta = content.get('meta') if isinstance(content, Mapping) else None
     meta = {} if meta is None else meta

@@ -39,7 +39,7 @@ class CheckpointGuardHook(Hook):
         file = {k.removeprefix('module.'): v for k, v in state_dict_of(checkpoint).items()}
         own = [name for name in model.state_dict() if 'num_batches_tracked' not in name]
         missing = mismatches(model, file)
-        trains = isinstance(runner._train_loop, BaseLoop)  # not built before a training
+        trains = isinstance(runner._train_loop, BaseLoop)  # not built before a run
         if missing and (not trains or runner._resume or len(missing) > len(own) / 2):
             raise UserError(
                 f'checkpoint {source} does not fit the model: {len(missing)} of {len(own)} tensors '

@@ -38,7 +38,7 @@ class WholeFileBackend(LocalBackend):
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """mmengine's ``CheckpointHook`` with atomic writes: a training always has a whole checkpoint.
+    """mmengine's ``CheckpointHook`` with atomic writes: a run always has a whole checkpoint.
 
     A checkpoint is written to a temporary file, flushed to the disk and renamed; older checkpoints
     are then removed. The file ``last_checkpoint`` holds its name, relative to their folder.
