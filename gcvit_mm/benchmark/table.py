@@ -29,7 +29,7 @@ def table(run: dict[str, Any]) -> list[list[str]]:
                 _digits(1e3 * row['seconds']),
                 '-'.join(_digits(1e3 * quartile) for quartile in row['quartiles']),
                 _digits(row['images_per_second']),
-                f'{row["peak_bytes"] / 1e6:.0f}',
+                '-' if row['peak_bytes'] is None else f'{row["peak_bytes"] / 1e6:.0f}',
                 _digits(row['flops'] / 1e9),
                 f'{row["bytes"] / 1e9:.2f}',
                 f'{row["times_floor"]:.1f}',
