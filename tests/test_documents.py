@@ -47,6 +47,7 @@ REPLACED = {
     r'(make_shapes\.py \S+|make-shapes \S+)(?: --train \d+ --val \d+)?': (
         rf'\1 --train {TRAIN_IMAGES} --val {VAL_IMAGES} --size 64'
     ),
+    r'^python tools/benchmark\.py --device cuda .*': ':',  # measured on a GPU
     r'^(python tools/benchmark\.py .*)': r'\1 --size 64x64 --batch 1 --repeat 1 --warmup 1',
     r'^(python tools/fit\.py .*) --minutes \d+': r'\1 --epochs 1',
     # docs/export.md exports this model.
