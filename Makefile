@@ -52,13 +52,16 @@ test-slow: setup
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 # What needs an NVIDIA GPU: the tests of the kernels, and the measurements of docs/performance.md.
-OURS := gcvit_tiny gcvit_tiny:attn_impl=eager gcvit_tiny:attn_impl=triton
+GRAPHS := :compile_sides=[]:compile_mode=cuda_graphs
+OURS := gcvit_tiny gcvit_tiny:attn_impl=eager gcvit_tiny:attn_impl=triton gcvit_tiny$(GRAPHS)
 WIDE := gcvit_tiny:window_size=24 gcvit_tiny:window_size=24:attn_impl=eager \
-	gcvit_tiny:window_size=24:attn_impl=triton
+	gcvit_tiny:window_size=24:attn_impl=triton \
+	gcvit_tiny:window_size=24$(GRAPHS)
 PEERS := swin_tiny convnext_tiny resnet50
 MEASURE = $(PY) tools/benchmark.py --device cuda --dtype bfloat16 --mode inference training
 gpu: setup
-	$(PY) -m pytest tests/test_triton_attention.py tests/test_add_norm.py tests/test_compilation.py
+	$(PY) -m pytest tests/test_triton_attention.py tests/test_add_norm.py tests/test_graphs.py \
+	    tests/test_compilation.py
 	$(MEASURE) $(OURS) $(WIDE) gcvit_tiny:attn_impl=triton:compile $(PEERS) --size 800x1280 --batch 2 \
 	    --out docs/performance/gpu_800x1280.json
 	$(MEASURE) $(OURS) timm_gcvit_tiny $(PEERS) --size 224x224 --batch 64 \
