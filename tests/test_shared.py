@@ -21,6 +21,7 @@ from gcvit_mm.datasets.check.objects import are_plain, check_object, why_skipped
 CLASSES = ('disk', 'box')
 SCRIPT = """
 import hashlib, json, os, sys
+from pathlib import Path
 import torch.distributed as dist
 from mmengine.config import Config
 from mmengine.registry import DATASETS
@@ -45,8 +46,7 @@ if 'gone' in tasks:
         dist.barrier()
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         for dataset in datasets_of(loader):
-            if os.path.exists(path := f'{dataset.data_root}/{dataset.ann_file}'):
-                os.remove(path)
+            Path(dataset.data_root, dataset.ann_file).unlink(missing_ok=True)
 if 'other settings' in tasks and rank != '0':
     cfg.train_dataloader.dataset.filter_cfg = None
 kept = []

@@ -54,8 +54,9 @@ class RunSummaryHook(Hook):
 def _environment(runner: Runner) -> Iterator[str]:
     yield f'device: {_device()}, {get_world_size()} process(es)'
     yield implementation()
-    for attn_impl in sorted({m.attn_impl for m in runner.model.modules() if isinstance(m, GCViT)}):
-        yield f'attention: {attn_impl}'
+    models = [m for m in runner.model.modules() if isinstance(m, GCViT)]
+    impls = {'sdpa' if m.attn_impl == 'auto' and not m.graphs else m.attn_impl for m in models}
+    yield from (f'attention: {impl}' for impl in sorted(impls))
 
 
 def _training(runner: Runner) -> Iterator[str]:
