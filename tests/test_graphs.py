@@ -60,8 +60,9 @@ def test_steps_of_training_with_images_of_several_sizes(impl, dtype):
     assert len(models[1].graphs.recorded) == 2
     for model in models:
         model.eval()
-    with torch.no_grad():
-        assert_close(models[1](x), models[0](x), atol=tolerance, rtol=tolerance)
+    for without_gradients in (torch.inference_mode, torch.no_grad):
+        with without_gradients():
+            assert_close(models[1](x), models[0](x), atol=tolerance, rtol=tolerance)
 
 
 @on_gpu

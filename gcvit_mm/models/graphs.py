@@ -45,6 +45,12 @@ class CudaGraphs:
         traced = torch.compiler.is_compiling() or not x.is_cuda
         if traced or hooked or sharded or x.requires_grad or self.pending() is not None:
             return backbone.pyramid(x)
+        with torch.cuda.device_of(x):
+            return self._replay(backbone, x, modules, weights)
+
+    def _replay(
+        self, backbone: Any, x: Tensor, modules: list[nn.Module], weights: list[Tensor]
+    ) -> tuple[Tensor, ...]:
         addresses = tuple(tensor.data_ptr() for tensor in chain(weights, backbone.buffers()))
         if addresses != self.addresses:
             self.recorded.clear()
@@ -56,6 +62,7 @@ class CudaGraphs:
             x.shape,
             x.dtype,
             _autocast(),
+            torch.is_inference_mode_enabled(),
             torch.are_deterministic_algorithms_enabled(),
             tuple(module.training for module in modules),
             tuple(learned),
