@@ -105,7 +105,7 @@ def test_no_imports_go_in_a_circle():
         visit(name, ())
 
 
-@pytest.mark.parametrize(('rooms', 'most'), [(CORE, 5000), (None, 23850)], ids=['core', 'all'])
+@pytest.mark.parametrize(('rooms', 'most'), [(CORE, 5020), (None, 23850)], ids=['core', 'all'])
 def test_lines_stay_in_the_budget(rooms, most):
     counts = {
         name: len(path.read_text().splitlines())
