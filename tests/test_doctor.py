@@ -138,7 +138,8 @@ def test_an_old_torch_is_refused(environment):
 def test_an_apple_gpu_is_named_and_nothing_else_is_tried_on_one_that_fails(environment):
     environment.link_ours('mm', 'onedl', 'gcvit_mm', '__editable__')
     # PyTorch itself unwraps this function.
-    (environment.site / 'sitecustomize.py').write_text(
+    (environment.site / 'zz_apple.pth').write_text('import zz_apple')  # Debian has a sitecustomize
+    (environment.site / 'zz_apple.py').write_text(
         'import functools, sys\n'
         "if 'PyTorch' in sys.orig_argv:\n"
         '    import torch\n'

@@ -320,7 +320,8 @@ def test_a_closed_terminal_saves_and_nohup_trains_on(tiny_shapes, tmp_path):
         except OSError:
             raise AssertionError(shown.decode()[-999:]) from None
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    # 120: Python has something left to write to the terminal.
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, 120)
     assert (tmp_path / 'work/last_checkpoint').read_text().startswith('iter_')
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
