@@ -171,7 +171,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:
         if ctx.token is None:
-            raise RuntimeError("compile_mode='cuda_graphs' allows one backward pass for a forward")
+            raise RuntimeError("compile_mode='cuda_graphs' allows one backward pass a forward pass")
         ctx.token = None
         return None, None, None, *ctx.recorded.backward(cotangents)
 
