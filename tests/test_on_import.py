@@ -99,10 +99,13 @@ def test_the_package_can_be_imported_without_any_other(tmp_path):
     assert (done.returncode, done.stderr) == (0, '')
 
 
-def test_mmpretrain_is_imported_beside_transformers_5(tmp_path):
+@pytest.mark.parametrize('version', ['5.17.0', '5.0.0rc1'])
+def test_mmpretrain_is_imported_beside_transformers_5(version, tmp_path):
     # Its names that mmpretrain's multimodal models need are gone in that release.
-    info = tmp_path / 'transformers-5.17.0.dist-info'
+    info = tmp_path / f'transformers-{version}.dist-info'
     info.mkdir()
-    (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: transformers\nVersion: 5.17.0\n')
+    (info / 'METADATA').write_text(
+        f'Metadata-Version: 2.1\nName: transformers\nVersion: {version}\n'
+    )
     env = {**ENVIRONMENT, 'PYTHONPATH': f'{tmp_path}:{ROOT}'}
     python('-c', f'import gcvit_mm, mmpretrain.models; {BUILD}', env=env)

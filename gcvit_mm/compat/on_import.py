@@ -92,5 +92,5 @@ def _keep_float32() -> None:
 def _leave_out_multimodal_models() -> None:
     """Let mmpretrain be imported beside transformers 5, which lacks what its BLIP needs."""
     dependency: Any = import_module('mmpretrain.utils.dependency')
-    if dependency.satisfy_requirement('transformers>=5'):
+    if dependency.satisfy_requirement('transformers>=5.0.0.dev0'):
         dependency.WITH_MULTIMODAL = False
